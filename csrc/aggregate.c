@@ -1,0 +1,441 @@
+#include "collective.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+int64_t smlt_clock_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* ---- the engine ---- */
+
+smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, const char *prefix, const char *control_key,
+                             int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes) {
+    if (world_size < 2 || world_size > UINT16_MAX || rank < 0 || rank >= world_size) return NULL;
+    if (strlen(prefix) > SMLT_PREFIX_MAX || strlen(control_key) >= SMLT_KEY_MAX) return NULL;
+    smlt_engine *engine = calloc(1, sizeof *engine);
+    if (!engine) return NULL;
+    engine->rank = rank;
+    engine->world_size = world_size;
+    engine->generation = generation;
+    engine->ttl_ms = ttl_ms;
+    engine->chunk_elements = chunk_elements;
+    engine->chunk_bytes = chunk_bytes;
+    strcpy(engine->prefix, prefix);
+    smlt_key_inbox(engine->stream_key[INBOX], prefix, rank);
+    smlt_key_outbox(engine->stream_key[OUTBOX], prefix);
+    strcpy(engine->stream_key[CONTROL], control_key);
+    for (int i = 0; i < STREAMS; i++) strcpy(engine->stream_id[i], "0-0");
+    engine->completed_by = calloc((size_t)world_size, sizeof *engine->completed_by);
+    engine->expiry_set_ms = calloc((size_t)world_size + 1, sizeof *engine->expiry_set_ms);
+    engine->accumulator = malloc(chunk_elements * 16); /* the widest: 128-bit sums of a mean of int64 */
+    int complete = engine->completed_by && engine->expiry_set_ms && engine->accumulator &&
+                   smlt_pool_init(&engine->pool, BULK_MESSAGES, SMLT_HEADER_BYTES + chunk_bytes);
+    for (int lane = 0; lane < SMLT_LANES; lane++) complete = smlt_lane_init(&engine->lanes[lane], INPUT_BYTES) && complete;
+    if (complete) return engine;
+    smlt_engine_free(engine);
+    return NULL;
+}
+
+static void collective_free(collective *c) {
+    free(c->memory);
+    free(c->description);
+    free(c->segments);
+    free(c);
+}
+
+void smlt_engine_free(smlt_engine *engine) {
+    if (!engine) return;
+    while (engine->active) {
+        collective *next = engine->active->next;
+        collective_free(engine->active);
+        engine->active = next;
+    }
+    for (int lane = 0; lane < SMLT_LANES; lane++) smlt_lane_free(&engine->lanes[lane], &engine->pool);
+    smlt_pool_free(&engine->pool);
+    resp_buffer_free(&engine->early);
+    free(engine->past);
+    free(engine->completed_by);
+    free(engine->expiry_set_ms);
+    free(engine->accumulator);
+    free(engine);
+}
+
+smlt_status smlt_fail_engine(smlt_engine *engine, smlt_status status, const char *format, ...) {
+    if (engine->fatal.status != SMLT_OK) return engine->fatal.status; /* the first failure is the one to report */
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(engine->fatal.message, sizeof engine->fatal.message, format, arguments);
+    va_end(arguments);
+    return engine->fatal.status = status;
+}
+
+const smlt_error *smlt_engine_fatal(const smlt_engine *engine) { return &engine->fatal; }
+
+/* ---- beginning a collective ---- */
+
+static int plan_is_sound(const smlt_engine *engine, const smlt_plan *plan, const typed_segment *segments) {
+    if (plan->chunk_count < 1 || (plan->reduce && plan->chunks[0].owner != 0)) return 0;
+    for (int i = 0; i < plan->chunk_count; i++) {
+        const smlt_chunk *chunk = &plan->chunks[i];
+        if (chunk->segment < 0 || chunk->segment >= plan->segment_count) return 0;
+        if (chunk->owner < (i ? chunk[-1].owner : 0) || chunk->owner >= engine->world_size) return 0;
+        const typed_segment *typed = &segments[chunk->segment];
+        if (chunk->count < 0 || (uint64_t)chunk->count > engine->chunk_elements) return 0;
+        if ((size_t)chunk->count * typed->kernel.wire_bytes > engine->chunk_bytes) return 0;
+        int reads_source = plan->reduce || chunk->owner == engine->rank;
+        if (reads_source && (chunk->source < 0 || chunk->source > typed->segment.source_count - chunk->count)) return 0;
+        if (chunk->target < 0 || chunk->target > typed->segment.target_count - chunk->count) return 0;
+    }
+    return 1;
+}
+
+/* Round by round, one chunk for each owner, beginning behind this rank: every owner hears from everyone early, and no
+ * two workers press on the same owner first. A copy's owner publishes its own chunks in order. */
+static int order_uploads(const smlt_engine *engine, collective *c) {
+    if (!c->reduce) {
+        for (uint32_t chunk = c->own_first; chunk < c->own_end; chunk++) c->uploads[c->upload_count++] = chunk;
+        return 1;
+    }
+    uint32_t ranks = (uint32_t)engine->world_size, foreign = c->chunk_count - (c->own_end - c->own_first);
+    uint32_t *start = calloc(ranks + 1, sizeof *start); /* start[owner]: its first chunk */
+    if (!start) return 0;
+    for (uint32_t owner = 0, chunk = 0; owner <= ranks; owner++) {
+        while (chunk < c->chunk_count && c->chunks[chunk].owner < (int32_t)owner) chunk++;
+        start[owner] = chunk;
+    }
+    for (uint32_t round = 0; c->upload_count < foreign; round++)
+        for (uint32_t k = 1; k < ranks; k++) {
+            uint32_t owner = ((uint32_t)engine->rank + k) % ranks, chunk = start[owner] + round;
+            if (chunk < start[owner + 1]) c->uploads[c->upload_count++] = chunk;
+        }
+    free(start);
+    return 1;
+}
+
+static int allocate_arrays(const smlt_engine *engine, collective *c) {
+    size_t chunks = c->chunk_count, own = c->own_end - c->own_first, ranks = (size_t)engine->world_size;
+    size_t bytes = chunks * (4 * sizeof(uint32_t) + 2) + own * (2 * sizeof(uint32_t) + 1 + ranks) + ranks;
+    char *memory = c->memory = calloc(bytes + 1, 1);
+    if (!memory) return 0;
+    /* four-byte arrays first: everything stays aligned */
+    c->uploads = (uint32_t *)memory, memory += chunks * sizeof(uint32_t);
+    c->contributions.chunks = (uint32_t *)memory, memory += chunks * sizeof(uint32_t);
+    c->aggregates.chunks = (uint32_t *)memory, memory += chunks * sizeof(uint32_t);
+    c->republish.chunks = (uint32_t *)memory, memory += chunks * sizeof(uint32_t);
+    c->exponent = (int32_t *)memory, memory += own * sizeof(int32_t);
+    c->arrived_count = (uint32_t *)memory, memory += own * sizeof(uint32_t);
+    c->upload_state = (uint8_t *)memory, memory += chunks;
+    c->chunk_state = (uint8_t *)memory, memory += chunks;
+    c->shift = (uint8_t *)memory, memory += own;
+    c->arrived = (uint8_t *)memory, memory += own * ranks;
+    c->joined = (uint8_t *)memory;
+    return 1;
+}
+
+static collective *collective_new(const smlt_engine *engine, const smlt_plan *plan) {
+    collective *c = calloc(1, sizeof *c);
+    if (!c) return NULL;
+    c->digest = plan->digest;
+    c->reduce = plan->reduce;
+    c->chunks = plan->chunks;
+    c->chunk_count = c->chunks_left = (uint32_t)plan->chunk_count;
+    c->result.status = SMLT_ACTIVE;
+    c->description = strdup(plan->description);
+    c->segments = calloc((size_t)plan->segment_count, sizeof *c->segments);
+    if (!c->description || !c->segments) goto fail;
+    for (int i = 0; i < plan->segment_count; i++) {
+        const smlt_segment *segment = &plan->segments[i];
+        c->segments[i].segment = *segment;
+        if (!smlt_kernel_select(&c->segments[i].kernel, segment->dtype, segment->codec, plan->operation)) goto fail;
+    }
+    if (!plan_is_sound(engine, plan, c->segments)) goto fail;
+    while (c->own_first < c->chunk_count && c->chunks[c->own_first].owner < engine->rank) c->own_first++;
+    for (c->own_end = c->own_first; c->own_end < c->chunk_count && c->chunks[c->own_end].owner == engine->rank;) c->own_end++;
+    if (!allocate_arrays(engine, c) || !order_uploads(engine, c)) goto fail;
+    c->uploads_left = c->upload_count;
+    c->tokens_left = c->chunk_count - (c->reduce ? 0 : c->upload_count);
+    c->hello_left = !c->reduce && engine->rank != 0; /* a reduce says hello with its first contribution to rank 0 */
+    if (engine->rank == 0) {
+        c->joined[0] = 1;
+        c->joined_left = engine->world_size - 1;
+    }
+    return c;
+fail:
+    collective_free(c);
+    return NULL;
+}
+
+/* Tokens that came before their collective was begun here. */
+static smlt_status replay_early_tokens(smlt_engine *engine) {
+    resp_buffer early = engine->early;
+    engine->early = (resp_buffer){0};
+    smlt_status status = SMLT_OK;
+    for (size_t at = 0; at < early.length && status == SMLT_OK;) {
+        uint16_t length;
+        smlt_token token;
+        memcpy(&length, early.data + at, sizeof length);
+        at += sizeof length;
+        if (smlt_token_parse(early.data + at, length, &token)) status = smlt_take_token(engine, &token, early.data + at, length);
+        at += length;
+    }
+    if (engine->early.length == 0 && !engine->early.data) { /* keep the storage for the next time */
+        resp_buffer_clear(&early);
+        engine->early = early;
+    } else {
+        resp_buffer_free(&early);
+    }
+    return status;
+}
+
+static int remember(smlt_engine *engine, const collective *c) {
+    if (c->own_first == c->own_end && engine->rank != 0) return 1; /* nothing to delete later */
+    if (engine->past_first > 0 && engine->past_count == engine->past_capacity) {
+        memmove(engine->past, engine->past + engine->past_first, (engine->past_count - engine->past_first) * sizeof *engine->past);
+        engine->past_count -= engine->past_first;
+        engine->past_first = 0;
+    }
+    if (engine->past_count == engine->past_capacity) {
+        size_t capacity = engine->past_capacity ? 2 * engine->past_capacity : 16;
+        remains *past = realloc(engine->past, capacity * sizeof *past);
+        if (!past) return 0;
+        engine->past = past;
+        engine->past_capacity = capacity;
+    }
+    remains *entry = &engine->past[engine->past_count++];
+    *entry = (remains){.step = c->step, .own_first = c->own_first, .own_end = c->own_end};
+    strcpy(entry->inbox_id, engine->stream_id[INBOX]);
+    strcpy(entry->outbox_id, engine->stream_id[OUTBOX]);
+    return 1;
+}
+
+smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint64_t *step) {
+    if (engine->fatal.status != SMLT_OK) return engine->fatal.status;
+    collective *c = collective_new(engine, plan), **last = &engine->active;
+    if (!c) return SMLT_NO_MEMORY;
+    c->step = engine->last_step + 1;
+    if (!remember(engine, c)) {
+        collective_free(c);
+        return SMLT_NO_MEMORY;
+    }
+    while (*last) last = &(*last)->next;
+    *last = c;
+    *step = engine->last_step = c->step;
+    return replay_early_tokens(engine);
+}
+
+/* ---- the end of a collective ---- */
+
+collective *smlt_find(smlt_engine *engine, uint64_t step) {
+    for (collective *c = engine->active; c; c = c->next)
+        if (c->step == step) return c;
+    return NULL;
+}
+
+static void end_if_complete(collective *c) {
+    if (c->result.status == SMLT_ACTIVE && c->chunks_left == 0 && c->uploads_left == 0 && c->hello_left == 0 && c->joined_left == 0)
+        c->result.status = SMLT_OK;
+}
+
+void smlt_end_collective(smlt_engine *engine, collective *c, smlt_status status, const char *message, size_t length) {
+    if (c->result.status != SMLT_ACTIVE) return;
+    c->result.status = status;
+    if (length >= sizeof c->result.message) length = sizeof c->result.message - 1;
+    memcpy(c->result.message, message, length);
+    c->result.message[length] = 0;
+    smlt_delete_uploads(engine, c);
+}
+
+void smlt_chunk_complete(collective *c, uint32_t chunk) {
+    if (c->chunk_state[chunk] != CHUNK_DONE) {
+        c->chunk_state[chunk] = CHUNK_DONE;
+        c->chunks_left--;
+    }
+    end_if_complete(c);
+}
+
+smlt_status smlt_engine_state(smlt_engine *engine, uint64_t step, smlt_error *error) {
+    collective *c = smlt_find(engine, step);
+    if (!c) {
+        *error = (smlt_error){SMLT_PROTOCOL, "no such collective"};
+        return SMLT_PROTOCOL;
+    }
+    end_if_complete(c);
+    *error = c->result.status == SMLT_ACTIVE && engine->fatal.status != SMLT_OK ? engine->fatal : c->result;
+    return error->status;
+}
+
+int smlt_engine_any_ended(const smlt_engine *engine) {
+    for (const collective *c = engine->active; c; c = c->next)
+        if (c->result.status != SMLT_ACTIVE) return 1;
+    return 0;
+}
+
+void smlt_engine_retire(smlt_engine *engine, uint64_t step) {
+    for (collective **link = &engine->active; *link; link = &(*link)->next)
+        if ((*link)->step == step) {
+            collective *c = *link;
+            *link = c->next;
+            if (c->recovered) { /* keys that were written twice, or whose deletion was lost with the connection */
+                smlt_delete_uploads(engine, c);
+                for (uint32_t chunk = c->own_first; c->reduce && chunk < c->own_end; chunk++)
+                    smlt_delete_contributions(engine, c, chunk);
+            }
+            collective_free(c);
+            break;
+        }
+    /* everything below the oldest active collective is complete */
+    engine->completed = engine->active ? engine->active->step - 1 : engine->last_step;
+    engine->completed_by[engine->rank] = engine->completed;
+}
+
+void smlt_engine_abandon(smlt_engine *engine, uint64_t step, smlt_status status, const char *text, int announce) {
+    collective *c = smlt_find(engine, step);
+    if (!c || c->result.status != SMLT_ACTIVE) return;
+    smlt_end_collective(engine, c, status, text, strlen(text));
+    if (announce) smlt_announce(engine, step, SMLT_TOKEN_ABORT, status, text, strlen(text));
+}
+
+int smlt_engine_missing_owner(smlt_engine *engine, uint64_t step) {
+    collective *c = smlt_find(engine, step);
+    for (uint32_t chunk = 0; c && chunk < c->chunk_count; chunk++)
+        if (c->chunk_state[chunk] != CHUNK_DONE && c->chunks[chunk].owner != engine->rank) return c->chunks[chunk].owner;
+    return -1;
+}
+
+int smlt_engine_has_joined(smlt_engine *engine, uint64_t step, int rank) {
+    collective *c = smlt_find(engine, step);
+    return c && rank >= 0 && rank < engine->world_size && c->joined[rank];
+}
+
+int smlt_engine_flushed(const smlt_engine *engine) {
+    return engine->lanes[SMLT_LANE_UP].head == NULL && engine->lanes[SMLT_LANE_UP].expected_count == 0;
+}
+
+/* ---- tokens: hints of what has arrived; a lost, doubled or hostile one changes nothing (invariant 5) ---- */
+
+static void queue_fetch(fetch_queue *queue, collective *c, uint32_t chunk) {
+    if (c->chunk_state[chunk] == CHUNK_WAITING) c->tokens_left--;
+    c->chunk_state[chunk] = CHUNK_READY;
+    queue->chunks[queue->count++] = chunk;
+}
+
+void smlt_contribution_is_there(smlt_engine *engine, collective *c, uint32_t chunk, int rank) {
+    uint32_t own = chunk - c->own_first;
+    uint8_t *arrived = &c->arrived[(size_t)own * (size_t)engine->world_size + (size_t)rank];
+    if (*arrived) return;
+    *arrived = 1;
+    if (++c->arrived_count[own] == others(engine) && c->chunk_state[chunk] == CHUNK_WAITING)
+        queue_fetch(&c->contributions, c, chunk);
+}
+
+void smlt_aggregate_is_there(collective *c, uint32_t chunk) {
+    if (c->chunk_state[chunk] == CHUNK_WAITING) queue_fetch(&c->aggregates, c, chunk);
+}
+
+static smlt_status check_caller(smlt_engine *engine, collective *c, const smlt_token *token) {
+    if (engine->rank != 0 || c->joined[token->rank]) return SMLT_OK;
+    if (token->digest == c->digest) {
+        c->joined[token->rank] = 1;
+        c->joined_left--;
+        end_if_complete(c);
+        return SMLT_OK;
+    }
+    if (token->text_length == 0) return SMLT_OK; /* its first token, with the text, is still to come */
+    char text[SMLT_MESSAGE_MAX];
+    int length = snprintf(text, sizeof text, "rank %d called %.*s; rank 0 called %s", token->rank,
+                          (int)(token->text_length < 480 ? token->text_length : 480), token->text, c->description);
+    if (length >= SMLT_TOKEN_TEXT_MAX) length = SMLT_TOKEN_TEXT_MAX - 1;
+    smlt_announce(engine, c->step, SMLT_TOKEN_ABORT, SMLT_MISMATCH, text, (size_t)length);
+    smlt_end_collective(engine, c, SMLT_MISMATCH, text, (size_t)length);
+    return SMLT_OK;
+}
+
+static void delete_what_everyone_has_read(smlt_engine *engine) {
+    uint64_t completed = UINT64_MAX;
+    for (int rank = 0; rank < engine->world_size; rank++)
+        if (engine->completed_by[rank] < completed) completed = engine->completed_by[rank];
+    while (engine->past_first < engine->past_count && engine->past[engine->past_first].step <= completed)
+        smlt_delete_remains(engine, &engine->past[engine->past_first++]);
+}
+
+static smlt_status keep_for_later(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length) {
+    if (token->step > engine->last_step + AHEAD_MAX || engine->early.length + length > EARLY_BYTES_MAX) return SMLT_OK;
+    uint16_t size = (uint16_t)length;
+    resp_append(&engine->early, &size, sizeof size);
+    resp_append(&engine->early, bytes, length);
+    return engine->early.failed ? smlt_fail_engine(engine, SMLT_NO_MEMORY, "out of memory for arrival tokens") : SMLT_OK;
+}
+
+smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length) {
+    if (token->rank >= engine->world_size) return SMLT_OK;
+    if (token->completed > engine->completed_by[token->rank] && token->rank != engine->rank) {
+        engine->completed_by[token->rank] = token->completed;
+        delete_what_everyone_has_read(engine);
+    }
+    if (token->step > engine->last_step) return keep_for_later(engine, token, bytes, length);
+    collective *c = smlt_find(engine, token->step);
+    if (!c || c->result.status != SMLT_ACTIVE) return SMLT_OK;
+    if (token->kind == SMLT_TOKEN_ABORT) {
+        smlt_status status = token->status > SMLT_ACTIVE && token->status <= SMLT_FENCED ? token->status : SMLT_ABORTED;
+        smlt_end_collective(engine, c, status, token->text, token->text_length);
+        return SMLT_OK;
+    }
+    if (token->rank == engine->rank) return SMLT_OK;
+    smlt_status status = check_caller(engine, c, token);
+    if (token->kind == SMLT_TOKEN_HELLO || token->digest != c->digest || token->chunk >= c->chunk_count) return status;
+    int owner = c->chunks[token->chunk].owner;
+    if (token->kind == SMLT_TOKEN_CONTRIBUTION && c->reduce && owner == engine->rank)
+        smlt_contribution_is_there(engine, c, token->chunk, token->rank);
+    else if (token->kind == SMLT_TOKEN_AGGREGATE && owner == token->rank)
+        smlt_aggregate_is_there(c, token->chunk);
+    return status;
+}
+
+/* ---- after a lost connection ---- */
+
+static void recover(smlt_engine *engine, collective *c) {
+    c->recovered = 1;
+    c->upload_next = 0;
+    for (uint32_t i = 0; i < c->upload_count; i++) {
+        uint8_t *state = &c->upload_state[i];
+        /* An aggregate that came down holds this worker's contribution: the upload arrived, and in place its memory
+         * already holds the result. */
+        if (*state == UPLOAD_SENT && c->reduce && c->chunk_state[c->uploads[i]] == CHUNK_DONE) {
+            *state = UPLOAD_STORED;
+            c->uploads_left--;
+        } else if (*state == UPLOAD_SENT) {
+            *state = UPLOAD_UNSENT;
+        }
+    }
+    c->contributions = (fetch_queue){c->contributions.chunks, 0, 0};
+    c->aggregates = (fetch_queue){c->aggregates.chunks, 0, 0};
+    c->republish = (fetch_queue){c->republish.chunks, 0, 0};
+    for (uint32_t chunk = 0; chunk < c->chunk_count; chunk++) {
+        int own = chunk >= c->own_first && chunk < c->own_end;
+        if (c->reduce && c->chunk_state[chunk] == CHUNK_PUBLISHED) c->republish.chunks[c->republish.count++] = chunk;
+        if (c->chunk_state[chunk] == CHUNK_READY || c->chunk_state[chunk] == CHUNK_REQUESTED)
+            queue_fetch(own ? &c->contributions : &c->aggregates, c, chunk);
+    }
+    smlt_ask_existence(engine, c);
+    end_if_complete(c);
+}
+
+void smlt_engine_reconnected(smlt_engine *engine) {
+    for (int lane = 0; lane < SMLT_LANES; lane++) smlt_lane_reset(&engine->lanes[lane], &engine->pool);
+    engine->pool.bulk_available = engine->pool.bulk_total; /* reservations of replies that will not come */
+    engine->fetch_outstanding = 0;
+    engine->waiting_for_tokens = 0;
+    memset(&engine->reading, 0, sizeof engine->reading);
+    memset(&engine->tokens, 0, sizeof engine->tokens);
+    memset(engine->expiry_set_ms, 0, ((size_t)engine->world_size + 1) * sizeof *engine->expiry_set_ms);
+    for (collective *c = engine->active; c; c = c->next) {
+        if (c->result.status == SMLT_ACTIVE) recover(engine, c);
+        else if (c->result.status != SMLT_OK) smlt_delete_uploads(engine, c);
+    }
+}

@@ -1,0 +1,110 @@
+/* The collective as a state machine: bytes in, bytes out, no sockets, no clock of its own to wait on.
+ *
+ * An engine belongs to one worker of one job session and carries several collectives at a time, numbered by step. A
+ * collective is a plan: segments of the caller's memory cut in chunks, each chunk with an owner.
+ *
+ *   reduce  everyone uploads its contribution to each chunk it does not own; the owner, told by tokens, fetches all
+ *           contributions with one MGET in rank order, adds them to its own as they stream in, publishes the result.
+ *   copy    the owner publishes its own data (broadcast, allgather).
+ *   Then everyone fetches each published chunk, told by tokens.
+ *
+ * Three lanes, so that nothing waits behind anything else: UP carries uploads and aggregates, DOWN the MGETs, TOKENS the
+ * blocking XREAD. Rank 0 hears of every worker in every collective and checks that all called the same (invariant 7).
+ */
+#ifndef SMLT_AGGREGATE_H
+#define SMLT_AGGREGATE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "codec.h"
+
+typedef enum {
+    SMLT_OK,
+    SMLT_ACTIVE,       /* the collective is not complete yet */
+    SMLT_NO_MEMORY,
+    SMLT_PROTOCOL,     /* the store's bytes are not what they must be */
+    SMLT_STORE_ERROR,  /* an error reply */
+    SMLT_STORE_FULL,   /* -OOM */
+    SMLT_STORE_DENIED, /* -NOAUTH, -WRONGPASS, -NOPERM */
+    SMLT_VANISHED,     /* a key that was announced is gone: evicted, expired or flushed */
+    SMLT_MISMATCH,     /* workers called different collectives */
+    SMLT_LOST,         /* a worker did not come; text: "<rank>,<rank>...\x1f<message>" */
+    SMLT_ABORTED,      /* another worker, or the scheduler, ended it */
+    SMLT_FENCED        /* a newer generation has begun */
+} smlt_status;
+
+#define SMLT_MESSAGE_MAX 1100
+
+typedef struct {
+    smlt_status status;
+    char message[SMLT_MESSAGE_MAX];
+} smlt_error;
+
+enum { SMLT_LANE_UP, SMLT_LANE_DOWN, SMLT_LANE_TOKENS, SMLT_LANES };
+
+typedef struct {
+    int dtype, codec;
+    const void *source;
+    void *target; /* may be the same memory as source */
+    int64_t source_count, target_count;
+} smlt_segment;
+
+typedef struct {
+    int32_t segment, owner;
+    int64_t source, target, count; /* elements of the segment; chunks are sorted by owner */
+} smlt_chunk;
+
+typedef struct {
+    int reduce; /* 1: reduce; 0: copy */
+    int operation;
+    uint64_t digest;         /* equal on all workers that call the same */
+    const char *description; /* of the call, for the message when they do not */
+    const smlt_segment *segments;
+    int segment_count;
+    const smlt_chunk *chunks; /* kept by the caller until the collective ends */
+    int chunk_count;
+} smlt_plan;
+
+typedef struct smlt_engine smlt_engine;
+
+/* `prefix` of the session's keys, `control_key` the stream on which the scheduler speaks to this generation; keys live
+ * `ttl_ms`; no chunk is larger than `chunk_elements`, nor than `chunk_bytes` on the wire. NULL when memory is out. */
+smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, const char *prefix, const char *control_key,
+                             int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes);
+void smlt_engine_free(smlt_engine *engine);
+
+/* Begin the next collective; `*step` receives its number (1, 2, ...). The segments' memory stays the engine's until the
+ * collective has ended and smlt_engine_retire was called. */
+smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint64_t *step);
+
+/* SMLT_ACTIVE, SMLT_OK, or how it failed. */
+smlt_status smlt_engine_state(smlt_engine *engine, uint64_t step, smlt_error *error);
+void smlt_engine_retire(smlt_engine *engine, uint64_t step);
+int smlt_engine_any_ended(const smlt_engine *engine); /* some collective has ended and is not retired */
+int smlt_engine_flushed(const smlt_engine *engine);   /* everything queued is sent and answered but a blocking wait */
+
+/* End an active collective in error here, take back what was uploaded and, when `announce`, tell everyone. */
+void smlt_engine_abandon(smlt_engine *engine, uint64_t step, smlt_status status, const char *text, int announce);
+
+/* For the message when a deadline has passed: the lowest owner whose aggregate is missing, -1 when none is, and on rank
+ * 0 whether `rank` has taken part. */
+int smlt_engine_missing_owner(smlt_engine *engine, uint64_t step);
+int smlt_engine_has_joined(smlt_engine *engine, uint64_t step, int rank);
+
+/* I/O, driven by a transport. Output: iovecs of what a lane has to send; then say how much was sent. Input: where to
+ * put received bytes; then how many. smlt_engine_received returns a status other than SMLT_OK when the engine is of no
+ * further use (smlt_engine_fatal tells why). */
+int smlt_engine_output(smlt_engine *engine, int lane, struct iovec *vectors, int max);
+void smlt_engine_sent(smlt_engine *engine, int lane, size_t bytes);
+char *smlt_engine_input(smlt_engine *engine, int lane, size_t *capacity);
+smlt_status smlt_engine_received(smlt_engine *engine, int lane, size_t bytes);
+const smlt_error *smlt_engine_fatal(const smlt_engine *engine);
+
+/* All lanes have new connections: redo what was not confirmed, look for missing chunks by key (invariant 5). */
+void smlt_engine_reconnected(smlt_engine *engine);
+
+int64_t smlt_clock_ms(void); /* monotonic */
+
+#endif

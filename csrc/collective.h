@@ -1,0 +1,130 @@
+/* Inside the engine: shared by aggregate.c (state), send.c (commands) and receive.c (replies). */
+#ifndef SMLT_COLLECTIVE_H
+#define SMLT_COLLECTIVE_H
+
+#include "aggregate.h"
+#include "lane.h"
+#include "wire.h"
+
+#define AHEAD_MAX 1024                    /* tokens of collectives further ahead than this are no hints of ours */
+#define EARLY_BYTES_MAX (16u << 20)       /* tokens kept for collectives not begun here */
+#define FETCH_WINDOW_BYTES (4u << 20)     /* requested and not received: bounds the server's output buffer */
+#define FETCH_TOGETHER_BYTES (64u << 10)   /* aggregates that one MGET asks for */
+#define UPLOAD_WINDOW_BYTES (256u << 10)  /* encoded and not sent */
+#define BULK_MESSAGES 6
+#define INPUT_BYTES (256u << 10)
+
+enum { INBOX, OUTBOX, CONTROL, STREAMS };
+enum { CHUNK_WAITING, CHUNK_READY, CHUNK_REQUESTED, CHUNK_PUBLISHED, CHUNK_DONE };
+enum { UPLOAD_UNSENT, UPLOAD_SENT, UPLOAD_STORED };
+
+typedef struct {
+    uint32_t *chunks;
+    uint32_t first, count; /* chunks[first, count) are still to be dealt with */
+} fetch_queue;
+
+typedef struct {
+    smlt_segment segment;
+    smlt_kernel kernel;
+} typed_segment;
+
+typedef struct collective {
+    struct collective *next; /* by step */
+    uint64_t step, digest;
+    int reduce, recovered; /* recovered: a connection was lost on the way */
+    smlt_error result;     /* status SMLT_ACTIVE until it ends */
+    char *description;
+
+    typed_segment *segments;
+    const smlt_chunk *chunks;
+    uint32_t chunk_count, own_first, own_end;
+
+    uint32_t *uploads; /* chunks in the order in which they are sent */
+    uint8_t *upload_state;
+    uint32_t upload_count, upload_next, uploads_left;
+    uint32_t hello_left; /* 1: a token that only says that this worker takes part is to be sent */
+
+    uint8_t *chunk_state;
+    int32_t *exponent;     /* of own published chunks */
+    uint8_t *shift;        /* of own chunks: 2^-shift while adding, so that a mean does not overflow */
+    uint8_t *arrived;      /* own chunk x rank */
+    uint32_t *arrived_count;
+    uint32_t chunks_left;  /* not CHUNK_DONE */
+    uint32_t tokens_left;  /* CHUNK_WAITING for tokens */
+    uint8_t *joined;       /* on rank 0, by rank: took part, with the same digest */
+    int joined_left;
+
+    fetch_queue contributions, aggregates; /* to be fetched */
+    fetch_queue republish;                 /* own aggregates that a lost connection may have swallowed */
+    void *memory; /* one block for all the arrays above */
+} collective;
+
+/* What is to be deleted once every worker has completed `step`. */
+typedef struct {
+    uint64_t step;
+    uint32_t own_first, own_end;
+    char inbox_id[48], outbox_id[48]; /* last read when `step` began: everything before is of collectives past */
+} remains;
+
+struct smlt_engine {
+    int rank, world_size;
+    uint64_t generation;
+    int64_t ttl_ms;
+    char prefix[SMLT_PREFIX_MAX + 1];
+    char stream_key[STREAMS][SMLT_KEY_MAX];
+    char stream_id[STREAMS][48]; /* last entry read */
+
+    smlt_lane lanes[SMLT_LANES];
+    smlt_message_pool pool;
+    smlt_error fatal;
+
+    collective *active; /* by step; retired ones leave the list */
+    uint64_t last_step, completed;
+    uint64_t *completed_by; /* by rank, what its tokens say */
+    int64_t *expiry_set_ms; /* by rank: inbox; [world_size]: outbox */
+
+    resp_buffer early; /* tokens of collectives not begun here: length (2 bytes), token */
+    remains *past;
+    size_t past_first, past_count, past_capacity;
+    uint32_t tokens_since_trim;
+
+    char *accumulator;
+    size_t chunk_elements, chunk_bytes, fetch_outstanding;
+    int waiting_for_tokens; /* an XREAD is under way */
+
+    struct { /* the reply under way on DOWN: which element, how far */
+        uint32_t element, elements_done;
+        int header_seen;
+        smlt_header header;
+    } reading;
+    struct { /* the XREAD reply under way */
+        int stream, is_value;
+        char id[48], field[16], control_kind[16];
+    } tokens;
+};
+
+static inline uint32_t others(const smlt_engine *engine) { return (uint32_t)engine->world_size - 1; }
+
+/* aggregate.c */
+smlt_status smlt_fail_engine(smlt_engine *engine, smlt_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+collective *smlt_find(smlt_engine *engine, uint64_t step);
+void smlt_end_collective(smlt_engine *engine, collective *c, smlt_status status, const char *message, size_t length);
+smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length);
+void smlt_contribution_is_there(smlt_engine *engine, collective *c, uint32_t chunk, int rank);
+void smlt_aggregate_is_there(collective *c, uint32_t chunk);
+void smlt_chunk_complete(collective *c, uint32_t chunk);
+
+/* send.c */
+void smlt_compose(smlt_engine *engine, int lane);
+void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk, const void *elements, int exponent);
+void smlt_delete_contributions(smlt_engine *engine, collective *c, uint32_t chunk);
+void smlt_delete_uploads(smlt_engine *engine, collective *c);
+void smlt_delete_remains(smlt_engine *engine, const remains *past);
+void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length);
+void smlt_ask_existence(smlt_engine *engine, collective *c);
+
+/* receive.c */
+smlt_status smlt_decode(smlt_engine *engine, int lane);
+
+#endif

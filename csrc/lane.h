@@ -1,0 +1,85 @@
+/* A lane: one connection to the store as seen by the collective, without the socket.
+ *
+ * Out: a queue of messages (commands, a chunk's payload between them), handed to the transport as iovecs straight from
+ * where they were encoded. In: one receive buffer, decoded in place. The store answers in the order of the commands,
+ * so each command leaves an `expectation` that says what its reply will mean.
+ */
+#ifndef SMLT_LANE_H
+#define SMLT_LANE_H
+
+#include <sys/uio.h>
+
+#include "resp.h"
+
+typedef struct smlt_message {
+    struct smlt_message *next;
+    resp_buffer head, tail; /* command text before and after the payload */
+    char *payload;          /* storage of a bulk message, NULL in a text message */
+    size_t payload_length;
+    size_t sent; /* of head + payload + tail */
+} smlt_message;
+
+/* Recycled messages: bulk ones are a fixed set, text ones are made as needed. */
+typedef struct {
+    smlt_message *free_bulk, *free_text;
+    int bulk_available; /* in free_bulk, less those reserved */
+    int bulk_total;
+} smlt_message_pool;
+
+int smlt_pool_init(smlt_message_pool *pool, int bulk_messages, size_t payload_capacity);
+void smlt_pool_free(smlt_message_pool *pool);
+smlt_message *smlt_pool_take_text(smlt_message_pool *pool); /* NULL when memory is out */
+/* A bulk message is reserved before it is needed, then taken: an aggregate never waits for room in the middle. */
+int smlt_pool_reserve_bulk(smlt_message_pool *pool); /* 0 when all are in use or reserved */
+void smlt_pool_unreserve_bulk(smlt_message_pool *pool);
+smlt_message *smlt_pool_take_bulk(smlt_message_pool *pool);
+void smlt_pool_give(smlt_message_pool *pool, smlt_message *message);
+
+typedef enum {
+    EXPECT_CONTRIBUTION_STORED, /* SET of my contribution to `chunk` */
+    EXPECT_AGGREGATE_STORED,    /* SET of an aggregate of mine */
+    EXPECT_IGNORED,             /* XADD, PEXPIRE, UNLINK, XTRIM: only an error matters */
+    EXPECT_TOKENS,              /* XREAD */
+    EXPECT_CONTRIBUTIONS,       /* MGET of all others' contributions to `chunk` */
+    EXPECT_AGGREGATES,          /* MGET of `count` aggregates, fetch_order[first ...] */
+    EXPECT_CONTRIBUTION_EXISTS, /* EXISTS of rank `first`'s contribution to `chunk` */
+    EXPECT_AGGREGATE_EXISTS     /* EXISTS of the aggregated `chunk` */
+} smlt_expectation_kind;
+
+typedef struct {
+    uint64_t step;
+    uint32_t chunk, first, count;
+    smlt_expectation_kind kind;
+    size_t bytes; /* of content that was asked for */
+} smlt_expectation;
+
+typedef struct {
+    smlt_message *head, *tail;
+    size_t queued_bytes;
+
+    smlt_expectation *expected; /* ring */
+    size_t expected_capacity, expected_first, expected_count;
+
+    resp_decoder decoder;
+    char *input;
+    size_t input_capacity, input_start, input_end;
+} smlt_lane;
+
+int smlt_lane_init(smlt_lane *lane, size_t input_capacity);
+void smlt_lane_free(smlt_lane *lane, smlt_message_pool *pool);
+/* The connection is gone: forget what was queued, expected and half received. */
+void smlt_lane_reset(smlt_lane *lane, smlt_message_pool *pool);
+
+void smlt_lane_queue(smlt_lane *lane, smlt_message *message);
+int smlt_lane_expect(smlt_lane *lane, smlt_expectation expectation); /* 0 when memory is out */
+smlt_expectation *smlt_lane_expected(smlt_lane *lane);               /* the oldest, NULL when none */
+void smlt_lane_expected_done(smlt_lane *lane);
+
+int smlt_lane_output(const smlt_lane *lane, struct iovec *vectors, int max);
+void smlt_lane_sent(smlt_lane *lane, smlt_message_pool *pool, size_t bytes);
+
+/* Room for received bytes at the end of the input; compacted by smlt_lane_compact after decoding. */
+char *smlt_lane_room(smlt_lane *lane, size_t *capacity);
+void smlt_lane_compact(smlt_lane *lane);
+
+#endif

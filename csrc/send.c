@@ -1,0 +1,371 @@
+/* What the collective says to the store. Every function here appends commands and the expectations of their replies. */
+#include <string.h>
+
+#include "collective.h"
+
+static void queue(smlt_engine *engine, int lane, smlt_message *message) {
+    if (message->head.failed || message->tail.failed) {
+        smlt_pool_give(&engine->pool, message);
+        smlt_fail_engine(engine, SMLT_NO_MEMORY, "out of memory for commands to the store");
+        return;
+    }
+    if (message->head.length == 0) /* it turned out that there was nothing to say */
+        smlt_pool_give(&engine->pool, message);
+    else
+        smlt_lane_queue(&engine->lanes[lane], message);
+}
+
+static smlt_message *new_text(smlt_engine *engine) {
+    smlt_message *message = smlt_pool_take_text(&engine->pool);
+    if (!message) smlt_fail_engine(engine, SMLT_NO_MEMORY, "out of memory for commands to the store");
+    return message;
+}
+
+static void expect(smlt_engine *engine, int lane, smlt_expectation expectation) {
+    if (!smlt_lane_expect(&engine->lanes[lane], expectation))
+        smlt_fail_engine(engine, SMLT_NO_MEMORY, "out of memory for replies of the store");
+}
+
+static void expect_nothing(smlt_engine *engine) { expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_IGNORED}); }
+
+/* ---- tokens ---- */
+
+/* Streams live on between collectives; their TTL is renewed now and then, always behind an XADD that made them. */
+static void append_expiry(smlt_engine *engine, resp_buffer *buffer, const char *key, int64_t *set_ms) {
+    int64_t now = smlt_clock_ms();
+    if (*set_ms && now - *set_ms < engine->ttl_ms / 4) return;
+    *set_ms = now;
+    resp_append_array(buffer, 3);
+    resp_append_text(buffer, "PEXPIRE");
+    resp_append_text(buffer, key);
+    resp_append_number(buffer, engine->ttl_ms);
+    expect_nothing(engine);
+}
+
+static void append_token(smlt_engine *engine, resp_buffer *buffer, int to_rank, smlt_token token) {
+    char key[SMLT_KEY_MAX], bytes[SMLT_TOKEN_MAX];
+    token.rank = (uint16_t)engine->rank;
+    token.completed = engine->completed;
+    if (to_rank >= 0)
+        smlt_key_inbox(key, engine->prefix, to_rank);
+    else
+        smlt_key_outbox(key, engine->prefix);
+    resp_append_array(buffer, 5);
+    resp_append_text(buffer, "XADD");
+    resp_append_text(buffer, key);
+    resp_append_text(buffer, "*");
+    resp_append_text(buffer, "t");
+    resp_append_bulk(buffer, bytes, smlt_token_pack(bytes, &token));
+    expect_nothing(engine);
+    append_expiry(engine, buffer, key, &engine->expiry_set_ms[to_rank >= 0 ? to_rank : engine->world_size]);
+}
+
+void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length) {
+    smlt_message *message = new_text(engine);
+    if (!message) return;
+    append_token(engine, &message->head, -1,
+                 (smlt_token){.kind = (uint8_t)kind, .status = (uint8_t)status, .step = step, .text = text, .text_length = length});
+    queue(engine, SMLT_LANE_UP, message);
+}
+
+static void compose_hello(smlt_engine *engine, collective *c) {
+    smlt_message *message = new_text(engine);
+    if (!message) return;
+    append_token(engine, &message->head, 0,
+                 (smlt_token){.kind = SMLT_TOKEN_HELLO, .step = c->step, .digest = c->digest, .text = c->description,
+                              .text_length = strlen(c->description)});
+    c->hello_left = 0;
+    queue(engine, SMLT_LANE_UP, message);
+}
+
+/* ---- chunks going up ---- */
+
+/* SET key <header, elements> PX ttl: value and expiry in one command (invariant 6). */
+static void begin_set(smlt_engine *engine, collective *c, uint32_t chunk, smlt_message *message, const char *key, size_t key_length,
+                      size_t elements_bytes, int exponent) {
+    smlt_header_pack(message->payload,
+                     &(smlt_header){.step = c->step, .digest = c->digest, .chunk = chunk, .exponent = exponent,
+                                    .elements = (uint32_t)c->chunks[chunk].count, .rank = (uint16_t)engine->rank});
+    message->payload_length = SMLT_HEADER_BYTES + elements_bytes;
+    resp_append_array(&message->head, 5);
+    resp_append_text(&message->head, "SET");
+    resp_append_bulk(&message->head, key, key_length);
+    resp_append_bulk_header(&message->head, message->payload_length);
+    resp_append(&message->tail, "\r\n", 2);
+    resp_append_text(&message->tail, "PX");
+    resp_append_number(&message->tail, engine->ttl_ms);
+}
+
+static void compose_contribution(smlt_engine *engine, collective *c, uint32_t upload) {
+    uint32_t chunk_index = c->uploads[upload];
+    const smlt_chunk *chunk = &c->chunks[chunk_index];
+    const typed_segment *typed = &c->segments[chunk->segment];
+    const char *source = (const char *)typed->segment.source + (size_t)chunk->source * typed->kernel.element_bytes;
+    smlt_message *message = smlt_pool_take_bulk(&engine->pool);
+    int exponent = typed->kernel.encode(message->payload + SMLT_HEADER_BYTES, source, (size_t)chunk->count, SMLT_CHOOSE_EXPONENT);
+    char key[SMLT_KEY_MAX];
+    size_t key_length = smlt_key_contribution(key, engine->prefix, c->step, chunk_index, engine->rank);
+    begin_set(engine, c, chunk_index, message, key, key_length, (size_t)chunk->count * typed->kernel.wire_bytes, exponent);
+    expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_CONTRIBUTION_STORED, .step = c->step, .first = upload});
+    smlt_token token = {.kind = SMLT_TOKEN_CONTRIBUTION, .step = c->step, .digest = c->digest, .chunk = chunk_index};
+    if (chunk_index == 0) { /* rank 0 hears what this worker called */
+        token.text = c->description;
+        token.text_length = strlen(c->description);
+    }
+    append_token(engine, &message->tail, chunk->owner, token);
+    c->upload_state[upload] = UPLOAD_SENT;
+    queue(engine, SMLT_LANE_UP, message);
+}
+
+/* Publish an own chunk; a bulk message was reserved. What everyone will decode is written to this worker's target too:
+ * the same bytes everywhere (invariant 1). With an exponent given, elements decoded before are encoded again. */
+void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, const void *elements, int exponent) {
+    const smlt_chunk *chunk = &c->chunks[chunk_index];
+    const typed_segment *typed = &c->segments[chunk->segment];
+    smlt_message *message = smlt_pool_take_bulk(&engine->pool);
+    char *wire = message->payload + SMLT_HEADER_BYTES;
+    char *target = (char *)typed->segment.target + (size_t)chunk->target * typed->kernel.element_bytes;
+    exponent = typed->kernel.encode(wire, elements, (size_t)chunk->count, exponent);
+    typed->kernel.decode(target, wire, (size_t)chunk->count, exponent);
+    c->exponent[chunk_index - c->own_first] = exponent;
+    c->chunk_state[chunk_index] = CHUNK_PUBLISHED;
+    char key[SMLT_KEY_MAX];
+    size_t key_length = smlt_key_aggregate(key, engine->prefix, c->step, chunk_index);
+    begin_set(engine, c, chunk_index, message, key, key_length, (size_t)chunk->count * typed->kernel.wire_bytes, exponent);
+    expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_AGGREGATE_STORED, .step = c->step, .chunk = chunk_index});
+    append_token(engine, &message->tail, -1,
+                 (smlt_token){.kind = SMLT_TOKEN_AGGREGATE, .step = c->step, .digest = c->digest, .chunk = chunk_index});
+    queue(engine, SMLT_LANE_UP, message);
+}
+
+static void publish_again(smlt_engine *engine, collective *c, uint32_t chunk_index) {
+    const smlt_chunk *chunk = &c->chunks[chunk_index];
+    const typed_segment *typed = &c->segments[chunk->segment];
+    const char *target = (const char *)typed->segment.target + (size_t)chunk->target * typed->kernel.element_bytes;
+    smlt_publish(engine, c, chunk_index, target, c->exponent[chunk_index - c->own_first]);
+}
+
+static void compose_copy(smlt_engine *engine, collective *c, uint32_t upload) {
+    uint32_t chunk_index = c->uploads[upload];
+    const smlt_chunk *chunk = &c->chunks[chunk_index];
+    const typed_segment *typed = &c->segments[chunk->segment];
+    const char *source = (const char *)typed->segment.source + (size_t)chunk->source * typed->kernel.element_bytes;
+    c->upload_state[upload] = UPLOAD_SENT;
+    if (c->chunk_state[chunk_index] == CHUNK_PUBLISHED)
+        publish_again(engine, c, chunk_index);
+    else
+        smlt_publish(engine, c, chunk_index, source, SMLT_CHOOSE_EXPONENT);
+}
+
+/* One more bulk message for `c`; 0 when it has nothing to send. */
+static int compose_upload(smlt_engine *engine, collective *c) {
+    if (c->republish.first < c->republish.count) {
+        publish_again(engine, c, c->republish.chunks[c->republish.first++]);
+        return 1;
+    }
+    while (c->upload_next < c->upload_count && c->upload_state[c->upload_next] != UPLOAD_UNSENT) c->upload_next++;
+    if (c->upload_next == c->upload_count) return 0;
+    if (c->reduce)
+        compose_contribution(engine, c, c->upload_next++);
+    else
+        compose_copy(engine, c, c->upload_next++);
+    return 1;
+}
+
+static void compose_uploads(smlt_engine *engine) {
+    smlt_lane *lane = &engine->lanes[SMLT_LANE_UP];
+    for (collective *c = engine->active; c; c = c->next) {
+        if (c->result.status != SMLT_ACTIVE) continue;
+        if (c->hello_left) compose_hello(engine, c);
+        while (lane->queued_bytes < UPLOAD_WINDOW_BYTES && smlt_pool_reserve_bulk(&engine->pool))
+            if (!compose_upload(engine, c)) {
+                smlt_pool_unreserve_bulk(&engine->pool);
+                break;
+            }
+    }
+}
+
+/* ---- chunks coming down ---- */
+
+static size_t chunk_wire_bytes(const collective *c, uint32_t chunk) {
+    return SMLT_HEADER_BYTES + (size_t)c->chunks[chunk].count * c->segments[c->chunks[chunk].segment].kernel.wire_bytes;
+}
+
+static void compose_contributions_fetch(smlt_engine *engine, collective *c, smlt_message *message) {
+    uint32_t chunk = c->contributions.chunks[c->contributions.first++];
+    char key[SMLT_KEY_MAX];
+    resp_append_array(&message->head, (size_t)engine->world_size); /* MGET and a key for each of the others */
+    resp_append_text(&message->head, "MGET");
+    for (int rank = 0; rank < engine->world_size; rank++)
+        if (rank != engine->rank)
+            resp_append_bulk(&message->head, key, smlt_key_contribution(key, engine->prefix, c->step, chunk, rank));
+    c->chunk_state[chunk] = CHUNK_REQUESTED;
+    size_t bytes = others(engine) * chunk_wire_bytes(c, chunk);
+    engine->fetch_outstanding += bytes;
+    expect(engine, SMLT_LANE_DOWN,
+           (smlt_expectation){.kind = EXPECT_CONTRIBUTIONS, .step = c->step, .chunk = chunk, .count = others(engine), .bytes = bytes});
+}
+
+/* Small aggregates share an MGET; large ones do not, so that the next MGET is under way while one is received. */
+static void compose_aggregates_fetch(smlt_engine *engine, collective *c, smlt_message *message) {
+    fetch_queue *ready = &c->aggregates;
+    uint32_t first = ready->first;
+    size_t bytes = 0;
+    do {
+        uint32_t chunk = ready->chunks[ready->first++];
+        bytes += chunk_wire_bytes(c, chunk);
+        c->chunk_state[chunk] = CHUNK_REQUESTED;
+    } while (ready->first < ready->count && bytes < FETCH_TOGETHER_BYTES);
+    engine->fetch_outstanding += bytes;
+    char key[SMLT_KEY_MAX];
+    resp_append_array(&message->head, 1 + ready->first - first);
+    resp_append_text(&message->head, "MGET");
+    for (uint32_t i = first; i < ready->first; i++)
+        resp_append_bulk(&message->head, key, smlt_key_aggregate(key, engine->prefix, c->step, ready->chunks[i]));
+    expect(engine, SMLT_LANE_DOWN,
+           (smlt_expectation){
+               .kind = EXPECT_AGGREGATES, .step = c->step, .first = first, .count = ready->first - first, .bytes = bytes});
+}
+
+/* Contributions first: others wait for what comes of them. */
+static void compose_fetches(smlt_engine *engine) {
+    for (collective *c = engine->active; c; c = c->next) {
+        if (c->result.status != SMLT_ACTIVE) continue;
+        while (engine->fetch_outstanding < FETCH_WINDOW_BYTES) {
+            int contributions = c->contributions.first < c->contributions.count && smlt_pool_reserve_bulk(&engine->pool);
+            if (!contributions && c->aggregates.first == c->aggregates.count) break;
+            smlt_message *message = new_text(engine);
+            if (!message) return;
+            if (contributions)
+                compose_contributions_fetch(engine, c, message);
+            else
+                compose_aggregates_fetch(engine, c, message);
+            queue(engine, SMLT_LANE_DOWN, message);
+        }
+    }
+}
+
+static int tokens_are_missing(const smlt_engine *engine) {
+    for (const collective *c = engine->active; c; c = c->next)
+        if (c->result.status == SMLT_ACTIVE && (c->tokens_left > 0 || c->joined_left > 0)) return 1;
+    return 0;
+}
+
+/* The wait: blocks in the store until there is a token, or word from the scheduler (invariant 8). */
+static void compose_wait(smlt_engine *engine) {
+    if (engine->waiting_for_tokens || !tokens_are_missing(engine)) return;
+    smlt_message *message = new_text(engine);
+    if (!message) return;
+    resp_buffer *buffer = &message->head;
+    resp_append_array(buffer, 6 + 2 * STREAMS);
+    resp_append_text(buffer, "XREAD");
+    resp_append_text(buffer, "COUNT");
+    resp_append_number(buffer, 1000);
+    resp_append_text(buffer, "BLOCK");
+    resp_append_number(buffer, 10000);
+    resp_append_text(buffer, "STREAMS");
+    for (int i = 0; i < STREAMS; i++) resp_append_text(buffer, engine->stream_key[i]);
+    for (int i = 0; i < STREAMS; i++) resp_append_text(buffer, engine->stream_id[i]);
+    engine->waiting_for_tokens = 1;
+    expect(engine, SMLT_LANE_TOKENS, (smlt_expectation){.kind = EXPECT_TOKENS});
+    queue(engine, SMLT_LANE_TOKENS, message);
+}
+
+void smlt_compose(smlt_engine *engine, int lane) {
+    if (engine->fatal.status != SMLT_OK) return;
+    if (lane == SMLT_LANE_UP)
+        compose_uploads(engine);
+    else if (lane == SMLT_LANE_DOWN)
+        compose_fetches(engine);
+    else
+        compose_wait(engine);
+}
+
+/* ---- looking for chunks by key, after a lost connection (invariant 5) ---- */
+
+static void ask(smlt_engine *engine, smlt_message *message, const char *key, size_t length, smlt_expectation expectation) {
+    resp_append_array(&message->head, 2);
+    resp_append_text(&message->head, "EXISTS");
+    resp_append_bulk(&message->head, key, length);
+    expect(engine, SMLT_LANE_DOWN, expectation);
+}
+
+void smlt_ask_existence(smlt_engine *engine, collective *c) {
+    smlt_message *message = new_text(engine);
+    if (!message) return;
+    char key[SMLT_KEY_MAX];
+    for (uint32_t chunk = 0; chunk < c->chunk_count; chunk++) {
+        if (c->chunk_state[chunk] != CHUNK_WAITING) continue;
+        if (c->chunks[chunk].owner != engine->rank) {
+            ask(engine, message, key, smlt_key_aggregate(key, engine->prefix, c->step, chunk),
+                (smlt_expectation){.kind = EXPECT_AGGREGATE_EXISTS, .step = c->step, .chunk = chunk});
+            continue;
+        }
+        const uint8_t *arrived = c->arrived + (size_t)(chunk - c->own_first) * (size_t)engine->world_size;
+        for (int rank = 0; c->reduce && rank < engine->world_size; rank++)
+            if (rank != engine->rank && !arrived[rank])
+                ask(engine, message, key, smlt_key_contribution(key, engine->prefix, c->step, chunk, rank),
+                    (smlt_expectation){.kind = EXPECT_CONTRIBUTION_EXISTS, .step = c->step, .chunk = chunk, .first = (uint32_t)rank});
+    }
+    queue(engine, SMLT_LANE_DOWN, message);
+}
+
+/* ---- deleting (invariant 6) ---- */
+
+void smlt_delete_contributions(smlt_engine *engine, collective *c, uint32_t chunk) {
+    smlt_message *message = new_text(engine);
+    if (!message) return;
+    char key[SMLT_KEY_MAX];
+    resp_append_array(&message->head, (size_t)engine->world_size);
+    resp_append_text(&message->head, "UNLINK");
+    for (int rank = 0; rank < engine->world_size; rank++)
+        if (rank != engine->rank)
+            resp_append_bulk(&message->head, key, smlt_key_contribution(key, engine->prefix, c->step, chunk, rank));
+    expect_nothing(engine);
+    queue(engine, SMLT_LANE_UP, message);
+}
+
+/* Contributions that nobody may come to fetch: of a collective that ended in error, or sent twice. */
+void smlt_delete_uploads(smlt_engine *engine, collective *c) {
+    uint32_t sent = 0;
+    for (uint32_t i = 0; i < c->upload_count; i++) sent += c->upload_state[i] != UPLOAD_UNSENT;
+    smlt_message *message = c->reduce && sent ? new_text(engine) : NULL;
+    if (!message) return;
+    char key[SMLT_KEY_MAX];
+    resp_append_array(&message->head, 1 + sent);
+    resp_append_text(&message->head, "UNLINK");
+    for (uint32_t i = 0; i < c->upload_count; i++)
+        if (c->upload_state[i] != UPLOAD_UNSENT)
+            resp_append_bulk(&message->head, key, smlt_key_contribution(key, engine->prefix, c->step, c->uploads[i], engine->rank));
+    expect_nothing(engine);
+    queue(engine, SMLT_LANE_UP, message);
+}
+
+static void append_trim(smlt_engine *engine, resp_buffer *buffer, int stream, const char *id) {
+    resp_append_array(buffer, 5);
+    resp_append_text(buffer, "XTRIM");
+    resp_append_text(buffer, engine->stream_key[stream]);
+    resp_append_text(buffer, "MINID");
+    resp_append_text(buffer, "~");
+    resp_append_text(buffer, id);
+    expect_nothing(engine);
+}
+
+void smlt_delete_remains(smlt_engine *engine, const remains *past) {
+    smlt_message *message = new_text(engine);
+    if (!message) return;
+    char key[SMLT_KEY_MAX];
+    if (past->own_end > past->own_first) {
+        resp_append_array(&message->head, 1 + past->own_end - past->own_first);
+        resp_append_text(&message->head, "UNLINK");
+        for (uint32_t chunk = past->own_first; chunk < past->own_end; chunk++)
+            resp_append_bulk(&message->head, key, smlt_key_aggregate(key, engine->prefix, past->step, chunk));
+        expect_nothing(engine);
+    }
+    if (engine->tokens_since_trim > 512) {
+        engine->tokens_since_trim = 0;
+        append_trim(engine, &message->head, INBOX, past->inbox_id);
+        if (engine->rank == 0) append_trim(engine, &message->head, OUTBOX, past->outbox_id);
+    }
+    queue(engine, SMLT_LANE_UP, message);
+}

@@ -1,0 +1,54 @@
+"""SMLT: train models on serverless workers, averaging gradients through a Redis or Valkey store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from smlt._version import __version__
+
+if TYPE_CHECKING:
+    from smlt.collective.api import allgather, allreduce, barrier, broadcast, finalize, init, rank, world_size
+    from smlt.collective.communicator import Communicator
+    from smlt.worker.task import Task
+
+# A name here is imported when it is first used: a cold start pays for what it touches.
+_HOME = {
+    "Communicator": "smlt.collective.communicator",
+    "Task": "smlt.worker.task",
+    "allgather": "smlt.collective.api",
+    "allreduce": "smlt.collective.api",
+    "barrier": "smlt.collective.api",
+    "broadcast": "smlt.collective.api",
+    "finalize": "smlt.collective.api",
+    "init": "smlt.collective.api",
+    "rank": "smlt.collective.api",
+    "world_size": "smlt.collective.api",
+}
+
+__all__ = [
+    "Communicator",
+    "Task",
+    "__version__",
+    "allgather",
+    "allreduce",
+    "barrier",
+    "broadcast",
+    "finalize",
+    "init",
+    "rank",
+    "world_size",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'smlt' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""What runs beside the user: scheduler, resource manager, executors, command line."""

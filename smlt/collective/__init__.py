@@ -1,0 +1,1 @@
+"""The collective: shards through the store, averaged."""

@@ -1,0 +1,106 @@
+# What csrc offers to _native.pyx.
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
+
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+
+cdef extern from "resp.h" nogil:
+    ctypedef enum resp_event:
+        RESP_MORE, RESP_ARRAY, RESP_BULK, RESP_DATA, RESP_BULK_END, RESP_NIL, RESP_STATUS, RESP_ERROR, RESP_INTEGER, RESP_INVALID
+    ctypedef struct resp_item:
+        const char *data
+        size_t length
+        int64_t integer
+        int depth
+        int last
+    ctypedef struct resp_decoder:
+        int64_t bulk_remaining
+    void resp_reset(resp_decoder *decoder)
+    resp_event resp_next(resp_decoder *decoder, const char *bytes, size_t length, size_t *consumed, resp_item *item)
+    void resp_take(resp_decoder *decoder, size_t count)
+    ctypedef struct resp_buffer:
+        char *data
+        size_t length
+        int failed
+    void resp_buffer_free(resp_buffer *buffer)
+    void resp_append_array(resp_buffer *buffer, size_t elements)
+    void resp_append_bulk(resp_buffer *buffer, const void *bytes, size_t length)
+
+
+cdef extern from "codec.h" nogil:
+    int SMLT_CHOOSE_EXPONENT
+    ctypedef struct smlt_kernel:
+        size_t element_bytes
+        size_t wire_bytes
+        size_t accumulator_bytes
+        int (*encode)(void *wire, const void *source, size_t n, int exponent)
+        void (*decode)(void *target, const void *wire, size_t n, int exponent)
+        void (*reduce)(void *accumulator, const void *wire, size_t n, int exponent, int shift, int first)
+        void (*reduce_own)(void *accumulator, const void *source, size_t n, int exponent, int shift, int first)
+        int (*finish)(void *accumulator, size_t n, int world_size, int shift)
+    int smlt_kernel_select(smlt_kernel *kernel, int dtype, int codec, int operation)
+    const char *smlt_codec_path(int index)
+    int smlt_codec_use(const char *path)
+    const char *smlt_codec_current()
+
+
+cdef extern from "aggregate.h" nogil:
+    ctypedef enum smlt_status:
+        SMLT_OK, SMLT_ACTIVE, SMLT_NO_MEMORY, SMLT_PROTOCOL, SMLT_STORE_ERROR, SMLT_STORE_FULL, SMLT_STORE_DENIED
+        SMLT_VANISHED, SMLT_MISMATCH, SMLT_LOST, SMLT_ABORTED, SMLT_FENCED
+    int SMLT_LANES
+    ctypedef struct smlt_error:
+        smlt_status status
+        char message[1100]
+    ctypedef struct smlt_segment:
+        int dtype
+        int codec
+        const void *source
+        void *target
+        int64_t source_count
+        int64_t target_count
+    ctypedef struct smlt_chunk:
+        int32_t segment
+        int32_t owner
+        int64_t source
+        int64_t target
+        int64_t count
+    ctypedef struct smlt_plan:
+        int reduce
+        int operation
+        uint64_t digest
+        const char *description
+        const smlt_segment *segments
+        int segment_count
+        const smlt_chunk *chunks
+        int chunk_count
+    ctypedef struct smlt_engine:
+        pass
+    smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, const char *prefix, const char *control_key,
+                                 int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes)
+    void smlt_engine_free(smlt_engine *engine)
+    smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint64_t *step)
+    smlt_status smlt_engine_state(smlt_engine *engine, uint64_t step, smlt_error *error)
+    void smlt_engine_retire(smlt_engine *engine, uint64_t step)
+    int smlt_engine_any_ended(const smlt_engine *engine)
+    int smlt_engine_flushed(const smlt_engine *engine)
+    void smlt_engine_abandon(smlt_engine *engine, uint64_t step, smlt_status status, const char *text, int announce)
+    int smlt_engine_missing_owner(smlt_engine *engine, uint64_t step)
+    int smlt_engine_has_joined(smlt_engine *engine, uint64_t step, int rank)
+    int smlt_engine_output(smlt_engine *engine, int lane, iovec *vectors, int max)
+    void smlt_engine_sent(smlt_engine *engine, int lane, size_t bytes)
+    char *smlt_engine_input(smlt_engine *engine, int lane, size_t *capacity)
+    smlt_status smlt_engine_received(smlt_engine *engine, int lane, size_t bytes)
+    const smlt_error *smlt_engine_fatal(const smlt_engine *engine)
+    void smlt_engine_reconnected(smlt_engine *engine)
+
+
+cdef extern from "transport.h" nogil:
+    ctypedef enum smlt_transport_result:
+        SMLT_TRANSPORT_ENDED, SMLT_TRANSPORT_AGAIN, SMLT_TRANSPORT_LOST
+    smlt_transport_result smlt_transport_run(smlt_engine *engine, const int *fds, int timeout_ms, int flush, int *lost_lane,
+                                             int *lost_errno)

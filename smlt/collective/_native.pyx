@@ -1,0 +1,366 @@
+# cython: language_level=3
+"""The collective's native core for Python: the engine, the RESP decoder, the codecs. Typed in _native.pyi."""
+
+from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+cdef extern from "Python.h":
+    int PyBUF_READ
+    int PyBUF_WRITE
+
+LANES = SMLT_LANES
+OK = SMLT_OK
+ACTIVE = SMLT_ACTIVE
+NO_MEMORY = SMLT_NO_MEMORY
+PROTOCOL = SMLT_PROTOCOL
+STORE_ERROR = SMLT_STORE_ERROR
+STORE_FULL = SMLT_STORE_FULL
+STORE_DENIED = SMLT_STORE_DENIED
+VANISHED = SMLT_VANISHED
+MISMATCH = SMLT_MISMATCH
+LOST = SMLT_LOST
+ABORTED = SMLT_ABORTED
+FENCED = SMLT_FENCED
+ENDED = SMLT_TRANSPORT_ENDED
+AGAIN = SMLT_TRANSPORT_AGAIN
+CONNECTION_LOST = SMLT_TRANSPORT_LOST
+
+
+cdef class ChunkTable:
+    """The chunks of a plan: rows of (segment, owner, source, target, count), sorted by owner. Immutable."""
+
+    cdef smlt_chunk *chunks
+    cdef readonly int count
+
+    def __cinit__(self, rows):
+        self.count = len(rows)
+        self.chunks = <smlt_chunk *>calloc(self.count if self.count else 1, sizeof(smlt_chunk))
+        if self.chunks == NULL:
+            raise MemoryError
+        for i, (segment, owner, source, target, count) in enumerate(rows):
+            self.chunks[i] = smlt_chunk(segment, owner, source, target, count)
+
+    def __dealloc__(self):
+        free(self.chunks)
+
+    def __len__(self):
+        return self.count
+
+
+cdef class Held:
+    """The caller's memory and the plan, held while a collective uses them."""
+
+    cdef Py_buffer *buffers
+    cdef int buffer_count
+    cdef ChunkTable table
+
+    def __cinit__(self, int capacity):
+        self.buffers = <Py_buffer *>calloc(capacity if capacity else 1, sizeof(Py_buffer))
+        if self.buffers == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        for i in range(self.buffer_count):
+            PyBuffer_Release(&self.buffers[i])
+        free(self.buffers)
+
+    cdef Py_buffer *hold(self, object owner, int flags) except NULL:
+        PyObject_GetBuffer(owner, &self.buffers[self.buffer_count], flags)
+        self.buffer_count += 1
+        return &self.buffers[self.buffer_count - 1]
+
+
+cdef class Engine:
+    """One worker's part in the collectives of a session (csrc/aggregate.h). Not for use from two threads at once."""
+
+    cdef smlt_engine *engine
+    cdef dict held
+
+    def __cinit__(self, int rank, int world_size, uint64_t generation, bytes prefix, bytes control_key, int64_t ttl_ms,
+                  size_t chunk_elements, size_t chunk_bytes):
+        self.held = {}
+        self.engine = smlt_engine_new(rank, world_size, generation, prefix, control_key, ttl_ms, chunk_elements, chunk_bytes)
+        if self.engine == NULL:
+            raise MemoryError("no memory for the collective's buffers, or arguments out of range")
+
+    def __dealloc__(self):
+        smlt_engine_free(self.engine)
+
+    def submit(self, *, bint reduce, int operation, uint64_t digest, bytes description, segments, ChunkTable table):
+        """Begin a collective; returns its step. `segments`: (dtype, codec, source, target, itemsize) each.
+
+        Source and target are contiguous buffers (source may be None on a worker that only receives) and are held until
+        `retire`. Raises BufferError for memory that cannot be used, ValueError for a plan that does not fit it.
+        """
+        cdef int count = len(segments)
+        cdef Held held = Held(2 * count)
+        cdef smlt_segment *native = <smlt_segment *>calloc(count if count else 1, sizeof(smlt_segment))
+        cdef smlt_plan plan
+        cdef smlt_status status
+        cdef uint64_t step = 0
+        cdef Py_buffer *view
+        if native == NULL:
+            raise MemoryError
+        try:
+            held.table = table
+            for i, (dtype, codec, source, target, itemsize) in enumerate(segments):
+                native[i].dtype = dtype
+                native[i].codec = codec
+                if source is not None:
+                    view = held.hold(source, PyBUF_ANY_CONTIGUOUS)
+                    native[i].source = view.buf
+                    native[i].source_count = view.len // <Py_ssize_t>itemsize
+                view = held.hold(target, PyBUF_ANY_CONTIGUOUS | PyBUF_WRITABLE)
+                native[i].target = view.buf
+                native[i].target_count = view.len // <Py_ssize_t>itemsize
+            plan.reduce = reduce
+            plan.operation = operation
+            plan.digest = digest
+            plan.description = description
+            plan.segments = native
+            plan.segment_count = count
+            plan.chunks = table.chunks
+            plan.chunk_count = table.count
+            status = smlt_engine_submit(self.engine, &plan, &step)
+        finally:
+            free(native)
+        if step == 0:
+            raise ValueError("the plan does not fit its buffers, or memory is out")
+        self.held[step] = held
+        return step
+
+    def run(self, int up, int down, int tokens, int timeout_ms, bint flush=False):
+        """Move bytes over three non-blocking sockets, without the GIL, for at most `timeout_ms`.
+
+        Returns (ENDED | AGAIN | CONNECTION_LOST, lane, errno).
+        """
+        cdef int fds[3]
+        cdef int lane = -1, error = 0
+        cdef smlt_transport_result result
+        fds[0] = up
+        fds[1] = down
+        fds[2] = tokens
+        with nogil:
+            result = smlt_transport_run(self.engine, fds, timeout_ms, flush, &lane, &error)
+        return result, lane, error
+
+    def state(self, uint64_t step):
+        """(status, message) of a collective."""
+        cdef smlt_error error
+        smlt_engine_state(self.engine, step, &error)
+        return error.status, error.message.decode("utf-8", "replace")
+
+    def fatal(self):
+        """(status, message): OK, or why the engine is of no further use."""
+        cdef const smlt_error *error = smlt_engine_fatal(self.engine)
+        return error.status, error.message.decode("utf-8", "replace")
+
+    def retire(self, uint64_t step):
+        """Forget a collective and let go of its memory."""
+        smlt_engine_retire(self.engine, step)
+        self.held.pop(step, None)
+
+    def abandon(self, uint64_t step, int status, bytes text, bint announce):
+        """End a collective in error here; with `announce`, for everyone."""
+        smlt_engine_abandon(self.engine, step, <smlt_status>status, text, announce)
+
+    def any_ended(self):
+        return bool(smlt_engine_any_ended(self.engine))
+
+    def flushed(self):
+        return bool(smlt_engine_flushed(self.engine))
+
+    def missing_owner(self, uint64_t step):
+        return smlt_engine_missing_owner(self.engine, step)
+
+    def has_joined(self, uint64_t step, int rank):
+        return bool(smlt_engine_has_joined(self.engine, step, rank))
+
+    def reconnected(self):
+        smlt_engine_reconnected(self.engine)
+
+    # The same I/O for a transport in Python (TLS). The memoryviews are good until the next call on that lane.
+
+    def output(self, int lane):
+        """What the lane has to send: memoryviews."""
+        cdef iovec vectors[24]
+        cdef int count
+        if not 0 <= lane < SMLT_LANES:
+            raise IndexError(lane)
+        count = smlt_engine_output(self.engine, lane, vectors, 24)
+        return [PyMemoryView_FromMemory(<char *>vectors[i].iov_base, <Py_ssize_t>vectors[i].iov_len, PyBUF_READ)
+                for i in range(count)]
+
+    def sent(self, int lane, size_t count):
+        smlt_engine_sent(self.engine, lane, count)
+
+    def input(self, int lane):
+        """Where to put received bytes: a writable memoryview."""
+        cdef size_t capacity = 0
+        cdef char *room
+        if not 0 <= lane < SMLT_LANES:
+            raise IndexError(lane)
+        room = smlt_engine_input(self.engine, lane, &capacity)
+        return PyMemoryView_FromMemory(room, <Py_ssize_t>capacity, PyBUF_WRITE)
+
+    def received(self, int lane, size_t count):
+        """`count` bytes were put there. Returns a status: OK, or the engine has failed."""
+        cdef smlt_status status
+        cdef size_t capacity = 0
+        smlt_engine_input(self.engine, lane, &capacity)
+        if count > capacity:
+            raise ValueError("more bytes than there is room for")
+        with nogil:
+            status = smlt_engine_received(self.engine, lane, count)
+        return status
+
+
+class ReplyError(Exception):
+    """An error reply of the store."""
+
+
+cdef class Decoder:
+    """RESP2 replies out of bytes, however they are split. For the handshake and the tests; chunks never come here."""
+
+    cdef resp_decoder decoder
+    cdef bytes pending
+    cdef list stack, content
+
+    def __cinit__(self):
+        resp_reset(&self.decoder)
+        self.pending = b""
+        self.stack = []
+        self.content = None
+
+    def feed(self, data):
+        """Decode `data`; returns the replies that are complete: bytes, int, None, list, str (status) or ReplyError.
+
+        Raises ValueError when the bytes are not RESP.
+        """
+        cdef resp_item item
+        cdef resp_event event
+        cdef size_t consumed, start = 0
+        cdef bytes whole = self.pending + bytes(data)
+        cdef const char *base = PyBytes_AS_STRING(whole)
+        cdef size_t length = PyBytes_GET_SIZE(whole)
+        replies = []
+        while True:
+            event = resp_next(&self.decoder, base + start, length - start, &consumed, &item)
+            if event == RESP_MORE:
+                break
+            if event == RESP_INVALID:
+                raise ValueError("not the Redis protocol")
+            start += consumed
+            if event == RESP_DATA:
+                self.content.append(PyBytes_FromStringAndSize(item.data, <Py_ssize_t>item.length))
+                resp_take(&self.decoder, item.length)
+                start += item.length
+                continue
+            if event == RESP_BULK:
+                self.content = []
+                continue
+            if event == RESP_ARRAY:
+                value = []
+                if item.integer > 0:
+                    self.stack.append((value, item.integer))
+                    continue
+            elif event == RESP_BULK_END:
+                value = b"".join(self.content)
+            elif event == RESP_NIL:
+                value = None
+            elif event == RESP_INTEGER:
+                value = item.integer
+            elif event == RESP_STATUS:
+                value = PyBytes_FromStringAndSize(item.data, <Py_ssize_t>item.length).decode("utf-8", "replace")
+            else:
+                value = ReplyError(PyBytes_FromStringAndSize(item.data, <Py_ssize_t>item.length).decode("utf-8", "replace"))
+            while self.stack:
+                elements, expected = self.stack[-1]
+                elements.append(value)
+                if len(elements) < expected:
+                    break
+                value = elements
+                self.stack.pop()
+            else:
+                replies.append(value)
+        self.pending = whole[start:]
+        return replies
+
+
+def encode_command(*arguments):
+    """One command as RESP bytes; each argument is bytes."""
+    cdef resp_buffer buffer
+    cdef bytes argument
+    memset(&buffer, 0, sizeof(buffer))
+    try:
+        resp_append_array(&buffer, len(arguments))
+        for argument in arguments:
+            resp_append_bulk(&buffer, PyBytes_AS_STRING(argument), PyBytes_GET_SIZE(argument))
+        if buffer.failed:
+            raise MemoryError
+        return PyBytes_FromStringAndSize(buffer.data, <Py_ssize_t>buffer.length)
+    finally:
+        resp_buffer_free(&buffer)
+
+
+def codec_paths():
+    """The instruction sets this machine can use, best last."""
+    paths = []
+    while smlt_codec_path(len(paths)) != NULL:
+        paths.append(smlt_codec_path(len(paths)).decode())
+    return paths
+
+
+def codec_path():
+    """The instruction set in use."""
+    return smlt_codec_current().decode()
+
+
+def use_codec_path(str path):
+    """Use the named instruction set from now on; ValueError when this machine lacks it."""
+    if not smlt_codec_use(path.encode()):
+        raise ValueError(f"this machine has no codec path {path!r}; it has {codec_paths()}")
+
+
+cdef class Kernel:
+    """One (dtype, codec, operation) of csrc/codec.h on plain buffers, as it is: for the tests and benchmarks."""
+
+    cdef smlt_kernel kernel
+    cdef readonly size_t element_bytes, wire_bytes, accumulator_bytes
+
+    def __cinit__(self, int dtype, int codec, int operation):
+        if not smlt_kernel_select(&self.kernel, dtype, codec, operation):
+            raise ValueError("no such kernel")
+        self.element_bytes = self.kernel.element_bytes
+        self.wire_bytes = self.kernel.wire_bytes
+        self.accumulator_bytes = self.kernel.accumulator_bytes
+
+    def encode(self, const unsigned char[::1] source, unsigned char[::1] wire, exponent=None):
+        """Encode; returns the exponent of the scale."""
+        cdef size_t n = source.shape[0] // self.kernel.element_bytes
+        cdef int chosen = SMLT_CHOOSE_EXPONENT if exponent is None else exponent
+        if <size_t>wire.shape[0] < n * self.kernel.wire_bytes:
+            raise ValueError("wire is too short")
+        return self.kernel.encode(&wire[0], &source[0], n, chosen) if n else 0
+
+    def decode(self, const unsigned char[::1] wire, int exponent, unsigned char[::1] target):
+        cdef size_t n = target.shape[0] // self.kernel.element_bytes
+        if <size_t>wire.shape[0] < n * self.kernel.wire_bytes:
+            raise ValueError("wire is too short")
+        if n:
+            self.kernel.decode(&target[0], &wire[0], n, exponent)
+
+    def reduce(self, unsigned char[::1] accumulator, const unsigned char[::1] wire, int exponent, int shift, bint first):
+        cdef size_t n = wire.shape[0] // self.kernel.wire_bytes
+        if <size_t>accumulator.shape[0] < n * self.kernel.accumulator_bytes:
+            raise ValueError("accumulator is too short")
+        if n:
+            self.kernel.reduce(&accumulator[0], &wire[0], n, exponent, shift, first)
+
+    def finish(self, unsigned char[::1] accumulator, int world_size, int shift):
+        cdef size_t n = accumulator.shape[0] // self.kernel.accumulator_bytes
+        return bool(self.kernel.finish(&accumulator[0], n, world_size, shift)) if n else False

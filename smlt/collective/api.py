@@ -1,0 +1,113 @@
+"""The drop-in: one communicator for the process, for handlers and scripts that want no object.
+
+    smlt.init(event)                  # or from arguments, or from SMLT_* environment variables
+    gradient = smlt.allreduce(gradient)
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from smlt.collective.communicator import Communicator
+from smlt.errors import CollectiveError, ConfigError
+
+_current: Communicator | None = None
+
+_SETTINGS = {"store": str, "job": str, "rank": int, "world_size": int, "generation": int, "timeout_s": float, "codec": str}
+
+
+def _setting(name: str, value: Any) -> Any:
+    try:
+        return _SETTINGS[name](value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} {value!r} is not {'a number' if _SETTINGS[name] is not str else 'text'}") from error
+
+
+def init(event: Mapping[str, Any] | None = None, **settings: Any) -> Communicator:
+    """Join a job; `allreduce` and the others then work on it.
+
+    Each of store, job, rank, world_size, generation, timeout_s and codec (see `Communicator`) is taken from the keyword
+    arguments, else from `event["smlt"]` (a Lambda event), else from SMLT_STORE, SMLT_JOB, SMLT_RANK, SMLT_WORLD_SIZE,
+    SMLT_GENERATION, SMLT_TIMEOUT_S and SMLT_CODEC, else it is the communicator's default. With nothing given this is a
+    job of one worker.
+
+    A job joined before is left first, unless it is this very one, which is kept: a warm Lambda sandbox stays connected.
+    Raises ConfigError for values that cannot work, and what `Communicator` raises.
+    """
+    global _current
+    unknown = set(settings) - set(_SETTINGS)
+    if unknown:
+        raise ConfigError(f"unknown setting {', '.join(sorted(unknown))}; known: {', '.join(_SETTINGS)}")
+    part = event.get("smlt", {}) if isinstance(event, Mapping) else {}
+    if not isinstance(part, Mapping):
+        raise ConfigError('event["smlt"] must be an object with store, job, rank and world_size')
+    chosen = {}
+    for name in _SETTINGS:
+        for value in (settings.get(name), part.get(name), os.environ.get(f"SMLT_{name.upper()}")):
+            if value is not None and value != "":
+                chosen[name] = _setting(name, value)
+                break
+    if _current is not None:
+        same = all(
+            getattr(_current, name) == chosen.get(name, getattr(_current, name))
+            for name in ("job", "rank", "world_size", "generation", "timeout_s", "codec")
+        )
+        url = _current.parameter_store.url if _current.parameter_store is not None else None
+        if same and chosen.get("store", url) == url and _current.usable:
+            return _current
+        finalize()
+    _current = Communicator(chosen.pop("store", None), worker_id=uuid.uuid4().hex, **chosen)
+    return _current
+
+
+def finalize() -> None:
+    """Leave the job joined by `init`. Done at exit as well."""
+    global _current
+    if _current is not None:
+        _current.close()
+        _current = None
+
+
+def _communicator() -> Communicator:
+    """The process's communicator; joined from the environment when SMLT_WORLD_SIZE is there and `init` was not called."""
+    if _current is None:
+        if "SMLT_WORLD_SIZE" not in os.environ:
+            raise CollectiveError(
+                "this process has joined no job: call smlt.init(store=…, job=…, rank=…, world_size=…), or start it with "
+                "`smlt launch`"
+            )
+        return init()
+    return _current
+
+
+def allreduce(x: Any, op: str = "mean", codec: str | Mapping[str, str] | None = None, out: Any = None) -> Any:
+    """Reduce `x` over all workers: see `Communicator.allreduce`."""
+    return _communicator().allreduce(x, op, codec, out)
+
+
+def broadcast(x: Any, root: int = 0, out: Any = None) -> Any:
+    """Send rank `root`'s `x` to all workers: see `Communicator.broadcast`."""
+    return _communicator().broadcast(x, root, out)
+
+
+def allgather(x: Any) -> Any:
+    """Gather `x` of all workers, stacked by rank: see `Communicator.allgather`."""
+    return _communicator().allgather(x)
+
+
+def barrier() -> None:
+    """Wait for all workers: see `Communicator.barrier`."""
+    _communicator().barrier()
+
+
+def rank() -> int:
+    """This worker's number, from 0."""
+    return _communicator().rank
+
+
+def world_size() -> int:
+    """How many workers the job has."""
+    return _communicator().world_size

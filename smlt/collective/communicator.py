@@ -1,0 +1,362 @@
+"""The public face of the collective: a worker's membership in a job, and the operations it takes part in."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Mapping
+from hashlib import blake2b
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from smlt.collective import _native
+from smlt.collective.codecs import OPERATIONS, WIRE_DTYPES, check_codec, check_operation, wire_codec
+from smlt.collective.connection import Connections
+from smlt.collective.failure import diagnose_timeout, raise_failure
+from smlt.collective.plan import CHUNK_BYTES, CHUNK_ELEMENTS, allgather_table, broadcast_table, reduce_table
+from smlt.collective.structure import Segment, check_outs, describe, flatten, fuse, rebuild, results
+from smlt.errors import CollectiveError, ConfigError, StoreError, StoreUnavailable
+from smlt.store.parameter import ParameterStore
+
+#: The native loop comes back this often, so that Ctrl-C and deadlines are seen.
+SLICE_MS = 50
+#: How long to wait before connecting again after a lost connection, doubling up to the last.
+RECONNECT_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+_open: weakref.WeakSet[Communicator] = weakref.WeakSet()
+
+
+class Communicator:
+    """One worker's part in a job: `rank` of `world_size` workers that meet in the store at `store`.
+
+    Parameters
+    ----------
+    store
+        URL of the parameter store (redis://, rediss://, unix://). Not needed when `world_size` is 1.
+    job
+        Name that the workers share, of letters, digits, ``_`` and ``-``.
+    rank, world_size
+        This worker's number, 0 <= rank < world_size.
+    generation
+        Version of the membership; a scheduler counts it up when workers are replaced.
+    timeout_s
+        Deadline of every collective, in seconds. Also the longest wait for the store when a connection is lost.
+    codec
+        What floats travel as unless a call says otherwise: "fp16" or "fp32" (see `smlt.collective.codecs`).
+    worker_id
+        Names this worker in the roster; unique by default.
+
+    All workers must call the same collectives in the same order. Not for concurrent use by several threads: calls wait
+    for each other.
+
+    Raises ConfigError for arguments that cannot work, StoreUnavailable, StoreAuthError, and FencedError when the rank is
+    already taken by another worker.
+
+    >>> with Communicator("redis://localhost", job="example", rank=0, world_size=2) as comm:  # doctest: +SKIP
+    ...     gradient = comm.allreduce(gradient)
+    """
+
+    def __init__(
+        self,
+        store: str | None = None,
+        *,
+        job: str = "default",
+        rank: int = 0,
+        world_size: int = 1,
+        generation: int = 1,
+        timeout_s: float = 300.0,
+        codec: str = "fp16",
+        worker_id: str | None = None,
+    ) -> None:
+        if world_size < 1 or world_size > 65535:
+            raise ConfigError(f"world_size {world_size} is not between 1 and 65535")
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank {rank} is not one of the {world_size} workers: 0 to {world_size - 1}")
+        if not timeout_s > 0:
+            raise ConfigError(f"timeout_s {timeout_s} is not positive")
+        if world_size > 1 and store is None:
+            raise ConfigError(f"{world_size} workers need a store: give its URL, for example redis://localhost:6379")
+        self.job, self.rank, self.world_size, self.generation = job, rank, world_size, generation
+        self.timeout_s, self.codec = float(timeout_s), check_codec(codec)
+        self.worker_id = worker_id or uuid.uuid4().hex
+        self.parameter_store: ParameterStore | None = None
+        self._lock = threading.RLock()
+        self._step = 0
+        self._ended = ""  # why no more collectives can be called
+        self._closed = False
+        self._pid = os.getpid()
+        if store is not None:
+            self.parameter_store = ParameterStore(store, job=job, ttl_s=max(1800.0, 2 * self.timeout_s + 60))
+        if world_size > 1:
+            self._join(store)
+        _open.add(self)
+
+    def _join(self, url: str | None) -> None:
+        assert self.parameter_store is not None
+        assert url is not None
+        parameters = self.parameter_store
+        parameters.check()
+        self._session = parameters.register(
+            rank=self.rank, world_size=self.world_size, generation=self.generation, worker_id=self.worker_id
+        )
+        self._refreshed = time.monotonic()
+        try:
+            self._connections = Connections(url, timeout_s=min(10.0, self.timeout_s))
+            self._connections.open()
+            self._engine = _native.Engine(
+                self.rank,
+                self.world_size,
+                self.generation,
+                parameters.session_prefix(self._session).encode(),
+                parameters.key("ctl").encode(),
+                int(parameters.ttl_s * 1000),
+                CHUNK_ELEMENTS,
+                CHUNK_BYTES,
+            )
+        except BaseException:
+            self._leave_roster()
+            raise
+
+    # ---- what a caller sees ----
+
+    @property
+    def step(self) -> int:
+        """How many collectives this worker has begun."""
+        return self._step
+
+    @property
+    def usable(self) -> bool:
+        """Whether more collectives can be called: not closed, and none failed in a way that ends the job."""
+        return not self._ended and os.getpid() == self._pid
+
+    def allreduce(self, x: Any, op: str = "mean", codec: str | Mapping[str, str] | None = None, out: Any = None) -> Any:
+        """Reduce `x` over all workers; every worker receives the same bytes.
+
+        Parameters
+        ----------
+        x
+            Array, scalar, tensor, or a nested dict/list/tuple of these, fused into one collective. Same structure,
+            shapes and dtypes on every worker.
+        op
+            "mean", "sum", "min" or "max". A mean of integers is exact and rounded to nearest, ties to even; booleans take
+            "min" (all) and "max" (any) only. NaN and Inf reach every worker.
+        codec
+            What floats travel as; default the communicator's. For a dict `x`, also a dict of codecs by key.
+        out
+            Where to put the result, of the structure of `x`; may be `x` itself. Contiguous arrays of float32, float64 and
+            integers are read and written in place without a copy.
+
+        Returns the reduced value with the structure, types and dtypes of `x` (PyTorch tensors detached); `out` if given.
+
+        Raises MismatchError on every worker when they called different things, WorkerLostError when one did not come
+        within `timeout_s`, CollectiveTimeout, FencedError, StoreError and its children.
+        """
+        check_operation(op)
+        leaves = flatten(x, self.codec if codec is None else codec)
+        if op in ("mean", "sum") and any(leaf.array.dtype.kind == "b" for leaf in leaves):
+            raise ConfigError(f'booleans have no {op}: use op="max" for any, op="min" for all')
+        outs = None
+        if out is not None:
+            outs = flatten(out, self.codec)
+            check_outs(leaves, outs)
+        segments = fuse(leaves, outs)
+        table = reduce_table(tuple(segment.type for segment in segments), self.world_size)
+        self._run("allreduce", op, leaves, segments, table, reduce=True)
+        return self._give(x, leaves, segments, out, outs)
+
+    def broadcast(self, x: Any, root: int = 0, out: Any = None) -> Any:
+        """Send `x` of rank `root` to every worker, exactly.
+
+        `x` has the same structure, shapes and dtypes on every worker; its values matter on `root` only. Returns root's
+        value; see `allreduce` for `out` and the errors.
+        """
+        if not 0 <= root < self.world_size:
+            raise ConfigError(f"root {root} is not one of the {self.world_size} workers: 0 to {self.world_size - 1}")
+        leaves = flatten(x, "fp32")
+        outs = None
+        if out is not None:
+            outs = flatten(out, "fp32")
+            check_outs(leaves, outs)
+        segments = fuse(leaves, outs)
+        table = broadcast_table(tuple(segment.type for segment in segments), root)
+        self._run("broadcast", f"root={root}", leaves, segments, table, reduce=False)
+        return self._give(x, leaves, segments, out, outs)
+
+    def allgather(self, x: Any) -> Any:
+        """Gather `x` of every worker, exactly: each leaf of shape (...) comes back as (world_size, ...), by rank.
+
+        Numbers come back as NumPy arrays. `x` has the same structure, shapes and dtypes on every worker; errors as for
+        `allreduce`.
+        """
+        leaves = flatten(x, "fp32")
+        segments = fuse(leaves, None, target_times=self.world_size)
+        table = allgather_table(tuple(segment.type for segment in segments), self.world_size)
+        self._run("allgather", "", leaves, segments, table, reduce=False)
+        arrays = results(leaves, segments, world_size=self.world_size)
+        scalars = (bool, int, float, np.generic)
+        restored = [
+            array if isinstance(leaf.restore(leaf.array), scalars) else leaf.restore(array)
+            for leaf, array in zip(leaves, arrays, strict=True)
+        ]
+        return rebuild(x, iter(restored))
+
+    def barrier(self) -> None:
+        """Return when every worker has called it. Errors as for `allreduce`."""
+        segments = fuse([], None)
+        self._run("barrier", "", [], segments, reduce_table((segments[0].type,), self.world_size), reduce=True)
+
+    def close(self) -> None:
+        """Leave the job. The last worker to leave deletes what is left in the store. Safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._ended = self._ended or "it was closed"
+            _open.discard(self)
+            if self.world_size > 1:
+                self._flush(2.0)
+                self._connections.close()
+                self._leave_roster()
+            if self.parameter_store is not None:
+                self.parameter_store.close()
+
+    def __enter__(self) -> Communicator:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Communicator job={self.job!r} rank={self.rank} of {self.world_size}, generation {self.generation}>"
+
+    # ---- one collective ----
+
+    def _give(self, x: Any, leaves: list[Any], segments: list[Segment], out: Any, outs: list[Any] | None) -> Any:
+        arrays = results(leaves, segments)
+        if outs is None:
+            return rebuild(x, iter(leaf.restore(array) for leaf, array in zip(leaves, arrays, strict=True)))
+        for array, target in zip(arrays, outs, strict=True):
+            if not np.may_share_memory(array, target.array):
+                target.array[...] = array
+        return out
+
+    def _run(self, kind: str, detail: str, leaves: list[Any], segments: list[Segment], table: Any, *, reduce: bool) -> None:
+        with self._lock:
+            if self._ended:
+                raise CollectiveError(f"this communicator can do no more: {self._ended}; open a new one")
+            self._step += 1
+            if self.world_size == 1:
+                for segment in segments:
+                    if segment.target is not segment.source:
+                        segment.target[...] = segment.source
+                return
+            if os.getpid() != self._pid:
+                raise CollectiveError("a communicator does not survive fork: open one in the child process")
+            self._refresh()
+            codecs = sorted({leaf.codec for leaf in leaves if leaf.array.dtype.kind == "f"}) if kind == "allreduce" else []
+            text = f"{kind}({', '.join(filter(None, (describe(leaves) if leaves else '', detail, '+'.join(codecs))))})"
+            # Paths, dtypes and shapes of all leaves enter the digest; the text names only the first few.
+            full = (kind, detail, self.world_size, *((s.path, str(s.array.dtype), s.array.shape, s.codec) for s in leaves))
+            step = self._engine.submit(
+                reduce=reduce,
+                operation=OPERATIONS.get(detail, 0),
+                digest=int.from_bytes(blake2b(repr(full).encode(), digest_size=8).digest(), "little"),
+                description=text[:450].encode(),
+                segments=[
+                    (
+                        WIRE_DTYPES[segment.type.dtype],
+                        wire_codec(segment.type.dtype, segment.type.codec),
+                        segment.source,
+                        segment.target,
+                        segment.target.dtype.itemsize,
+                    )
+                    for segment in segments
+                ],
+                table=table,
+            )
+            self._drive(step)
+
+    def _drive(self, step: int) -> None:
+        """Move bytes until the collective has ended; raise when it failed."""
+        deadline = time.monotonic() + self.timeout_s
+        try:
+            while True:
+                status, message = self._engine.state(step)
+                if status != _native.ACTIVE:
+                    break
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    status, message = diagnose_timeout(self, self._engine, step)
+                    self._engine.abandon(step, status, message.encode()[:1000], True)
+                    break
+                outcome, _, _ = self._connections.run(self._engine, max(1, min(SLICE_MS, int(left * 1000))))
+                if outcome == _native.CONNECTION_LOST:
+                    self._reconnect(deadline)
+        except BaseException as error:
+            # Ctrl-C, or the store is gone for good: the other workers hear of it if that is still possible.
+            self._ended = f"collective {step} was interrupted ({type(error).__name__})"
+            text = f"rank {self.rank} left collective {step}: {type(error).__name__}"
+            self._engine.abandon(step, _native.ABORTED, text.encode(), not isinstance(error, StoreError))
+            if not isinstance(error, StoreUnavailable):
+                self._flush(1.0)
+            self._engine.retire(step)
+            raise
+        if status == _native.OK:
+            self._engine.retire(step)
+            return
+        if status != _native.MISMATCH:  # after a mismatch all workers go on alike
+            self._ended = f"collective {step} failed: {message}"
+            self._engine.abandon(step, status, message.encode()[:1000], False)
+        self._flush(2.0)
+        self._engine.retire(step)
+        raise_failure(self, status, message, step)
+
+    def _reconnect(self, deadline: float) -> None:
+        """Open the lanes anew, until the collective's deadline, and redo what was not confirmed (invariant 5)."""
+        for attempt in range(1_000_000):
+            try:
+                self._connections.open(deadline)
+                break
+            except StoreUnavailable as error:
+                pause = RECONNECT_PAUSES_S[min(attempt, len(RECONNECT_PAUSES_S) - 1)]
+                if time.monotonic() + pause >= deadline:
+                    raise StoreUnavailable(f"{error}; gave up after {self.timeout_s:g} s") from error
+                time.sleep(pause)
+        self._engine.reconnected()
+
+    def _flush(self, limit_s: float) -> None:
+        """Send what is queued (deletions, aborts) and hear that it arrived; on failure the keys' TTL does the work."""
+        deadline = time.monotonic() + limit_s
+        while not self._engine.flushed() and self._engine.fatal()[0] == _native.OK:
+            left = deadline - time.monotonic()
+            if left <= 0 or self._connections.run(self._engine, int(left * 1000) + 1, flush=True)[0] == _native.CONNECTION_LOST:
+                return
+
+    def _refresh(self) -> None:
+        """Renew the roster's TTL now and then."""
+        assert self.parameter_store is not None
+        if time.monotonic() - self._refreshed > self.parameter_store.ttl_s / 4:
+            self._refreshed = time.monotonic()
+            self.parameter_store.refresh(self.generation, self._session)
+
+    def _leave_roster(self) -> None:
+        assert self.parameter_store is not None
+        try:
+            self.parameter_store.leave(
+                rank=self.rank, generation=self.generation, worker_id=self.worker_id, session=self._session
+            )
+        except StoreError:
+            return  # the store is gone or ending: everything there has a TTL
+
+
+@atexit.register
+def _close_all() -> None:
+    for communicator in list(_open):
+        if communicator._pid == os.getpid():
+            communicator.close()

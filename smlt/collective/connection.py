@@ -1,0 +1,173 @@
+"""The data plane's connections: one authenticated socket for each lane of the engine.
+
+Plain sockets are driven by the native transport without the GIL. TLS goes through Python's `ssl`, which reads into and
+sends from the engine's own buffers, so no second OpenSSL is linked.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import time
+from typing import Any
+
+from redis.connection import SSLConnection, parse_url
+
+from smlt.collective import _native
+from smlt.errors import StoreAuthError, StoreError, StoreUnavailable
+from smlt.store.parameter import redact
+
+SOCKET_BUFFER_BYTES = 1 << 20
+TLS_SEND_BYTES = 256 * 1024
+
+
+class Connections:
+    """The engine's lanes as sockets to the store at `url` (redis://, rediss:// or unix://)."""
+
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        self._url = url
+        self._options: dict[str, Any] = dict(parse_url(url))
+        self._tls = self._options.get("connection_class") is SSLConnection
+        self._timeout_s = timeout_s
+        self._sockets: list[socket.socket] = []
+
+    def open(self, deadline: float | None = None) -> None:
+        """Connect every lane anew. StoreUnavailable or StoreAuthError when that fails before `deadline` (monotonic)."""
+        self.close()
+        limit = self._timeout_s if deadline is None else min(self._timeout_s, max(deadline - time.monotonic(), 0.1))
+        try:
+            for _ in range(_native.LANES):
+                self._sockets.append(self._connect(limit))
+        except OSError as error:
+            self.close()
+            raise StoreUnavailable(f"cannot reach the store at {redact(self._url)}: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close every lane."""
+        for sock in self._sockets:
+            sock.close()
+        self._sockets = []
+
+    def run(self, engine: _native.Engine, timeout_ms: int, flush: bool = False) -> tuple[int, int, int]:
+        """Move bytes for at most `timeout_ms`: (ENDED | AGAIN | CONNECTION_LOST, lane, errno)."""
+        if self._tls:
+            return self._run_tls(engine, timeout_ms, flush)
+        up, down, tokens = self._sockets
+        return engine.run(up.fileno(), down.fileno(), tokens.fileno(), timeout_ms, flush)
+
+    def _connect(self, timeout_s: float) -> socket.socket:
+        options = self._options
+        if "path" in options:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.settimeout(timeout_s)
+            sock.connect(options["path"])
+        else:
+            host, port = options.get("host", "localhost"), int(options.get("port", 6379))
+            sock = socket.create_connection((host, port), timeout=timeout_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        try:
+            if hasattr(socket, "SO_NOSIGPIPE"):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_NOSIGPIPE, 1)
+            if "path" in options:  # TCP buffers are sized by the kernel as the connection's speed shows
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+            if self._tls:
+                sock = _tls_context(options).wrap_socket(sock, server_hostname=options.get("host", "localhost"))
+            self._handshake(sock)
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _handshake(self, sock: socket.socket) -> None:
+        options, commands = self._options, []
+        if options.get("password"):
+            user = [options["username"]] if options.get("username") else []
+            commands.append(["AUTH", *user, options["password"]])
+        if int(options.get("db", 0)):
+            commands.append(["SELECT", str(options["db"])])
+        if not commands:
+            return
+        sock.sendall(b"".join(_native.encode_command(*(part.encode() for part in command)) for command in commands))
+        decoder, replies = _native.Decoder(), []
+        while len(replies) < len(commands):
+            data = sock.recv(4096)
+            if not data:
+                raise StoreUnavailable(f"{redact(self._url)} closed the connection during the handshake")
+            try:
+                replies += decoder.feed(data)
+            except ValueError as error:
+                raise StoreUnavailable(f"{redact(self._url)} does not speak the Redis protocol") from error
+        for command, reply in zip(commands, replies, strict=False):
+            if isinstance(reply, _native.ReplyError):
+                kind = StoreAuthError if command[0] == "AUTH" else StoreError
+                raise kind(f"{redact(self._url)} refused {command[0]}: {reply}")
+
+    def _run_tls(self, engine: _native.Engine, timeout_ms: int, flush: bool) -> tuple[int, int, int]:
+        deadline = time.monotonic() + timeout_ms / 1000
+        while True:
+            moved, waiting_to_write = False, []
+            for lane, sock in enumerate(self._sockets):
+                try:
+                    moved |= _send(engine, lane, sock, waiting_to_write)
+                    moved |= _receive(engine, lane, sock, waiting_to_write)
+                except OSError as error:
+                    return _native.CONNECTION_LOST, lane, error.errno or 0
+            if engine.fatal()[0] != _native.OK or (engine.flushed() if flush else engine.any_ended()):
+                return _native.ENDED, 0, 0
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return _native.AGAIN, 0, 0
+            if not moved:
+                select.select(self._sockets, waiting_to_write, [], left)
+
+
+def _send(engine: _native.Engine, lane: int, sock: socket.socket, waiting_to_write: list[socket.socket]) -> bool:
+    moved = False
+    while views := engine.output(lane):
+        try:
+            # The first view only: a send that must be repeated begins with the same bytes.
+            engine.sent(lane, sock.send(views[0][:TLS_SEND_BYTES]))
+            moved = True
+        except ssl.SSLWantWriteError:
+            waiting_to_write.append(sock)
+            break
+        except ssl.SSLWantReadError:
+            break
+    return moved
+
+
+def _receive(engine: _native.Engine, lane: int, sock: socket.socket, waiting_to_write: list[socket.socket]) -> bool:
+    moved = False
+    while True:
+        try:
+            count = sock.recv_into(engine.input(lane))
+        except ssl.SSLWantReadError:
+            return moved
+        except ssl.SSLWantWriteError:
+            waiting_to_write.append(sock)
+            return moved
+        if count == 0:
+            raise ConnectionResetError(0, "closed by the store")
+        moved = True
+        if engine.received(lane, count) != _native.OK:
+            return moved
+
+
+def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:
+    """A verifying context from redis-py's URL options: ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs."""
+    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path"))
+    if str(options.get("ssl_cert_reqs", "required")).lower() == "none":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif str(options.get("ssl_check_hostname", "true")).lower() in ("false", "no", "0"):
+        context.check_hostname = False
+    if options.get("ssl_certfile"):
+        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"), options.get("ssl_password"))
+    return context

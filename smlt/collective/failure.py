@@ -1,0 +1,92 @@
+"""From a failed collective to the exception that says what happened, where, and what to do next."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NoReturn
+
+import redis
+
+from smlt.collective import _native
+from smlt.errors import (
+    CollectiveError,
+    CollectiveTimeout,
+    FencedError,
+    MismatchError,
+    StoreAuthError,
+    StoreError,
+    StoreFull,
+    WorkerLostError,
+)
+from smlt.store.parameter import redact
+
+if TYPE_CHECKING:
+    from smlt.collective.communicator import Communicator
+
+#: Separates the ranks from the words in the text of a LOST token.
+SEPARATOR = "\x1f"
+# Step and rank in an arrival token (csrc/wire.c).
+_TOKEN_STEP, _TOKEN_RANK = struct.Struct("<Q"), struct.Struct("<H")
+
+
+def raise_failure(comm: Communicator, status: int, message: str, step: int) -> NoReturn:
+    """Raise what `status` and `message` of the native engine mean."""
+    where = f"collective {step} of job {comm.job}, rank {comm.rank} of {comm.world_size}"
+    store = redact(comm.parameter_store.url) if comm.parameter_store else ""
+    if status == _native.MISMATCH:
+        raise MismatchError(f"{where}: the workers do not agree: {message}")
+    if status == _native.LOST:
+        ranks, _, text = message.partition(SEPARATOR)
+        raise WorkerLostError(f"{where}: {text}", [int(r) for r in ranks.split(",") if r.isdigit()], step)
+    if status == _native.FENCED:
+        raise FencedError(f"{where}: {message}")
+    if status == _native.ABORTED and message.startswith(f"timeout{SEPARATOR}"):
+        raise CollectiveTimeout(f"{where}: {message.partition(SEPARATOR)[2]}")
+    if status == _native.ABORTED:
+        raise CollectiveError(f"{where} was ended: {message}")
+    if status == _native.STORE_FULL:
+        raise StoreFull(
+            f"{where}: the store at {store} is full ({message}); it needs room for about the encoded gradient times the "
+            "number of workers: raise its maxmemory"
+        )
+    if status == _native.STORE_DENIED:
+        raise StoreAuthError(f"{where}: the store at {store} refused a command: {message}")
+    if status == _native.NO_MEMORY:
+        raise MemoryError(f"{where}: {message}")
+    if status in (_native.PROTOCOL, _native.VANISHED, _native.STORE_ERROR):
+        raise StoreError(f"{where}: {message} (store {store})")
+    raise CollectiveError(f"{where}: {message}")
+
+
+def diagnose_timeout(comm: Communicator, engine: _native.Engine, step: int) -> tuple[int, str]:
+    """Which workers did not come to collective `step` before its deadline: (status, text) to abort it with."""
+    missing = _absent_ranks(comm, engine, step)
+    limit = f"within {comm.timeout_s:g} s"
+    if missing:
+        names = ", ".join(map(str, missing))
+        text = f"rank{'s' if len(missing) > 1 else ''} {names} did not take part {limit}; started, crashed or still busy?"
+        return _native.LOST, f"{','.join(map(str, missing))}{SEPARATOR}{text}"
+    owner = engine.missing_owner(step)
+    waited_for = f"the aggregate of rank {owner}" if owner >= 0 else "the store's confirmation"
+    return _native.ABORTED, (
+        f"timeout{SEPARATOR}not complete {limit} though every worker takes part: rank {comm.rank} waits for {waited_for}; "
+        "raise timeout_s, or look whether the store or that worker is overloaded"
+    )
+
+
+def _absent_ranks(comm: Communicator, engine: _native.Engine, step: int) -> list[int]:
+    if comm.rank == 0:  # rank 0 hears from everyone in every collective
+        return [rank for rank in range(1, comm.world_size) if not engine.has_joined(step, rank)]
+    present = {comm.rank}
+    assert comm.parameter_store is not None
+    prefix = comm.parameter_store.session_prefix(comm._session)
+    try:
+        # What rank 0 was told is still in its stream; what rank 0 did shows in the streams it writes to.
+        for stream in ["agg", *(f"in:{rank}" for rank in range(comm.world_size))]:
+            for _, fields in comm.parameter_store.client.xrange(f"{prefix}{stream}"):
+                token = fields.get(b"t", b"")
+                if len(token) >= 40 and _TOKEN_STEP.unpack_from(token, 8)[0] >= step:
+                    present.add(_TOKEN_RANK.unpack_from(token, 32)[0])
+    except redis.RedisError:
+        return []  # the store does not answer: who is missing cannot be known
+    return [rank for rank in range(comm.world_size) if rank not in present]

@@ -1,0 +1,211 @@
+"""Nested values to flat buffers and back: what a caller hands to a collective, and what it gets.
+
+A value is a NumPy array or scalar, a Python number, a PyTorch CPU tensor, anything with DLPack or the buffer protocol, or
+a dict, list, tuple or named tuple of these, nested as one likes; None stands for "nothing here". The leaves are fused:
+one buffer for each pair of wire dtype and codec. A single contiguous leaf is not copied: the native code reads the
+caller's memory and writes the result to the caller's `out`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smlt.collective.codecs import check_codec, wire_dtype
+from smlt.collective.plan import SegmentType
+from smlt.errors import ConfigError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Leaf:
+    """One array of a value: its memory as NumPy sees it, and how to give a result back in the caller's type."""
+
+    path: str
+    array: Array
+    codec: str
+    restore: Callable[[Array], Any]
+
+
+@dataclass
+class Segment:
+    """Leaves fused into one run of elements on the wire. `source` and `target` are contiguous; they may be one."""
+
+    type: SegmentType
+    leaves: list[int]
+    source: Array
+    target: Array
+
+
+def _torch_leaf(tensor: Any) -> tuple[Array, Callable[[Array], Any]]:
+    torch = sys.modules["torch"]
+    if tensor.device.type != "cpu":
+        raise ConfigError(f"the tensor is on {tensor.device}; collectives take CPU tensors: call .cpu() first")
+    if tensor.is_sparse or tensor.is_quantized:
+        raise ConfigError("sparse and quantized tensors cannot be reduced; make them dense first")
+    dtype, plain = tensor.dtype, tensor.detach().resolve_conj().resolve_neg()
+    if dtype == torch.bfloat16:
+        return plain.float().numpy(), lambda result: torch.from_numpy(np.ascontiguousarray(result)).to(dtype)
+    return plain.numpy(), lambda result: torch.from_numpy(result)
+
+
+def _leaf(value: Any) -> tuple[Array, Callable[[Array], Any]]:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _torch_leaf(value)
+    if isinstance(value, np.ndarray):
+        return value, lambda result: result
+    if isinstance(value, np.generic):
+        return np.asarray(value), lambda result: result[()]
+    if isinstance(value, (bool, int, float)):
+        kind = type(value)
+        try:
+            return np.asarray(value), lambda result: kind(result.item())
+        except OverflowError as error:
+            raise ConfigError(f"the integer {value} does not fit 64 bits") from error
+    if hasattr(value, "__dlpack__"):
+        return np.from_dlpack(value), lambda result: result
+    if hasattr(value, "__array__"):
+        return np.asarray(value), lambda result: result
+    try:
+        return np.asarray(memoryview(value)), lambda result: result
+    except TypeError:
+        raise ConfigError(
+            f"cannot reduce a {type(value).__module__}.{type(value).__qualname__}: give arrays, numbers, CPU tensors, "
+            "objects with DLPack or the buffer protocol, or dicts, lists and tuples of these"
+        ) from None
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]] | None:
+    """The parts of a container by name, None for a leaf. Dicts go by sorted key: insertion order may differ by worker."""
+    if isinstance(value, Mapping):
+        return ((str(key), value[key]) for key in sorted(value, key=lambda key: (type(key).__name__, key)))
+    if isinstance(value, (list, tuple)):
+        return ((str(index), item) for index, item in enumerate(value))
+    return None
+
+
+def flatten(value: Any, codec: str | Mapping[str, str]) -> list[Leaf]:
+    """The leaves of `value` in an order that depends only on its structure.
+
+    `codec` is a codec's name, or a mapping from the keys of a top-level dict to names.
+    """
+    leaves: list[Leaf] = []
+
+    def visit(path: str, item: Any, codec: str) -> None:
+        if item is None:
+            return
+        children = _children(item)
+        if children is not None:
+            for name, child in children:
+                visit(f"{path}.{name}" if path else name, child, codec)
+            return
+        array, restore = _leaf(item)
+        if wire_dtype(array.dtype) is None:
+            raise ConfigError(f"cannot reduce dtype {array.dtype}{' of ' + path if path else ''}: floats, integers and booleans only")
+        leaves.append(Leaf(path, array, codec, restore))
+
+    if isinstance(codec, Mapping):
+        if not isinstance(value, Mapping) or set(codec) != set(value):
+            raise ConfigError("a mapping of codecs needs a dict with the same keys")
+        for key in sorted(value, key=lambda key: (type(key).__name__, key)):
+            visit(str(key), value[key], check_codec(codec[key]))
+    else:
+        visit("", value, check_codec(codec))
+    return leaves
+
+
+def rebuild(value: Any, results: Iterator[Any]) -> Any:
+    """The structure of `value` with the leaves replaced by `results`, in flatten's order."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        done = {key: rebuild(value[key], results) for key in sorted(value, key=lambda key: (type(key).__name__, key))}
+        return {key: done[key] for key in value}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(rebuild(item, results) for item in value))
+    if isinstance(value, (list, tuple)):
+        items = [rebuild(item, results) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return next(results)
+
+
+def describe(leaves: list[Leaf]) -> str:
+    """The leaves in words, for an error message: float32[64, 10], or {w: float32[64, 10], b: float32[10]}."""
+    texts = [f"{leaf.path + ': ' if leaf.path else ''}{leaf.array.dtype}{list(leaf.array.shape)}" for leaf in leaves[:8]]
+    if len(leaves) > 8:
+        texts.append(f"and {len(leaves) - 8} more")
+    return texts[0] if len(leaves) == 1 and not leaves[0].path else "{" + ", ".join(texts) + "}"
+
+
+def is_plain(array: Array, dtype: str) -> bool:
+    """Whether the native code can use the array's memory as it is."""
+    return array.dtype == np.dtype(dtype) and array.dtype.isnative and array.flags.c_contiguous and array.flags.aligned
+
+
+def fuse(leaves: list[Leaf], outs: list[Leaf] | None, *, target_times: int = 1) -> list[Segment]:
+    """One segment for each pair of wire dtype and codec. `target_times` is the world size for an all-gather."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        dtype = wire_dtype(leaf.array.dtype)
+        assert dtype is not None  # flatten has checked
+        groups.setdefault((dtype, leaf.codec if dtype.startswith("float") else "fp32"), []).append(index)
+    segments = []
+    for (dtype, codec), members in sorted(groups.items()):
+        count = sum(leaves[i].array.size for i in members)
+        source = _source(leaves, members, dtype, count)
+        target = None
+        if outs is not None and len(members) == 1 and target_times == 1 and is_plain(outs[members[0]].array, dtype):
+            target = outs[members[0]].array.reshape(-1)
+        elif target_times == 1 and (len(members) > 1 or not np.may_share_memory(source, leaves[members[0]].array)):
+            target = source  # already a copy: reduce in place
+        if target is None:
+            target = np.empty(count * target_times, dtype)
+        segments.append(Segment(SegmentType(dtype, codec, count), members, source, target))
+    return segments or [Segment(SegmentType("uint8", "fp32", 0), [], np.empty(0, np.uint8), np.empty(0, np.uint8))]
+
+
+def _source(leaves: list[Leaf], members: list[int], dtype: str, count: int) -> Array:
+    if len(members) == 1 and is_plain(leaves[members[0]].array, dtype):
+        return leaves[members[0]].array.reshape(-1)
+    source, at = np.empty(count, dtype), 0
+    for i in members:
+        array = leaves[i].array
+        source[at : at + array.size].reshape(array.shape)[...] = array
+        at += array.size
+    return source
+
+
+def results(leaves: list[Leaf], segments: list[Segment], *, world_size: int | None = None) -> list[Array]:
+    """The leaves' results as arrays of the leaves' dtypes; stacked along a new first axis when `world_size` is given."""
+    found: list[Array | None] = [None] * len(leaves)
+    for segment in segments:
+        rows = segment.target.reshape(world_size if world_size is not None else 1, segment.type.count)
+        at = 0
+        for i in segment.leaves:
+            array = leaves[i].array
+            shape = array.shape if world_size is None else (world_size, *array.shape)
+            part = rows[:, at : at + array.size]
+            found[i] = np.ascontiguousarray(part).reshape(shape).astype(array.dtype, copy=False)
+            at += array.size
+    return [array for array in found if array is not None]
+
+
+def check_outs(leaves: list[Leaf], outs: list[Leaf]) -> None:
+    """ConfigError unless `outs` can take the results of `leaves`."""
+    if [leaf.path for leaf in leaves] != [leaf.path for leaf in outs]:
+        raise ConfigError("out must have the structure of the input")
+    for leaf, out in zip(leaves, outs, strict=True):
+        if leaf.array.shape != out.array.shape or leaf.array.dtype != out.array.dtype:
+            raise ConfigError(
+                f"out{'.' + leaf.path if leaf.path else ''} is {out.array.dtype}{list(out.array.shape)}, "
+                f"not {leaf.array.dtype}{list(leaf.array.shape)}"
+            )
+        if not out.array.flags.writeable:
+            raise ConfigError(f"out{'.' + leaf.path if leaf.path else ''} is read-only")

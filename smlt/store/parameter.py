@@ -1,0 +1,342 @@
+"""The parameter store's control plane: who takes part, what the workers report, what the scheduler asks for.
+
+Everything here is small and goes through redis-py; the chunks of the collectives go through csrc. Keys:
+
+    smlt:{J.0}:session:<g>       name of the session of generation g that workers may still join
+    smlt:{J.0}:roster:<g>.<s>    hash: rank -> who holds it; world_size; left, how many have left again
+    smlt:{J.0}:ctl               stream that wakes blocked workers: kind ("abort" | "generation"), text
+    smlt:{J.0}:meta:<rank>       stream of a worker's reports, one JSON object each
+    smlt:{J.0}:control           "stop": end together at the next step boundary
+    smlt:{J.0}:failure           the first failing worker's error, as JSON
+    smlt:{J.0}:<g>.<s>:...       the collectives of session s (csrc/wire.h)
+
+A session is one meeting of the workers of a generation. When the first worker leaves, the session is closed: who joins
+later (the same handler invoked again, say) opens the next one, whose keys are others. The last to leave deletes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+
+from smlt.errors import ConfigError, FencedError, StoreAuthError, StoreError, StoreFull, StoreUnavailable
+
+SCHEMES = ("redis", "rediss", "unix")
+REPORTS_KEPT = 10_000
+
+# KEYS: session pointer, roster prefix. ARGV: rank, world size, worker id, holder (JSON), fresh session name, ttl ms.
+_REGISTER = """
+local session = redis.call('GET', KEYS[1])
+local roster = session and KEYS[2] .. session
+if not session or (tonumber(redis.call('HGET', roster, 'left') or '0') > 0) then
+  session = ARGV[5]
+  roster = KEYS[2] .. session
+end
+local size = redis.call('HGET', roster, 'world_size')
+if size and size ~= ARGV[2] then return {'size', size} end
+local holder = redis.call('HGET', roster, ARGV[1])
+if holder and cjson.decode(holder)['worker_id'] ~= ARGV[3] then return {'taken', holder} end
+redis.call('HSET', roster, 'world_size', ARGV[2], ARGV[1], ARGV[4])
+redis.call('PEXPIRE', roster, ARGV[6])
+redis.call('SET', KEYS[1], session, 'PX', ARGV[6])
+return {'ok', session}
+"""
+
+# KEYS: session pointer, roster. ARGV: rank, worker id, session. Returns 1 when nobody is left.
+_LEAVE = """
+local holder = redis.call('HGET', KEYS[2], ARGV[1])
+if not holder or cjson.decode(holder)['worker_id'] ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('HINCRBY', KEYS[2], 'left', 1)
+if redis.call('HLEN', KEYS[2]) > 2 then return 0 end
+redis.call('DEL', KEYS[2])
+if redis.call('GET', KEYS[1]) == ARGV[3] then redis.call('DEL', KEYS[1]) end
+return 1
+"""
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What the store says of itself. Memory is in bytes; a `maxmemory_bytes` of 0 means no limit."""
+
+    product: str
+    version: tuple[int, int, int]
+    cluster: bool
+    maxmemory_bytes: int
+    maxmemory_policy: str
+    used_memory_bytes: int
+
+
+def redact(url: str) -> str:
+    """The URL without user, password and options, fit for a message or a log."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+@contextmanager
+def _translated(url: str) -> Iterator[None]:
+    """Turn what redis-py raises into what SMLT promises; no message holds the password."""
+    where = f"the store at {redact(url)}"
+    try:
+        yield
+    except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
+        raise StoreAuthError(f"{where} refused the user, the password or a permission: {error}") from error
+    except redis.exceptions.OutOfMemoryError as error:
+        raise StoreFull(f"{where} is full: {error}; raise its maxmemory") from error
+    except redis.exceptions.MaxConnectionsError as error:
+        raise StoreUnavailable(f"{where} takes no more connections: {error}") from error
+    except redis.exceptions.InvalidResponse as error:
+        raise StoreUnavailable(f"{where} does not speak the Redis protocol: {error}") from error
+    except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+        raise StoreUnavailable(f"{where} cannot be reached: {error}") from error
+    except redis.ResponseError as error:
+        text = str(error)
+        if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+            raise StoreAuthError(f"{where} refused the user, the password or a permission: {text}") from error
+        raise StoreError(f"{where} answered: {text}") from error
+    except redis.RedisError as error:
+        raise StoreError(f"{where}: {error}") from error
+
+
+class ParameterStore:
+    """The control plane of job `job` in the store at `url` (redis://, rediss://, unix://, as redis-py takes them).
+
+    Connects when first used. `ttl_s`: how long a key lives that nobody renews. `timeout_s`: for one command.
+    Raises ConfigError for a URL or job name that cannot work; every method raises StoreError or one of its children.
+    """
+
+    def __init__(self, url: str, *, job: str, ttl_s: float = 1800.0, timeout_s: float = 10.0) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", job):
+            raise ConfigError(f"job name {job!r}: use 1 to 64 letters, digits, '_' and '-'")
+        if urlsplit(url).scheme not in SCHEMES:
+            raise ConfigError(f"store {redact(url)!r}: the URL must begin with redis://, rediss:// or unix://")
+        self.url, self.job, self.ttl_s, self.timeout_s = url, job, ttl_s, timeout_s
+        try:
+            self.client: redis.Redis = redis.Redis.from_url(
+                url,
+                protocol=2,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                client_name="smlt",
+                lib_name=None,
+                lib_version=None,
+            )
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"store {redact(url)}: {error}") from error
+
+    # ---- the server ----
+
+    def check(self) -> ServerInfo:
+        """Reach the server and see that it will do: ServerInfo, or the error that says why not."""
+        with _translated(self.url):
+            info: dict[str, Any] = self.client.info()  # type: ignore[assignment]
+        if "redis_version" not in info:
+            raise StoreUnavailable(f"the store at {redact(self.url)} is no Redis or Valkey: its INFO names no version")
+        product = "Valkey" if info.get("server_name") == "valkey" or "valkey_version" in info else "Redis"
+        text = str(info["valkey_version"] if "valkey_version" in info else info["redis_version"])
+        numbers = [int(n) for n in re.findall(r"\d+", text)[:3]]
+        major, minor, patch = (numbers + [0, 0, 0])[:3]
+        oldest = (7, 2) if product == "Valkey" else (6, 2)
+        if (major, minor) < oldest:
+            raise ConfigError(
+                f"the store at {redact(self.url)} is {product} {text}; SMLT needs {product} {oldest[0]}.{oldest[1]} or newer"
+            )
+        cluster = bool(int(info.get("cluster_enabled", 0)))
+        if cluster:
+            raise ConfigError(f"the store at {redact(self.url)} is a cluster, which SMLT does not support yet: use a single node")
+        return ServerInfo(
+            product,
+            (major, minor, patch),
+            cluster,
+            int(info.get("maxmemory", 0)),
+            str(info.get("maxmemory_policy", "")),
+            int(info.get("used_memory", 0)),
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.client.close()
+
+    # ---- keys ----
+
+    def key(self, name: str) -> str:
+        """The full name of a control key."""
+        return f"smlt:{{{self.job}.0}}:{name}"
+
+    def session_prefix(self, session: str) -> str:
+        """What the keys of a session's collectives begin with."""
+        return self.key(f"{session}:")
+
+    @property
+    def _ttl_ms(self) -> int:
+        return int(self.ttl_s * 1000)
+
+    def sweep(self) -> int:
+        """Delete every key of the job; returns how many there were."""
+        return self._delete(f"smlt:{{{self.job}.*")
+
+    def count_keys(self) -> int:
+        """How many keys the job has in the store."""
+        with _translated(self.url):
+            return sum(1 for _ in self.client.scan_iter(match=f"smlt:{{{self.job}.*", count=1000))
+
+    def _delete(self, pattern: str) -> int:
+        deleted = 0
+        with _translated(self.url):
+            batch: list[bytes] = []
+            for key in self.client.scan_iter(match=pattern, count=1000):
+                batch.append(key)
+                if len(batch) == 500:
+                    deleted += int(self.client.unlink(*batch))  # type: ignore[arg-type]
+                    batch = []
+            if batch:
+                deleted += int(self.client.unlink(*batch))  # type: ignore[arg-type]
+        return deleted
+
+    # ---- membership ----
+
+    def register(self, *, rank: int, world_size: int, generation: int, worker_id: str) -> str:
+        """Take `rank` in the roster; returns the session's name. The same worker may ask again: nothing changes.
+
+        FencedError when another worker holds the rank or a newer generation has begun; ConfigError when the workers that
+        are there expect another world size.
+        """
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank {rank} is not one of the {world_size} workers: 0 to {world_size - 1}")
+        holder = {"worker_id": worker_id, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
+        with _translated(self.url):
+            current = self.client.get(self.key("generation"))
+            if current is not None and int(current) > generation:  # type: ignore[arg-type]
+                raise FencedError(f"job {self.job} is at generation {int(current)}; this worker is of generation {generation}")  # type: ignore[arg-type]
+            answer: list[bytes] = self.client.eval(  # type: ignore[assignment]
+                _REGISTER,
+                2,
+                self.key(f"session:{generation}"),
+                self.key(f"roster:{generation}."),
+                rank,
+                world_size,
+                worker_id,
+                json.dumps(holder),
+                secrets.token_hex(4),
+                self._ttl_ms,
+            )
+        kind, value = answer[0].decode(), answer[1].decode()
+        if kind == "size":
+            raise ConfigError(f"job {self.job}: rank {rank} expects {world_size} workers, those already there expect {value}")
+        if kind == "taken":
+            other = json.loads(value)
+            since = max(0.0, time.time() - float(other["time"]))
+            raise FencedError(
+                f"rank {rank} of job {self.job} is held by another worker (process {other['pid']} on {other['host']}, for "
+                f"{since:.0f} s); give each worker its own rank, and each new run its own job name"
+            )
+        return f"{generation}.{value}"
+
+    def leave(self, *, rank: int, generation: int, worker_id: str, session: str) -> bool:
+        """Give the rank back. The last worker to leave deletes the session's keys; True for that one."""
+        with _translated(self.url):
+            last = self.client.eval(
+                _LEAVE,
+                2,
+                self.key(f"session:{generation}"),
+                self.key(f"roster:{session}"),
+                rank,
+                worker_id,
+                session.partition(".")[2],
+            )
+        if int(last):  # type: ignore[arg-type]
+            self._delete(f"smlt:{{{self.job}.[0-9]*}}:{session}:*")
+        return bool(last)
+
+    def refresh(self, generation: int, session: str) -> None:
+        """Renew the roster's time to live."""
+        with _translated(self.url), self.client.pipeline(transaction=False) as pipe:
+            pipe.pexpire(self.key(f"session:{generation}"), self._ttl_ms)
+            pipe.pexpire(self.key(f"roster:{session}"), self._ttl_ms)
+            pipe.execute()
+
+    def roster(self, session: str) -> dict[int, dict[str, Any]]:
+        """Who holds which rank."""
+        with _translated(self.url):
+            rows: dict[bytes, bytes] = self.client.hgetall(self.key(f"roster:{session}"))  # type: ignore[assignment]
+        return {int(rank): json.loads(row) for rank, row in rows.items() if rank.isdigit()}
+
+    # ---- between scheduler and workers ----
+
+    def _tell(self, kind: str, text: str) -> None:
+        with _translated(self.url), self.client.pipeline(transaction=False) as pipe:
+            pipe.xadd(self.key("ctl"), {"kind": kind, "text": text[:1000]})
+            pipe.pexpire(self.key("ctl"), self._ttl_ms)
+            pipe.execute()
+
+    def abort(self, text: str) -> None:
+        """End every collective of the job: each blocked worker raises CollectiveError with `text`, at once."""
+        self._tell("abort", text)
+
+    def open_generation(self, generation: int) -> None:
+        """Begin `generation`: workers of older ones raise FencedError."""
+        with _translated(self.url):
+            self.client.set(self.key("generation"), generation, px=self._ttl_ms)
+        self._tell("generation", str(generation))
+
+    def request_stop(self) -> None:
+        """Ask the workers to stop together at the next step boundary."""
+        with _translated(self.url):
+            self.client.set(self.key("control"), "stop", px=self._ttl_ms)
+
+    def report(self, rank: int, row: dict[str, Any]) -> str:
+        """Add a report of `rank`, in one round trip; returns what the scheduler asks for: "" or "stop"."""
+        key = self.key(f"meta:{rank}")
+        with _translated(self.url), self.client.pipeline(transaction=False) as pipe:
+            pipe.xadd(key, {"j": json.dumps(row)}, maxlen=REPORTS_KEPT, approximate=True)
+            pipe.pexpire(key, self._ttl_ms)
+            pipe.get(self.key("control"))
+            control = pipe.execute()[-1]
+        return control.decode() if control else ""
+
+    def read_reports(self, ranks: Iterable[int], last_ids: dict[int, str], block_ms: int) -> list[tuple[int, str, dict[str, Any]]]:
+        """Reports of `ranks` after `last_ids` (by rank; all when absent), waiting up to `block_ms` for one.
+
+        Returns (rank, entry id, report) in each rank's order.
+        """
+        names = {self.key(f"meta:{rank}").encode(): rank for rank in ranks}
+        streams: dict[Any, Any] = {key: last_ids.get(rank, "0-0") for key, rank in names.items()}
+        block_ms = min(block_ms, int(self.timeout_s * 500))  # below the socket's timeout
+        with _translated(self.url):
+            answer: Any = self.client.xread(streams, count=1000, block=max(1, block_ms))
+        return [
+            (names[key], entry.decode(), json.loads(fields[b"j"]))
+            for key, entries in answer or []
+            for entry, fields in entries
+        ]
+
+    def alive(self, ranks: Iterable[int]) -> dict[int, bool]:
+        """Whether each rank's metadata key is there."""
+        wanted = list(ranks)
+        with _translated(self.url), self.client.pipeline(transaction=False) as pipe:
+            for rank in wanted:
+                pipe.exists(self.key(f"meta:{rank}"))
+            return dict(zip(wanted, map(bool, pipe.execute()), strict=True))
+
+    def fail(self, rank: int, step: int, error: str, traceback: str) -> bool:
+        """Record why `rank` failed; only the first failure of the job is kept. True when this was it."""
+        row = json.dumps({"rank": rank, "step": step, "error": error, "traceback": traceback[-100_000:]})
+        with _translated(self.url):
+            return bool(self.client.set(self.key("failure"), row, nx=True, px=self._ttl_ms))
+
+    def failure(self) -> dict[str, Any] | None:
+        """The first failure: rank, step, error, traceback; None when there is none."""
+        with _translated(self.url):
+            row = self.client.get(self.key("failure"))
+        return json.loads(row) if row is not None else None  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""One adapter for each framework, imported when a task of it runs."""
