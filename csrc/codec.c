@@ -63,6 +63,13 @@ int smlt_fp16_exponent(uint32_t largest_bits) {
     return exponent < -126 ? -126 : exponent;
 }
 
+void smlt_fp16_saturate(void *wire, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint16_t half = LOAD(uint16_t, wire, i);
+        if ((half & 0x7fff) == 0x7800) STORE(uint16_t, wire, i, (uint16_t)(half - 1));
+    }
+}
+
 /* ---- raw codec ---- */
 
 #define RAW_CODEC(type)                                                                                               \
@@ -161,6 +168,7 @@ static int half_encode_float(void *wire, const void *source, size_t n, int expon
     if (exponent == SMLT_CHOOSE_EXPONENT) exponent = fp16_exponent_float(source, n);
     float scale = smlt_power_of_two(-exponent);
     for (size_t i = 0; i < n; i++) STORE(uint16_t, wire, i, smlt_half_from_float(LOAD(float, source, i) * scale));
+    if (exponent == SMLT_FP16_EXPONENT_MAX) smlt_fp16_saturate(wire, n);
     return exponent;
 }
 
@@ -179,6 +187,7 @@ static int half_encode_double(void *wire, const void *source, size_t n, int expo
     double scale = ldexp(1.0, -exponent);
     for (size_t i = 0; i < n; i++)
         STORE(uint16_t, wire, i, smlt_half_from_float((float)(LOAD(double, source, i) * scale)));
+    if (exponent == 1023 - 14) smlt_fp16_saturate(wire, n);
     return exponent;
 }
 

@@ -61,6 +61,9 @@ void smlt_avx2_override(smlt_kernel *kernel, int dtype, int codec, int operation
 
 /* Shared by the paths: the exponent for a chunk whose largest finite magnitude has these float32 bits, and 2^e. */
 int smlt_fp16_exponent(uint32_t largest_bits);
+/* Under the largest exponent of a dtype (113 for float32), rounding up to 2^15 would decode to Inf: round down. */
+void smlt_fp16_saturate(void *wire, size_t n);
+#define SMLT_FP16_EXPONENT_MAX 113
 float smlt_power_of_two(int exponent);
 
 uint16_t smlt_half_from_float(float value);

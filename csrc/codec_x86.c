@@ -44,6 +44,7 @@ TARGET static int half_encode(void *wire, const void *source, size_t n, int expo
         uint16_t half = smlt_half_from_float(values[i] * scale);
         __builtin_memcpy(halves + i, &half, sizeof half);
     }
+    if (exponent == SMLT_FP16_EXPONENT_MAX) smlt_fp16_saturate(wire, n);
     return exponent;
 }
 

@@ -8,7 +8,7 @@ Codecs
         encoding of an element x errs by at most ``max(2**-11 * |x|, 2**-39 * amax)`` with amax the largest finite
         magnitude of the chunk. In an all-reduce a value is encoded twice: once by its worker, once as an aggregate.
 
-Integers and booleans are never compressed.
+Small leaves of one dtype share chunks. Integers, booleans and leaves of at most 64 elements are never compressed.
 """
 
 from __future__ import annotations

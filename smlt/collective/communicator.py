@@ -19,7 +19,7 @@ from smlt.collective import _native
 from smlt.collective.codecs import OPERATIONS, WIRE_DTYPES, check_codec, check_operation, wire_codec
 from smlt.collective.connection import Connections
 from smlt.collective.failure import diagnose_timeout, raise_failure
-from smlt.collective.plan import CHUNK_BYTES, CHUNK_ELEMENTS, allgather_table, broadcast_table, reduce_table
+from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CHUNK_ELEMENTS, allgather_table, broadcast_table, reduce_table
 from smlt.collective.structure import Segment, check_outs, describe, flatten, fuse, rebuild, results
 from smlt.errors import CollectiveError, ConfigError, StoreError, StoreUnavailable
 from smlt.store.parameter import ParameterStore
@@ -51,6 +51,8 @@ class Communicator:
         What floats travel as unless a call says otherwise: "fp16" or "fp32" (see `smlt.collective.codecs`).
     worker_id
         Names this worker in the roster; unique by default.
+    chunk_bytes
+        Size of a chunk on the wire; the same on all workers. The default suits most links.
 
     All workers must call the same collectives in the same order. Not for concurrent use by several threads: calls wait
     for each other.
@@ -73,6 +75,7 @@ class Communicator:
         timeout_s: float = 300.0,
         codec: str = "fp16",
         worker_id: str | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         if world_size < 1 or world_size > 65535:
             raise ConfigError(f"world_size {world_size} is not between 1 and 65535")
@@ -80,10 +83,13 @@ class Communicator:
             raise ConfigError(f"rank {rank} is not one of the {world_size} workers: 0 to {world_size - 1}")
         if not timeout_s > 0:
             raise ConfigError(f"timeout_s {timeout_s} is not positive")
+        if not CHUNK_BYTES_MIN <= chunk_bytes <= CHUNK_BYTES_MAX:
+            raise ConfigError(f"chunk_bytes {chunk_bytes} is not between {CHUNK_BYTES_MIN} and {CHUNK_BYTES_MAX}")
         if world_size > 1 and store is None:
             raise ConfigError(f"{world_size} workers need a store: give its URL, for example redis://localhost:6379")
         self.job, self.rank, self.world_size, self.generation = job, rank, world_size, generation
         self.timeout_s, self.codec = float(timeout_s), check_codec(codec)
+        self.chunk_bytes = chunk_bytes
         self.worker_id = worker_id or uuid.uuid4().hex
         self.parameter_store: ParameterStore | None = None
         self._lock = threading.RLock()
@@ -117,7 +123,7 @@ class Communicator:
                 parameters.key("ctl").encode(),
                 int(parameters.ttl_s * 1000),
                 CHUNK_ELEMENTS,
-                CHUNK_BYTES,
+                self.chunk_bytes,
             )
         except BaseException:
             self._leave_roster()
@@ -166,7 +172,7 @@ class Communicator:
             outs = flatten(out, self.codec)
             check_outs(leaves, outs)
         segments = fuse(leaves, outs)
-        table = reduce_table(tuple(segment.type for segment in segments), self.world_size)
+        table = reduce_table(tuple(segment.type for segment in segments), self.world_size, self.chunk_bytes)
         self._run("allreduce", op, leaves, segments, table, reduce=True)
         return self._give(x, leaves, segments, out, outs)
 
@@ -184,7 +190,7 @@ class Communicator:
             outs = flatten(out, "fp32")
             check_outs(leaves, outs)
         segments = fuse(leaves, outs)
-        table = broadcast_table(tuple(segment.type for segment in segments), root)
+        table = broadcast_table(tuple(segment.type for segment in segments), root, self.chunk_bytes)
         self._run("broadcast", f"root={root}", leaves, segments, table, reduce=False)
         return self._give(x, leaves, segments, out, outs)
 
@@ -196,7 +202,7 @@ class Communicator:
         """
         leaves = flatten(x, "fp32")
         segments = fuse(leaves, None, target_times=self.world_size)
-        table = allgather_table(tuple(segment.type for segment in segments), self.world_size)
+        table = allgather_table(tuple(segment.type for segment in segments), self.world_size, self.chunk_bytes)
         self._run("allgather", "", leaves, segments, table, reduce=False)
         arrays = results(leaves, segments, world_size=self.world_size)
         scalars = (bool, int, float, np.generic)
@@ -209,7 +215,7 @@ class Communicator:
     def barrier(self) -> None:
         """Return when every worker has called it. Errors as for `allreduce`."""
         segments = fuse([], None)
-        self._run("barrier", "", [], segments, reduce_table((segments[0].type,), self.world_size), reduce=True)
+        self._run("barrier", "", [], segments, reduce_table((segments[0].type,), self.world_size, self.chunk_bytes), reduce=True)
 
     def close(self) -> None:
         """Leave the job. The last worker to leave deletes what is left in the store. Safe to call twice."""
@@ -262,7 +268,7 @@ class Communicator:
             codecs = sorted({leaf.codec for leaf in leaves if leaf.array.dtype.kind == "f"}) if kind == "allreduce" else []
             text = f"{kind}({', '.join(filter(None, (describe(leaves) if leaves else '', detail, '+'.join(codecs))))})"
             # Paths, dtypes and shapes of all leaves enter the digest; the text names only the first few.
-            full = (kind, detail, self.world_size, *((s.path, str(s.array.dtype), s.array.shape, s.codec) for s in leaves))
+            full = (kind, detail, self.world_size, self.chunk_bytes, *((s.path, str(s.array.dtype), s.array.shape, s.codec) for s in leaves))
             step = self._engine.submit(
                 reduce=reduce,
                 operation=OPERATIONS.get(detail, 0),

@@ -22,6 +22,10 @@ from smlt.errors import ConfigError
 
 Array = npt.NDArray[Any]
 
+#: Leaves of so few elements are never compressed: a loss or a count stays exact, and does not set the scale of the chunk
+#: that it would share with a gradient.
+EXACT_ELEMENTS = 64
+
 
 @dataclass
 class Leaf:
@@ -31,6 +35,7 @@ class Leaf:
     array: Array
     codec: str
     restore: Callable[[Array], Any]
+    is_memory: bool  # the caller's own memory, not a number that was copied
 
 
 @dataclass
@@ -64,9 +69,9 @@ def _leaf(value: Any) -> tuple[Array, Callable[[Array], Any]]:
     if isinstance(value, np.generic):
         return np.asarray(value), lambda result: result[()]
     if isinstance(value, (bool, int, float)):
-        kind = type(value)
+        kind = bool if isinstance(value, bool) else int if isinstance(value, int) else float
         try:
-            return np.asarray(value), lambda result: kind(result.item())
+            return np.asarray(value, {bool: np.bool_, int: np.int64, float: np.float64}[kind]), lambda result: kind(result.item())
         except OverflowError as error:
             raise ConfigError(f"the integer {value} does not fit 64 bits") from error
     if hasattr(value, "__dlpack__"):
@@ -109,7 +114,8 @@ def flatten(value: Any, codec: str | Mapping[str, str]) -> list[Leaf]:
         array, restore = _leaf(item)
         if wire_dtype(array.dtype) is None:
             raise ConfigError(f"cannot reduce dtype {array.dtype}{' of ' + path if path else ''}: floats, integers and booleans only")
-        leaves.append(Leaf(path, array, codec, restore))
+        is_memory = not isinstance(item, (bool, int, float, np.generic))
+        leaves.append(Leaf(path, array, codec, restore, is_memory))
 
     if isinstance(codec, Mapping):
         if not isinstance(value, Mapping) or set(codec) != set(value):
@@ -155,7 +161,8 @@ def fuse(leaves: list[Leaf], outs: list[Leaf] | None, *, target_times: int = 1) 
     for index, leaf in enumerate(leaves):
         dtype = wire_dtype(leaf.array.dtype)
         assert dtype is not None  # flatten has checked
-        groups.setdefault((dtype, leaf.codec if dtype.startswith("float") else "fp32"), []).append(index)
+        compressed = dtype.startswith("float") and leaf.array.size > EXACT_ELEMENTS
+        groups.setdefault((dtype, leaf.codec if compressed else "fp32"), []).append(index)
     segments = []
     for (dtype, codec), members in sorted(groups.items()):
         count = sum(leaves[i].array.size for i in members)
@@ -207,5 +214,5 @@ def check_outs(leaves: list[Leaf], outs: list[Leaf]) -> None:
                 f"out{'.' + leaf.path if leaf.path else ''} is {out.array.dtype}{list(out.array.shape)}, "
                 f"not {leaf.array.dtype}{list(leaf.array.shape)}"
             )
-        if not out.array.flags.writeable:
-            raise ConfigError(f"out{'.' + leaf.path if leaf.path else ''} is read-only")
+        if not out.array.flags.writeable or not out.is_memory:
+            raise ConfigError(f"out{'.' + leaf.path if leaf.path else ''} cannot be written to")

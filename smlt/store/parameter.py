@@ -129,8 +129,6 @@ class ParameterStore:
                 socket_timeout=timeout_s,
                 socket_connect_timeout=timeout_s,
                 client_name="smlt",
-                lib_name=None,
-                lib_version=None,
             )
         except (ValueError, TypeError) as error:
             raise ConfigError(f"store {redact(url)}: {error}") from error

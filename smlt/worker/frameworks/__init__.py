@@ -1,1 +1,76 @@
 """One adapter for each framework, imported when a task of it runs."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from smlt.errors import TaskError
+from smlt.worker.task import Task
+
+Tensors = dict[str, npt.NDArray[np.generic]]
+
+
+class Adapter(Protocol):
+    """What the Trainer needs of a framework. The model and its optimizer live in here."""
+
+    #: The gradients, as a value for an all-reduce in place.
+    gradient: Any
+
+    def seed(self, seed: int) -> None:
+        """Seed the framework's random numbers."""
+
+    def prepare(self, batch: Any) -> Any:
+        """A batch in the framework's own arrays."""
+
+    def compute(self, batch: Any, weight: float) -> float:
+        """Forward and backward: leaves `weight` times the gradients in `gradient`, returns the mean loss."""
+
+    def skip(self) -> None:
+        """This worker's part of the batch is empty: leave zeros in `gradient`."""
+
+    def apply(self) -> None:
+        """Take an optimizer step with what is in `gradient`."""
+
+    def evaluate(self, batch: Any) -> dict[str, float]:
+        """The task's metrics of a batch."""
+
+    def parameters(self) -> Any:
+        """The model's state, as a value for a broadcast in place."""
+
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        """Model and optimizer as arrays by name, and the rest as JSON."""
+
+    def load_state(self, tensors: Tensors, rest: dict[str, Any]) -> None:
+        """The inverse of `state`. Raises KeyError or ValueError when it does not fit the model."""
+
+
+def make_adapter(task: Task, seed: int, threads: int) -> Adapter:
+    """Build the task's model, seeded, and the adapter that fits it. TaskError when there is none."""
+    import random
+    import sys
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+    model = task.model()
+    if isinstance(model, dict) and model and all(isinstance(value, np.ndarray) for value in model.values()):
+        from smlt.worker.frameworks.numpy import NumpyAdapter
+
+        return NumpyAdapter(task, model)
+    if "torch" in sys.modules:
+        import torch
+
+        if isinstance(model, torch.nn.Module):
+            from smlt.worker.frameworks.torch import TorchAdapter
+
+            return TorchAdapter(task, model)
+    raise TaskError(
+        f"model() gave a {type(model).__module__}.{type(model).__qualname__}: a torch.nn.Module or a dict of NumPy arrays is wanted"
+    )

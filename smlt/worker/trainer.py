@@ -1,0 +1,237 @@
+"""The Trainer: minibatch, gradients, all-reduce, step, report; evaluation and checkpoint at the end of an epoch."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smlt.collective.communicator import Communicator
+from smlt.errors import CheckpointError, TaskError
+from smlt.store.object import ObjectStore
+from smlt.worker import checkpoint
+from smlt.worker.config import WorkerConfig
+from smlt.worker.data import DataIterator, dataset_length, part, take
+from smlt.worker.frameworks import make_adapter
+from smlt.worker.minibatch import MinibatchBuffer
+from smlt.worker.task import Task
+
+EVALUATION_BATCH = 256
+
+#: Takes a report row; returns what the scheduler asks for: "" or "stop".
+Report = Callable[[dict[str, Any]], str]
+
+
+class Trainer:
+    """Trains `task` as worker `comm.rank`. All workers call the same collectives in the same order, come what may.
+
+    The mean of the workers' gradients, each weighted by its part of the global batch, is the gradient of the global
+    batch's mean loss, also when the parts are uneven. A request to stop travels in that same all-reduce, so that all
+    workers stop behind the same step.
+    """
+
+    def __init__(
+        self, config: WorkerConfig, task: Task, comm: Communicator, objects: ObjectStore | None, report: Report
+    ) -> None:
+        self.config, self.task, self.comm, self.objects, self.report = config, task, comm, objects, report
+        self.stop_requested = False
+        self.step = 0  # global steps done
+        self.epoch = 0
+        self.state = "running"
+        self.metrics: dict[str, float] = {}
+        datasets = task.data()
+        if not isinstance(datasets, dict) or "train" not in datasets:
+            raise TaskError('data() returns {"train": ..., "test": ...}; "train" is missing')
+        self.train, self.test = datasets["train"], datasets.get("test")
+        self.adapter = make_adapter(task, config.seed, config.threads)
+        self.iterator = DataIterator(
+            dataset_length(self.train), config.global_batch_size, config.seed, comm.rank, comm.world_size
+        )
+        if config.target_accuracy is not None and self.test is None:
+            raise TaskError('--target-accuracy needs a "test" set in data() and "accuracy" in evaluate()')
+
+    def run(self) -> str:
+        """Train to the end; returns "done" or "stopped"."""
+        first_step = self._restore() if self.config.resume else 0
+        parameters = self.adapter.parameters()
+        self.comm.broadcast(parameters, out=parameters)
+        if self.state == "done":
+            return self.state
+        steps = self.iterator.steps(self.epoch, first_step, self.config.epochs)
+        with MinibatchBuffer(steps, lambda indices: self.adapter.prepare(take(self.train, indices))) as batches:
+            waiting = time.perf_counter()
+            for minibatch in batches:
+                data_s = time.perf_counter() - waiting
+                self.epoch = minibatch.epoch
+                stop = self._train_step(minibatch, data_s)
+                epoch_over = minibatch.step + 1 == self.iterator.steps_per_epoch
+                if epoch_over:
+                    self._end_epoch()
+                if stop or self.state == "done":
+                    self.state = self.state if self.state == "done" else "stopped"
+                    break
+                waiting = time.perf_counter()
+            else:
+                self.state = "done"
+        if self.state == "stopped" and not epoch_over:
+            self._save(minibatch.epoch, minibatch.step + 1)
+        self.report(self._row(kind="end", state=self.state))
+        return self.state
+
+    def _row(self, **values: Any) -> dict[str, Any]:
+        return {"rank": self.comm.rank, "step": self.step, "epoch": self.epoch, "time": time.time(), **values}
+
+    def _train_step(self, minibatch: Any, data_s: float) -> bool:
+        """One step; returns whether the workers agreed to stop behind it."""
+        config, adapter, n = self.config, self.adapter, self.comm.world_size
+        adapter.seed(step_seed(config.seed, self.step, self.comm.rank))
+        started = time.perf_counter()
+        loss = 0.0
+        if minibatch.local_size:
+            loss = adapter.compute(minibatch.batch, n * minibatch.local_size / minibatch.global_size)
+        else:
+            adapter.skip()
+        computed = time.perf_counter()
+        stats = np.array([loss * minibatch.local_size, minibatch.local_size, float(self.stop_requested)])
+        value = {"gradient": adapter.gradient, "stats": stats}
+        self.comm.allreduce(value, codec={"gradient": config.codec, "stats": "fp32"}, out=value)
+        reduced = time.perf_counter()
+        adapter.apply()
+        applied = time.perf_counter()
+        self.step += 1
+        answer = self.report(
+            self._row(
+                loss=float(stats[0] / stats[1]),
+                samples=minibatch.global_size,
+                compute_s=computed - started + applied - reduced,
+                communication_s=reduced - computed,
+                data_s=data_s,
+                rss_mb=resident_mb(),
+            )
+        )
+        self.stop_requested |= answer == "stop"
+        return bool(stats[2] > 0)
+
+    def _end_epoch(self) -> None:
+        self.metrics = self._evaluate() if self.test is not None else {}
+        self.report(self._row(kind="epoch", metrics=self.metrics))
+        target = self.config.target_accuracy
+        if target is not None and "accuracy" not in self.metrics:
+            raise TaskError('--target-accuracy needs "accuracy" in what evaluate() returns')
+        if target is not None and self.metrics["accuracy"] >= target:
+            self.state = "done"
+        last = self.epoch + 1 == self.config.epochs
+        if last or self.state == "done" or (self.epoch + 1) % self.config.checkpoint_every_epochs == 0:
+            self._save(self.epoch + 1, 0)
+
+    def _evaluate(self) -> dict[str, float]:
+        """The task's metrics over the whole test set, each worker taking its part; exact sums of the parts."""
+        indices = np.arange(dataset_length(self.test))
+        mine = part(indices, self.comm.rank, self.comm.world_size)
+        sums: dict[str, float] = {}
+        # A worker with no part evaluates one sample of weight 0, to know the metrics' names.
+        for low in range(0, max(len(mine), 1), EVALUATION_BATCH):
+            batch = mine[low : low + EVALUATION_BATCH]
+            metrics = self.adapter.evaluate(self.adapter.prepare(take(self.test, batch if len(batch) else indices[:1])))
+            if not isinstance(metrics, dict):
+                raise TaskError(f"evaluate() gave a {type(metrics).__name__}, not a dict of numbers by name")
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + (float(value) * len(batch) if len(batch) else 0.0)
+        totals: dict[str, float] = self.comm.allreduce(sums, op="sum", codec="fp32") if sums else {}
+        return {name: total / len(indices) for name, total in totals.items()}
+
+    # ---- checkpoints ----
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.config.run}/checkpoints"
+
+    def _save(self, epoch: int, step_in_epoch: int) -> None:
+        if self.comm.rank != 0 or self.objects is None:
+            return
+        tensors, rest = self.adapter.state()
+        state = {
+            "epoch": epoch,
+            "step_in_epoch": step_in_epoch,
+            "step": self.step,
+            "state": self.state,
+            "metrics": self.metrics,
+            "seed": self.config.seed,
+            "global_batch_size": self.config.global_batch_size,
+            "samples": self.iterator.length,
+            "framework": rest,
+        }
+        checkpoint.save(self.objects, self._prefix, self.step, tensors, state)
+
+    def _restore(self) -> int:
+        """Take over the newest checkpoint; returns the step within the epoch to go on with."""
+        assert self.objects is not None
+        found = checkpoint.load_latest(self.objects, self._prefix)
+        if found is None:
+            return 0  # stopped before the first checkpoint
+        tensors, state = found
+        for name, value in (
+            ("seed", self.config.seed),
+            ("global_batch_size", self.config.global_batch_size),
+            ("samples", self.iterator.length),
+        ):
+            if state[name] != value:
+                raise CheckpointError(f"the checkpoint was made with {name} {state[name]}, this run has {value}")
+        try:
+            self.adapter.load_state(tensors, state["framework"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
+        self.epoch, self.step, self.metrics = int(state["epoch"]), int(state["step"]), state["metrics"]
+        reached = self.config.target_accuracy is not None and state["metrics"].get("accuracy", 0) >= self.config.target_accuracy
+        if self.epoch >= self.config.epochs or reached:
+            self.state = "done"
+        return int(state["step_in_epoch"])
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of a worker's random numbers at a step: resuming there gives the same ones."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def resident_mb() -> float:
+    """This process's resident memory in MB (on macOS its peak)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 1e6
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def train_alone(task: Task, epochs: int, global_batch_size: int, seed: int) -> Trainer:
+    """Train in this process with one worker and no store; a line an epoch on stdout."""
+    losses: list[float] = []
+
+    def report(row: dict[str, Any]) -> str:
+        if "loss" in row:
+            losses.append(row["loss"])
+        if row.get("kind") == "epoch":
+            metrics = "".join(f", {name} {value:.4f}" for name, value in row["metrics"].items())
+            print(f"epoch {row['epoch'] + 1}/{epochs}: loss {np.mean(losses):.4f}{metrics}", flush=True)
+            losses.clear()
+        return ""
+
+    config = WorkerConfig(
+        run="alone",
+        job="alone",
+        rank=0,
+        world_size=1,
+        object_store_url="",
+        script=sys.argv[0],
+        epochs=epochs,
+        global_batch_size=global_batch_size,
+        seed=seed,
+    )
+    with Communicator() as comm:
+        trainer = Trainer(config, task, comm, None, report)
+        trainer.run()
+    return trainer
