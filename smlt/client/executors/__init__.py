@@ -1,1 +1,30 @@
-"""Ways to start workers."""
+"""Ways to start workers. An executor turns a WorkerConfig into a running worker and says how it fares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from smlt.worker.config import WorkerConfig
+
+
+class Worker(Protocol):
+    """A started worker."""
+
+    rank: int
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+
+    def stop(self) -> None:
+        """Ask it to end at the next step boundary."""
+
+    def kill(self) -> None:
+        """End it now."""
+
+
+class Executor(Protocol):
+    """Starts workers somewhere."""
+
+    def start(self, config: WorkerConfig, log_path: Path) -> Worker:
+        """Start a worker; what it prints goes to `log_path`."""

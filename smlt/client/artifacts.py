@@ -1,0 +1,93 @@
+"""The Artifact Manager: packs the training script and its data and puts them in the object store."""
+
+from __future__ import annotations
+
+import ast
+import json
+from hashlib import sha256
+from pathlib import Path
+
+from smlt.errors import CheckpointError, TaskError
+from smlt.store.object import ObjectStore
+from smlt.worker.data import read_manifest
+
+
+class ArtifactManager:
+    """Uploads below `<run>/` in `objects`; the manifest is written last and names every file with its SHA-256."""
+
+    def __init__(self, objects: ObjectStore, run: str) -> None:
+        self.objects, self.run = objects, run
+
+    def upload_code(self, script: Path) -> str:
+        """The script and the local modules it imports; returns the script's path below `<run>/code/`.
+
+        TaskError when the script is missing or is not Python.
+        """
+        files = local_modules(script)
+        self._upload("code", {path.relative_to(script.parent).as_posix(): path for path in files})
+        return script.name
+
+    def upload_data(self, folder: Path) -> int:
+        """Every file below `folder`; returns how many bytes were sent (what lies there already is not sent again)."""
+        if not folder.is_dir():
+            raise TaskError(f"--data {folder}: no such folder")
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        if not files:
+            raise TaskError(f"--data {folder}: the folder is empty")
+        return self._upload("data", files)
+
+    def _upload(self, kind: str, files: dict[str, Path]) -> int:
+        prefix = f"{self.run}/{kind}"
+        try:
+            there = read_manifest(self.objects, prefix)
+        except CheckpointError:
+            there = {}
+        manifest, sent = {}, 0
+        for name, path in files.items():
+            content = path.read_bytes()
+            manifest[name] = sha256(content).hexdigest()
+            if there.get(name) != manifest[name]:
+                self.objects.put(f"{prefix}/{name}", content)
+                sent += len(content)
+        self.objects.put(f"{prefix}/MANIFEST.json", json.dumps(manifest, indent=1).encode())
+        return sent
+
+
+def local_modules(script: Path) -> list[Path]:
+    """The script and, transitively, the modules and packages beside it that it imports."""
+    if not script.is_file():
+        raise TaskError(f"there is no script {script}")
+    root, found, todo = script.parent, {script}, [script]
+    while todo:
+        path = todo.pop()
+        for name in _imports(path):
+            for candidate in _files_of(root, name):
+                if candidate not in found:
+                    found.add(candidate)
+                    todo.append(candidate)
+    return sorted(found)
+
+
+def _imports(path: Path) -> set[str]:
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except SyntaxError as error:
+        raise TaskError(f"{path.name}, line {error.lineno}: {error.msg}") from error
+    except ValueError as error:
+        raise TaskError(f"{path.name} is not a Python script: {error}") from error
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def _files_of(root: Path, name: str) -> list[Path]:
+    """A module beside the script, or every Python file of a package there (relative imports stay inside it)."""
+    if (root / f"{name}.py").is_file():
+        return [root / f"{name}.py"]
+    if (root / name / "__init__.py").is_file():
+        return sorted((root / name).rglob("*.py"))
+    return []

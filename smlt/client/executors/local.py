@@ -1,0 +1,67 @@
+"""Workers as processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import smlt
+from smlt.worker.config import WorkerConfig
+
+
+class LocalWorker:
+    """A worker process. Its stdin is the life line: when this process ends, however it ends, the worker does too."""
+
+    def __init__(self, rank: int, process: subprocess.Popen[bytes]) -> None:
+        self.rank, self.process = rank, process
+
+    def poll(self) -> int | None:
+        return self.process.poll()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+
+class LocalExecutor:
+    """Starts workers as `python -m smlt.worker.main`."""
+
+    def start(self, config: WorkerConfig, log_path: Path) -> LocalWorker:
+        threads = str(config.threads)
+        environment = {
+            **os.environ,
+            # The workers share the cores: none of them may take all.
+            **{name: threads for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")},
+            "PYTHONUNBUFFERED": "1",
+            # The workers run this very package, installed or not.
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(smlt.__file__).parents[1]), os.environ.get("PYTHONPATH")])),
+        }
+        with log_path.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "smlt.worker.main"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C in the terminal reaches the client alone
+            )
+        assert process.stdin is not None
+        process.stdin.write(config.to_json().encode() + b"\n")
+        process.stdin.flush()
+        return LocalWorker(config.rank, process)
+
+
+def threads_per_worker(world_size: int) -> int:
+    """Cores shared evenly, at least one thread each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, cores // world_size)

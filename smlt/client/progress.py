@@ -1,0 +1,180 @@
+"""What a person sees of a run: a live view on a terminal, plain lines in a pipe, JSON lines with --json."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from smlt.client.runs import Run
+from smlt.client.scheduler import Progress
+from smlt.store.parameter import ServerInfo
+
+#: A plain line at least this often while an epoch goes on.
+LINE_EVERY_S = 10.0
+
+
+def make_progress(*, as_json: bool, stream: TextIO | None = None) -> Progress:
+    """The view that fits: JSON lines when asked for, live on a terminal, else plain lines."""
+    out = stream if stream is not None else sys.stdout
+    if as_json:
+        return JsonLines(out)
+    return LiveView(Console(file=out)) if out.isatty() else PlainLines(out)
+
+
+def metrics_text(metrics: dict[str, float]) -> str:
+    """accuracy 0.9778, nats 1.2345"""
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+class JsonLines:
+    """One JSON object a line on stdout, "event" first: started, step, epoch, ended. Nothing else."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+
+    def _write(self, event: str, values: dict[str, Any]) -> None:
+        print(json.dumps({"event": event, **values}), file=self.out, flush=True)
+
+    def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
+        version = ".".join(map(str, server.version))
+        self._write("started", {"run": run.name, "folder": str(run.path), "config": config, "store": f"{server.product} {version}"})
+
+    def step(self, row: dict[str, Any]) -> None:
+        self._write("step", {name: value for name, value in row.items() if name != "kind"})
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self._write("epoch", {name: value for name, value in row.items() if name != "kind"})
+
+    def stopping(self) -> None:
+        self._write("stopping", {})
+
+    def ended(self, run: Run, status: dict[str, Any]) -> None:
+        self._write("ended", {"run": run.name, **status})
+
+
+class PlainLines:
+    """A line at the end of each epoch, and every ten seconds in between."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+        self.losses: list[float] = []
+        self.seconds = [0.0, 0.0]  # compute, communication: of the slowest worker, this epoch
+        self.samples, self.began, self.said = 0, time.monotonic(), time.monotonic()
+        self.epochs = 0
+
+    def _say(self, text: str) -> None:
+        print(text, file=self.out, flush=True)
+        self.said = time.monotonic()
+
+    def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
+        self.epochs = int(config["epochs"])
+        version = ".".join(map(str, server.version))
+        self._say(f"run {run.name}: {config['workers']} workers, store {server.product} {version}, folder {run.path}")
+
+    def step(self, row: dict[str, Any]) -> None:
+        if not self.losses:
+            self.began = time.monotonic()
+        self.losses.append(row["loss"])
+        self.samples += row["samples"]
+        self.seconds[0] += max(row["compute_s"])
+        self.seconds[1] += max(row["communication_s"])
+        if time.monotonic() - self.said > LINE_EVERY_S:
+            self._say(f"epoch {row['epoch'] + 1}/{self.epochs}, step {row['step']}: loss {row['loss']:.4f}, {row['samples_per_s']:.0f} samples/s")
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        mean = sum(self.losses) / max(1, len(self.losses))
+        rate = self.samples / max(1e-9, self.seconds[0] + self.seconds[1])
+        metrics = metrics_text(row["metrics"])
+        self._say(
+            f"epoch {row['epoch'] + 1}/{self.epochs}: loss {mean:.4f}{', ' if metrics else ''}{metrics}, {rate:.0f} samples/s, "
+            f"compute {self.seconds[0]:.2f} s, communication {self.seconds[1]:.2f} s"
+        )
+        self.losses, self.samples, self.seconds = [], 0, [0.0, 0.0]
+
+    def stopping(self) -> None:
+        self._say("stopping behind this step; Ctrl-C again ends at once")
+
+    def ended(self, run: Run, status: dict[str, Any]) -> None:
+        self._say(closing_line(run, status))
+
+
+def closing_line(run: Run, status: dict[str, Any]) -> str:
+    """How a run ended, in a line."""
+    metrics = metrics_text(status.get("metrics") or {})
+    seconds = status["ended"] - status["started"]
+    text = f"{status['state']} after {status['step']} steps, {seconds:.1f} s" + (f": {metrics}" if metrics else "")
+    if status["state"] == "stopped":
+        text += f"\nresume with: smlt train --resume {run.name} --runs-dir {run.runs_dir}"
+    return text
+
+
+class LiveView:
+    """Redraws itself in place: one row a worker, with its time in computing and in communication."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = Live(console=console, refresh_per_second=8, transient=False)
+        self.title, self.epochs = "", 0
+        self.row: dict[str, Any] | None = None
+        self.metrics: dict[str, float] = {}
+        self.recent: deque[dict[str, Any]] = deque(maxlen=50)
+        self.note = ""
+
+    def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
+        self.epochs = int(config["epochs"])
+        version = ".".join(map(str, server.version))
+        self.title = f"{run.name}: {config['workers']} workers on {server.product} {version}"
+        self.note = "starting workers …"
+        self.live.start()
+        self.live.update(self._picture())
+
+    def step(self, row: dict[str, Any]) -> None:
+        self.row, self.note = row, ""
+        self.recent.append(row)
+        self.live.update(self._picture())
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self.metrics = row["metrics"]
+        self.live.update(self._picture())
+
+    def stopping(self) -> None:
+        self.note = "stopping behind this step; Ctrl-C again ends at once"
+        self.live.update(self._picture())
+
+    def ended(self, run: Run, status: dict[str, Any]) -> None:
+        self.note = ""
+        self.live.update(self._picture())
+        self.live.stop()
+        self.console.print(closing_line(run, status), highlight=False, soft_wrap=True)
+
+    def _picture(self) -> Group:
+        parts: list[Any] = [Text(self.title, style="bold")]
+        if self.row is not None:
+            rate = sum(row["samples_per_s"] for row in self.recent) / len(self.recent)
+            line = f"epoch {self.row['epoch'] + 1}/{self.epochs}  step {self.row['step']}  loss {self.row['loss']:.4f}  {rate:,.0f} samples/s"
+            metrics = metrics_text(self.metrics)
+            parts.append(Text(line + (f"  {metrics}" if metrics else "")))
+            parts.append(self._workers())
+        if self.note:
+            parts.append(Text(self.note, style="yellow"))
+        return Group(*parts)
+
+    def _workers(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for name in ("worker", "compute ms", "communication ms", "waiting for data ms", "memory MB"):
+            table.add_column(name, justify="right")
+        count = len(self.recent)
+        for rank in range(len(self.recent[-1]["compute_s"])):
+            means = [
+                sum(row[name][rank] for row in self.recent) / count for name in ("compute_s", "communication_s", "data_s")
+            ]
+            table.add_row(str(rank), *(f"{mean * 1e3:.1f}" for mean in means), f"{self.recent[-1]['rss_mb'][rank]:.0f}")
+        return table

@@ -1,0 +1,140 @@
+"""Run folders: what a run leaves behind, and how it is found again.
+
+    <runs_dir>/<run>/config.json       what was asked for
+                     status.json       state, progress, process; rewritten as the run goes on
+                     metrics.jsonl     a row for each step and each epoch
+                     logs/             worker-<rank>.log, store.log
+                     code/, data/, checkpoints/   the object store's, when it is the default directory
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from smlt.errors import CheckpointError, ConfigError, StoreError
+
+DEFAULT_RUNS_DIR = Path("smlt-runs")
+
+
+class Run:
+    """A run's folder."""
+
+    def __init__(self, runs_dir: Path, name: str) -> None:
+        self.runs_dir, self.name = Path(runs_dir).absolute(), name
+        self.path = self.runs_dir / name
+
+    @classmethod
+    def create(cls, runs_dir: Path, script: Path, config: dict[str, Any], name: str | None = None) -> Run:
+        """A new run. ConfigError when the name is taken or no name at all, StoreError when the folder cannot be made."""
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", script.stem)[:24] or "run"
+        for attempt in range(100):
+            chosen = name or time.strftime("%Y%m%d-%H%M%S-") + stem + (f"-{attempt}" if attempt else "")
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,48}", chosen):
+                raise ConfigError(f"run name {chosen!r}: use 1 to 48 letters, digits, '_' and '-'")
+            run = cls(runs_dir, chosen)
+            try:
+                (run.path / "logs").mkdir(parents=True)
+            except FileExistsError:
+                if name is not None:
+                    raise ConfigError(f"there is a run {name} in {runs_dir} already; resume it with --resume {name}") from None
+                continue
+            except OSError as error:
+                raise StoreError(f"cannot make the run folder {run.path}: {error.strerror}") from error
+            run._write("config.json", config)
+            return run
+        raise ConfigError(f"no free name for a run in {runs_dir}")
+
+    @classmethod
+    def open(cls, runs_dir: Path, name: str) -> Run:
+        """An existing run, by name or by the path of its folder. CheckpointError naming what is missing."""
+        path = Path(name)
+        run = cls(path.parent, path.name) if path.is_dir() and path.name != name else cls(runs_dir, name)
+        if not run.path.is_dir():
+            known = [r.name for r in list_runs(run.runs_dir)][-5:]
+            raise CheckpointError(f"there is no run {name} in {run.runs_dir}" + (f"; the latest: {', '.join(known)}" if known else ""))
+        for file in ("config.json", "status.json"):
+            if not (run.path / file).is_file():
+                raise CheckpointError(f"run {name} is incomplete: {run.path / file} is missing")
+        return run
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What was asked for."""
+        return self._read("config.json")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """State ("running", "done", "stopped", "failed", "lost"), progress and metrics. Lost: its process is gone."""
+        status = self._read("status.json")
+        if status.get("state") == "running" and not _process_lives(int(status.get("pid", 0))):
+            status["state"] = "lost"
+        return status
+
+    def write_status(self, **values: Any) -> None:
+        """Replace the status, keeping what is not named."""
+        old = self._read("status.json") if (self.path / "status.json").exists() else {}
+        self._write("status.json", {**old, **values})
+
+    def log_path(self, name: str) -> Path:
+        """Where a process of the run writes its log."""
+        return self.path / "logs" / f"{name}.log"
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The rows of metrics.jsonl; a last line that was cut short is left out."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
+                    return
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop rows of steps after `step`: a resumed run does them again."""
+        rows = [row for row in self.metrics() if row["step"] <= step]
+        self._replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            value = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"run {self.name}: {path} cannot be read: {error}") from error
+        if not isinstance(value, dict):
+            raise CheckpointError(f"run {self.name}: {path} is not a JSON object")
+        return value
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        self._replace(name, json.dumps(value, indent=1) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=self.path)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, self.path / name)
+
+
+def _process_lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid > 0
+
+
+def list_runs(runs_dir: Path) -> list[Run]:
+    """The runs in a folder, oldest first."""
+    if not runs_dir.is_dir():
+        return []
+    found = [Run(runs_dir, path.name) for path in runs_dir.iterdir() if (path / "config.json").is_file()]
+    return sorted(found, key=lambda run: ((run.path / "config.json").stat().st_mtime, run.name))

@@ -1,0 +1,321 @@
+"""The Task Scheduler: starts the workers of a run, watches them, writes down what they report, ends what must end."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from smlt.client.artifacts import ArtifactManager
+from smlt.client.executors import Executor, Worker
+from smlt.client.executors.local import LocalExecutor, threads_per_worker
+from smlt.client.resources import ResourceManager
+from smlt.client.runs import Run
+from smlt.errors import CheckpointError, ConfigError, SmltError, TaskError, WorkerLostError
+from smlt.store.embedded import EmbeddedStore
+from smlt.store.object import open_object_store
+from smlt.store.parameter import ParameterStore, ServerInfo
+from smlt.worker.checkpoint import load_latest
+from smlt.worker.config import WorkerConfig
+
+#: A worker that was told to end gets this long before it is killed.
+GRACE_S = 10.0
+#: After a Ctrl-C the workers finish their step and write a checkpoint; then they are killed.
+STOP_GRACE_S = 30.0
+
+
+class Progress(Protocol):
+    """Who watches a run. Everything here is told from one thread."""
+
+    def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
+        """The workers are being started."""
+
+    def step(self, row: dict[str, Any]) -> None:
+        """A global step is complete: the row of metrics.jsonl."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """An epoch is complete: its metrics."""
+
+    def stopping(self) -> None:
+        """Ctrl-C was seen: the workers finish their step."""
+
+    def ended(self, run: Run, status: dict[str, Any]) -> None:
+        """The run has ended."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What `smlt train` was asked for. See its --help."""
+
+    script: str
+    workers: int = 1
+    epochs: int = 10
+    global_batch_size: int = 64
+    seed: int = 0
+    codec: str = "fp16"
+    target_accuracy: float | None = None
+    memory_mb: int | None = None
+    timeout_s: float = 300.0
+    object_store: str | None = None
+    data: str | None = None
+
+
+class TaskScheduler:
+    """Runs one job. `run()` returns the final status; it raises what the failed worker raised, once."""
+
+    def __init__(
+        self,
+        run: Run,
+        request: RunRequest,
+        progress: Progress,
+        *,
+        store_url: str | None = None,
+        executor: Executor | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.folder, self.request, self.progress = run, request, progress
+        self.store_url, self.resume = store_url, resume
+        self.executor: Executor = executor if executor is not None else LocalExecutor()
+        self.object_store_url = request.object_store or str(run.runs_dir)
+        self.workers: list[Worker] = []
+        self._steps: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)  # by step, then rank: until all have reported
+        self._last_step_time = 0.0
+        self._done_step = 0
+        self._end: dict[int, str] = {}  # by rank: the state it ended in
+        self._metrics: dict[str, float] = {}
+        self._epoch = 0
+        self._file: TextIO | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Upload, start, watch, end. On Ctrl-C the workers stop together and leave a checkpoint; a second one kills them.
+
+        Whatever happens, no worker is left running and no key of the job in the store.
+        """
+        self.folder.write_status(state="running", pid=os.getpid(), started=time.time(), error=None)
+        state, error_text = "failed", None
+        try:
+            with ExitStack() as stack:
+                state = self._run(stack)
+        except KeyboardInterrupt:
+            state = "stopped"
+            raise
+        except SmltError as error:
+            error_text = f"{type(error).__name__}: {error}"
+            raise
+        except BaseException as error:
+            error_text = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            status = {
+                "state": state,
+                "ended": time.time(),
+                "step": self._done_step,
+                "epoch": self._epoch,
+                "metrics": self._metrics,
+                "error": error_text,
+            }
+            self.folder.write_status(**status)
+            self.progress.ended(self.folder, self.folder.status)
+        return self.folder.status
+
+    # ---- the parts of a run ----
+
+    def _run(self, stack: ExitStack) -> str:
+        request = self.request
+        objects = open_object_store(self.object_store_url)
+        artifacts = ArtifactManager(objects, self.folder.name)
+        script = Path(request.script).name
+        if self.resume:
+            self._prepare_resume()
+        else:
+            script = artifacts.upload_code(Path(request.script))
+            if request.data is not None:
+                artifacts.upload_data(Path(request.data))
+        url = self.store_url
+        if url is None:
+            url = stack.enter_context(EmbeddedStore(log_path=self.folder.log_path("store"))).url
+        # A name of its own for every start: keys of a former start of this run are other keys.
+        job = f"{self.folder.name}-{os.urandom(3).hex()}"
+        parameters = ParameterStore(url, job=job)
+        stack.callback(parameters.close)
+        server = parameters.check()
+        self._file = stack.enter_context((self.folder.path / "metrics.jsonl").open("a", buffering=1))
+        self.progress.started(self.folder, self.folder.config, server)
+        stack.callback(self._clean, parameters)
+        resources = ResourceManager(parameters, request.workers, request.memory_mb)
+        for rank in range(request.workers):
+            config = WorkerConfig(
+                run=self.folder.name,
+                job=job,
+                rank=rank,
+                world_size=request.workers,
+                object_store_url=self.object_store_url,
+                script=script,
+                epochs=request.epochs,
+                global_batch_size=request.global_batch_size,
+                seed=request.seed,
+                codec=request.codec,
+                store_url=url,
+                has_data=request.data is not None,
+                target_accuracy=request.target_accuracy,
+                resume=self.resume,
+                timeout_s=request.timeout_s,
+                threads=threads_per_worker(request.workers),
+            )
+            self.workers.append(self.executor.start(config, self.folder.log_path(f"worker-{rank}")))
+        try:
+            self._watch(parameters, resources, deadline=None)
+        except KeyboardInterrupt:
+            self.progress.stopping()
+            parameters.request_stop()
+            self._watch(parameters, resources, deadline=time.monotonic() + STOP_GRACE_S)
+            if "done" not in self._end.values():
+                raise
+        return "done"
+
+    def _prepare_resume(self) -> None:
+        objects = open_object_store(self.object_store_url)
+        for kind in ("code", "data") if self.request.data is not None else ("code",):
+            if not objects.exists(f"{self.folder.name}/{kind}/MANIFEST.json"):
+                raise CheckpointError(f"run {self.folder.name} is incomplete: {kind}/MANIFEST.json is missing; it cannot be resumed")
+        found = load_latest(objects, f"{self.folder.name}/checkpoints")
+        self._done_step = int(found[1]["step"]) if found is not None else 0
+        self._epoch = int(found[1]["epoch"]) if found is not None else 0
+        self._metrics = found[1]["metrics"] if found is not None else {}
+        self.folder.truncate_metrics(self._done_step)
+
+    def _watch(self, parameters: ParameterStore, resources: ResourceManager, deadline: float | None) -> None:
+        """Take reports until every worker has ended; raise when one failed."""
+        while True:
+            for row in resources.poll(block_ms=100):
+                self._take(row)
+            codes = [worker.poll() for worker in self.workers]
+            if all(code is not None for code in codes):
+                for row in resources.poll(block_ms=1):
+                    self._take(row)
+            failed = next((w for w, code in zip(self.workers, codes, strict=True) if code not in (None, 0)), None)
+            if failed is not None:
+                self._end_after_failure(parameters, failed)
+            if all(code == 0 for code in codes):
+                return
+            over = resources.over_memory()
+            if over is not None:
+                text = f"rank {over[0]} holds {over[1]:.0f} MB, over its limit of {resources.memory_mb:.0f} MB (--memory)"
+                parameters.abort(text)
+                raise WorkerLostError(text, [over[0]], self._done_step)
+            lost = resources.lost()
+            if lost and not all(rank in self._end for rank in lost):
+                text = f"rank {lost[0]} has stopped reporting: its metadata key has expired"
+                parameters.abort(text)
+                raise WorkerLostError(text, lost, self._done_step)
+            if deadline is not None and time.monotonic() > deadline:
+                raise KeyboardInterrupt
+
+    def _end_after_failure(self, parameters: ParameterStore, worker: Worker) -> None:
+        """Let the others end and raise the first failure with its traceback."""
+        failure = parameters.failure()
+        if failure is None:
+            time.sleep(0.2)  # it may be on its way: the process that failed first need not be the one seen first
+            failure = parameters.failure()
+        rank = worker.rank if failure is None else int(failure["rank"])
+        if failure is None:
+            parameters.abort(f"rank {rank} ended with exit code {worker.poll()}")
+        self._wait_for_all(GRACE_S)
+        log = self.folder.log_path(f"worker-{rank}")
+        if failure is None:
+            code = worker.poll()
+            how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+            raise WorkerLostError(f"worker {rank} {how}; its log: {log}\n{tail(log)}".rstrip(), [rank], self._done_step)
+        kind = failure["error"].partition(":")[0]
+        trace = failure["traceback"].rstrip()
+        if trace:
+            raise TaskError(f"worker {rank} failed at step {failure['step']}: {failure['error']}\n\n{trace}")
+        import smlt.errors
+
+        known = getattr(smlt.errors, kind, TaskError)
+        error = known if isinstance(known, type) and issubclass(known, SmltError) else TaskError
+        raise error(f"worker {rank} at step {failure['step']}: {failure['error'].partition(': ')[2]}")
+
+    def _wait_for_all(self, limit_s: float) -> None:
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline and any(worker.poll() is None for worker in self.workers):
+            time.sleep(0.02)
+
+    def _clean(self, parameters: ParameterStore) -> None:
+        """No worker and no key is left, however the run ended."""
+        for worker in self.workers:
+            worker.kill()
+        try:
+            parameters.sweep()
+        except SmltError:
+            return  # the store is gone, and its keys with it or with their TTL
+
+    # ---- reports ----
+
+    def _take(self, row: dict[str, Any]) -> None:
+        rank, kind = int(row["rank"]), row.get("kind")
+        if kind == "end":
+            self._end[rank] = str(row["state"])
+        elif kind == "epoch" and rank == 0:
+            self._epoch, self._metrics = int(row["epoch"]) + 1, row["metrics"]
+            record = {"kind": "epoch", "epoch": row["epoch"], "step": row["step"], "metrics": row["metrics"]}
+            self._record(record)
+            self.folder.write_status(epoch=self._epoch, step=row["step"], metrics=self._metrics)
+            self.progress.epoch(record)
+        elif "loss" in row:
+            self._steps[int(row["step"])][rank] = row
+            if len(self._steps[int(row["step"])]) == self.request.workers:
+                self._complete_step(int(row["step"]))
+
+    def _complete_step(self, step: int) -> None:
+        rows = [row for _, row in sorted(self._steps.pop(step).items())]
+        now = max(row["time"] for row in rows)
+        seconds = now - self._last_step_time if self._last_step_time else rows[0]["compute_s"] + rows[0]["communication_s"]
+        self._last_step_time, self._done_step = now, step
+        record = {
+            "kind": "step",
+            "step": step,
+            "epoch": rows[0]["epoch"],
+            "loss": rows[0]["loss"],
+            "samples": rows[0]["samples"],
+            "samples_per_s": rows[0]["samples"] / seconds if seconds > 0 else 0.0,
+            "compute_s": [row["compute_s"] for row in rows],
+            "communication_s": [row["communication_s"] for row in rows],
+            "data_s": [row["data_s"] for row in rows],
+            "rss_mb": [row["rss_mb"] for row in rows],
+            "time": now,
+        }
+        self._record(record)
+        self.progress.step(record)
+
+    def _record(self, row: dict[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(row) + "\n")
+
+
+def tail(path: Path, lines: int = 10) -> str:
+    """The last lines of a log."""
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
+
+
+def check_request(request: RunRequest) -> None:
+    """ConfigError for numbers that cannot work, before anything is made."""
+    for name, value in (("--workers", request.workers), ("--epochs", request.epochs), ("--global-batch-size", request.global_batch_size)):
+        if value < 1:
+            raise ConfigError(f"{name} {value} is not positive")
+    if request.workers > request.global_batch_size:
+        raise ConfigError(
+            f"{request.workers} workers cannot share a global batch of {request.global_batch_size}: "
+            "give a larger --global-batch-size or fewer --workers"
+        )
+    from smlt.collective.codecs import check_codec
+
+    check_codec(request.codec)
