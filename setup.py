@@ -11,7 +11,15 @@ extension = Extension(
     depends=sorted(glob("csrc/*.h")),
     include_dirs=["csrc"],
     # No contraction to fused multiply-add: every instruction set must give the same bits.
-    extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-D_GNU_SOURCE"],
+    extra_compile_args=[
+        "-std=c11",
+        "-O3",
+        "-ffp-contract=off",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-D_GNU_SOURCE",
+    ],
 )
 
 setup(ext_modules=cythonize([extension], language_level=3, compiler_directives={"embedsignature": True}))

@@ -19,13 +19,13 @@ class Digits(smlt.Task):
         return {"train": (x[~held_out], y[~held_out]), "test": (x[held_out], y[held_out])}
 
     def model(self):
-        return nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 10))
+        return nn.Sequential(nn.Linear(64, 512), nn.GELU(), nn.Linear(512, 10))
 
     def loss(self, model, batch):
-        return functional.cross_entropy(model(batch[0]), batch[1])
+        return functional.cross_entropy(model(batch[0]), batch[1], label_smoothing=0.1)
 
     def optimizer(self, model):
-        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-4)
 
     def evaluate(self, model, batch):
         return {"accuracy": (model(batch[0]).argmax(1) == batch[1]).float().mean().item()}

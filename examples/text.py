@@ -37,9 +37,7 @@ class Text(smlt.Task):
         return {"train": Windows(text[:cut], 11), "test": Windows(text[cut:], 101)}
 
     def model(self):
-        return nn.Sequential(
-            nn.Embedding(128, 24), nn.Flatten(), nn.Linear(CONTEXT * 24, 256), nn.GELU(), nn.Linear(256, 128)
-        )
+        return nn.Sequential(nn.Embedding(128, 24), nn.Flatten(), nn.Linear(CONTEXT * 24, 256), nn.GELU(), nn.Linear(256, 128))
 
     def loss(self, model, batch):
         return functional.cross_entropy(model(batch[0]), batch[1])

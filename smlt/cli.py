@@ -33,7 +33,12 @@ app = typer.Typer(
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the run folders.")]
 StoreUrl = Annotated[
     str | None,
-    typer.Option("--store", envvar="SMLT_STORE", help="Parameter store: redis://, rediss:// or unix:// URL.", show_default="embedded"),
+    typer.Option(
+        "--store",
+        envvar="SMLT_STORE",
+        help="Parameter store: redis://, rediss:// or unix:// URL.",
+        show_default="embedded",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on stdout, nothing else.")]
 
@@ -45,7 +50,9 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
     pass
 
 
@@ -57,17 +64,24 @@ def train(
     script: Annotated[str | None, typer.Argument(help="Script that defines a smlt.Task. Not needed with --resume.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", "-n", help="Number of workers.", show_default="4")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.", show_default="10")] = None,
-    global_batch_size: Annotated[int | None, typer.Option(help="Samples a step, all workers together.", show_default="64")] = None,
+    global_batch_size: Annotated[
+        int | None, typer.Option(help="Samples a step, all workers together.", show_default="64")
+    ] = None,
     target_accuracy: Annotated[float | None, typer.Option(help='End when evaluate() gives this "accuracy", 0 to 1.')] = None,
     seed: Annotated[int | None, typer.Option(help="Of the model, the sample order and the workers.", show_default="0")] = None,
     codec: Annotated[str | None, typer.Option(help="What gradients travel as: fp16 or fp32.", show_default="fp16")] = None,
     store: StoreUrl = None,
-    object_store: Annotated[str | None, typer.Option(help="Code, data, checkpoints: a directory.", show_default="the runs folder")] = None,
+    object_store: Annotated[
+        str | None, typer.Option(help="Code, data, checkpoints: a directory.", show_default="the runs folder")
+    ] = None,
     memory: Annotated[int | None, typer.Option(metavar="MB", help="End the run when a worker holds more.")] = None,
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Files for the task (its data_dir).")] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     name: Annotated[str | None, typer.Option(help="The run's name.", show_default="time and script")] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Longest wait for a worker or the store.", show_default="300")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Longest wait for a worker or the store.", show_default="300"),
+    ] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with a run where its last checkpoint is.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -98,7 +112,9 @@ def train(
         try:
             request = replace(RunRequest(**run.config), **chosen)
         except TypeError as error:
-            raise CheckpointError(f"run {run.name}: {run.path / 'config.json'} is not a run's configuration: {error}") from error
+            raise CheckpointError(
+                f"run {run.name}: {run.path / 'config.json'} is not a run's configuration: {error}"
+            ) from error
         for key in ("seed", "global_batch_size"):
             if getattr(request, key) != run.config[key]:
                 raise ConfigError(f"--resume keeps the run's {key} ({run.config[key]}): the samples' order hangs on it")
@@ -190,7 +206,12 @@ def runs(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: AsJson = False) -> None:
         else:
             epoch = f"{state.get('epoch', 0)}/{config.get('epochs', '?')}"
             table.add_row(
-                run.name, state["state"], str(config.get("workers", "?")), epoch, str(state.get("step", 0)), metrics_text(state.get("metrics") or {})
+                run.name,
+                state["state"],
+                str(config.get("workers", "?")),
+                epoch,
+                str(state.get("step", 0)),
+                metrics_text(state.get("metrics") or {}),
             )
     if not as_json:
         Console().print(table if table.row_count else f"no runs in {runs_dir}")

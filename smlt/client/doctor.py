@@ -44,7 +44,10 @@ def diagnose(store_url: str | None) -> list[Finding]:
         with EmbeddedStore(memory_bytes=256 << 20) as embedded:
             return findings + _store(embedded.url)
     except SmltError as error:
-        return [*findings, Finding("embedded store", "fail", str(error), "pip install 'smlt[train]', or give --store URL")]
+        return [
+            *findings,
+            Finding("embedded store", "fail", str(error), "pip install 'smlt[train]', or give --store URL"),
+        ]
 
 
 def _native() -> Finding:
@@ -75,9 +78,19 @@ def _store(url: str) -> list[Finding]:
     try:
         server = parameters.check()
     except SmltError as error:
-        return [Finding("store", "fail", str(error), "look at the URL (--store), the password, the network and the server's version")]
+        return [
+            Finding(
+                "store",
+                "fail",
+                str(error),
+                "look at the URL (--store), the password, the network and the server's version",
+            )
+        ]
     try:
-        findings = [Finding("store", "ok", f"{server.product} {'.'.join(map(str, server.version))} at {redact(url)}"), *_memory(server)]
+        findings = [
+            Finding("store", "ok", f"{server.product} {'.'.join(map(str, server.version))} at {redact(url)}"),
+            *_memory(server),
+        ]
         try:
             findings += _speed(parameters)
         except SmltError as error:
@@ -94,11 +107,20 @@ def _store(url: str) -> list[Finding]:
 def _memory(server: ServerInfo) -> list[Finding]:
     used = f"{server.used_memory_bytes / 1e6:.0f} MB used"
     if server.maxmemory_bytes == 0:
-        limit = Finding("store memory", "warn", f"no limit, {used}", "set maxmemory below the machine's memory, lest the kernel kill the store")
+        limit = Finding(
+            "store memory",
+            "warn",
+            f"no limit, {used}",
+            "set maxmemory below the machine's memory, lest the kernel kill the store",
+        )
     else:
         free = server.maxmemory_bytes - server.used_memory_bytes
-        limit = Finding("store memory", "ok" if free > 256e6 or used == "" else "warn", f"{server.maxmemory_bytes / 1e6:.0f} MB, {used}",
-                        "" if free > 256e6 else "a job needs about its encoded gradient times the number of workers")
+        limit = Finding(
+            "store memory",
+            "ok" if free > 256e6 or used == "" else "warn",
+            f"{server.maxmemory_bytes / 1e6:.0f} MB, {used}",
+            "" if free > 256e6 else "a job needs about its encoded gradient times the number of workers",
+        )
     if server.maxmemory_bytes and server.maxmemory_policy not in ("noeviction", ""):
         policy = Finding(
             "store memory policy",
@@ -129,9 +151,18 @@ def _speed(parameters: ParameterStore) -> list[Finding]:
         client.get(key)
         up.append(BANDWIDTH_BYTES / (middle - start))
         down.append(BANDWIDTH_BYTES / (time.perf_counter() - middle))
-    skew = abs(float(client.time()[0]) - time.time())  # type: ignore[index]
+    skew = abs(float(client.time()[0]) - time.time())
     return [
         Finding("round trip", "ok", f"{statistics.median(trips) * 1e6:.0f} us"),
-        Finding("bandwidth", "ok", f"{max(up) * 8 / 1e6:.0f} Mbit/s up, {max(down) * 8 / 1e6:.0f} Mbit/s down (redis-py, one connection)"),
-        Finding("clock", "ok" if skew < 5 else "warn", f"{skew:.0f} s from the store's", "" if skew < 5 else "set this machine's clock (NTP)"),
+        Finding(
+            "bandwidth",
+            "ok",
+            f"{max(up) * 8 / 1e6:.0f} Mbit/s up, {max(down) * 8 / 1e6:.0f} Mbit/s down (redis-py, one connection)",
+        ),
+        Finding(
+            "clock",
+            "ok" if skew < 5 else "warn",
+            f"{skew:.0f} s from the store's",
+            "" if skew < 5 else "set this machine's clock (NTP)",
+        ),
     ]

@@ -47,7 +47,9 @@ def launch(script: str, arguments: list[str], workers: int, store_url: str | Non
                 "SMLT_WORLD_SIZE": str(workers),
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_per_worker(workers))),
                 "PYTHONUNBUFFERED": "1",
-                "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(smlt.__file__).parents[1]), os.environ.get("PYTHONPATH")])),
+                "PYTHONPATH": os.pathsep.join(
+                    filter(None, [str(Path(smlt.__file__).parents[1]), os.environ.get("PYTHONPATH")])
+                ),
             }
             process = subprocess.Popen(
                 [sys.executable, script, *arguments],

@@ -45,7 +45,10 @@ class JsonLines:
 
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         version = ".".join(map(str, server.version))
-        self._write("started", {"run": run.name, "folder": str(run.path), "config": config, "store": f"{server.product} {version}"})
+        self._write(
+            "started",
+            {"run": run.name, "folder": str(run.path), "config": config, "store": f"{server.product} {version}"},
+        )
 
     def step(self, row: dict[str, Any]) -> None:
         self._write("step", {name: value for name, value in row.items() if name != "kind"})
@@ -87,7 +90,8 @@ class PlainLines:
         self.seconds[0] += max(row["compute_s"])
         self.seconds[1] += max(row["communication_s"])
         if time.monotonic() - self.said > LINE_EVERY_S:
-            self._say(f"epoch {row['epoch'] + 1}/{self.epochs}, step {row['step']}: loss {row['loss']:.4f}, {row['samples_per_s']:.0f} samples/s")
+            where = f"epoch {row['epoch'] + 1}/{self.epochs}, step {row['step']}"
+            self._say(f"{where}: loss {row['loss']:.4f}, {row['samples_per_s']:.0f} samples/s")
 
     def epoch(self, row: dict[str, Any]) -> None:
         mean = sum(self.losses) / max(1, len(self.losses))
@@ -159,7 +163,8 @@ class LiveView:
         parts: list[Any] = [Text(self.title, style="bold")]
         if self.row is not None:
             rate = sum(row["samples_per_s"] for row in self.recent) / len(self.recent)
-            line = f"epoch {self.row['epoch'] + 1}/{self.epochs}  step {self.row['step']}  loss {self.row['loss']:.4f}  {rate:,.0f} samples/s"
+            where = f"epoch {self.row['epoch'] + 1}/{self.epochs}  step {self.row['step']}"
+            line = f"{where}  loss {self.row['loss']:.4f}  {rate:,.0f} samples/s"
             metrics = metrics_text(self.metrics)
             parts.append(Text(line + (f"  {metrics}" if metrics else "")))
             parts.append(self._workers())
@@ -173,8 +178,6 @@ class LiveView:
             table.add_column(name, justify="right")
         count = len(self.recent)
         for rank in range(len(self.recent[-1]["compute_s"])):
-            means = [
-                sum(row[name][rank] for row in self.recent) / count for name in ("compute_s", "communication_s", "data_s")
-            ]
+            means = [sum(row[name][rank] for row in self.recent) / count for name in ("compute_s", "communication_s", "data_s")]
             table.add_row(str(rank), *(f"{mean * 1e3:.1f}" for mean in means), f"{self.recent[-1]['rss_mb'][rank]:.0f}")
         return table

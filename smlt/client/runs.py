@@ -1,10 +1,10 @@
 """Run folders: what a run leaves behind, and how it is found again.
 
-    <runs_dir>/<run>/config.json       what was asked for
-                     status.json       state, progress, process; rewritten as the run goes on
-                     metrics.jsonl     a row for each step and each epoch
-                     logs/             worker-<rank>.log, store.log
-                     code/, data/, checkpoints/   the object store's, when it is the default directory
+<runs_dir>/<run>/config.json       what was asked for
+                 status.json       state, progress, process; rewritten as the run goes on
+                 metrics.jsonl     a row for each step and each epoch
+                 logs/             worker-<rank>.log, store.log
+                 code/, data/, checkpoints/   the object store's, when it is the default directory
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Run:
         run = cls(path.parent, path.name) if path.is_dir() and path.name != name else cls(runs_dir, name)
         if not run.path.is_dir():
             known = [r.name for r in list_runs(run.runs_dir)][-5:]
-            raise CheckpointError(f"there is no run {name} in {run.runs_dir}" + (f"; the latest: {', '.join(known)}" if known else ""))
+            raise CheckpointError(
+                f"there is no run {name} in {run.runs_dir}" + (f"; the latest: {', '.join(known)}" if known else "")
+            )
         for file in ("config.json", "status.json"):
             if not (run.path / file).is_file():
                 raise CheckpointError(f"run {name} is incomplete: {run.path / file} is missing")

@@ -182,7 +182,9 @@ class TaskScheduler:
         objects = open_object_store(self.object_store_url)
         for kind in ("code", "data") if self.request.data is not None else ("code",):
             if not objects.exists(f"{self.folder.name}/{kind}/MANIFEST.json"):
-                raise CheckpointError(f"run {self.folder.name} is incomplete: {kind}/MANIFEST.json is missing; it cannot be resumed")
+                raise CheckpointError(
+                    f"run {self.folder.name} is incomplete: {kind}/MANIFEST.json is missing; it cannot be resumed"
+                )
         found = load_latest(objects, f"{self.folder.name}/checkpoints")
         self._done_step = int(found[1]["step"]) if found is not None else 0
         self._epoch = int(found[1]["epoch"]) if found is not None else 0
@@ -308,7 +310,11 @@ def tail(path: Path, lines: int = 10) -> str:
 
 def check_request(request: RunRequest) -> None:
     """ConfigError for numbers that cannot work, before anything is made."""
-    for name, value in (("--workers", request.workers), ("--epochs", request.epochs), ("--global-batch-size", request.global_batch_size)):
+    for name, value in (
+        ("--workers", request.workers),
+        ("--epochs", request.epochs),
+        ("--global-batch-size", request.global_batch_size),
+    ):
         if value < 1:
             raise ConfigError(f"{name} {value} is not positive")
     if request.workers > request.global_batch_size:

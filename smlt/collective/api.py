@@ -1,7 +1,7 @@
 """The drop-in: one communicator for the process, for handlers and scripts that want no object.
 
-    smlt.init(event)                  # or from arguments, or from SMLT_* environment variables
-    gradient = smlt.allreduce(gradient)
+smlt.init(event)                  # or from arguments, or from SMLT_* environment variables
+gradient = smlt.allreduce(gradient)
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from smlt.errors import CollectiveError, ConfigError
 
 _current: Communicator | None = None
 
-_SETTINGS = {"store": str, "job": str, "rank": int, "world_size": int, "generation": int, "timeout_s": float, "codec": str}
+_SETTINGS = {
+    "store": str,
+    "job": str,
+    "rank": int,
+    "world_size": int,
+    "generation": int,
+    "timeout_s": float,
+    "codec": str,
+}
 
 
 def _setting(name: str, value: Any) -> Any:

@@ -19,7 +19,15 @@ from smlt.collective import _native
 from smlt.collective.codecs import OPERATIONS, WIRE_DTYPES, check_codec, check_operation, wire_codec
 from smlt.collective.connection import Connections
 from smlt.collective.failure import diagnose_timeout, raise_failure
-from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CHUNK_ELEMENTS, allgather_table, broadcast_table, reduce_table
+from smlt.collective.plan import (
+    CHUNK_BYTES,
+    CHUNK_BYTES_MAX,
+    CHUNK_BYTES_MIN,
+    CHUNK_ELEMENTS,
+    allgather_table,
+    broadcast_table,
+    reduce_table,
+)
 from smlt.collective.structure import Segment, check_outs, describe, flatten, fuse, rebuild, results
 from smlt.errors import CollectiveError, ConfigError, StoreError, StoreUnavailable
 from smlt.store.parameter import ParameterStore
@@ -215,7 +223,14 @@ class Communicator:
     def barrier(self) -> None:
         """Return when every worker has called it. Errors as for `allreduce`."""
         segments = fuse([], None)
-        self._run("barrier", "", [], segments, reduce_table((segments[0].type,), self.world_size, self.chunk_bytes), reduce=True)
+        self._run(
+            "barrier",
+            "",
+            [],
+            segments,
+            reduce_table((segments[0].type,), self.world_size, self.chunk_bytes),
+            reduce=True,
+        )
 
     def close(self) -> None:
         """Leave the job. The last worker to leave deletes what is left in the store. Safe to call twice."""
@@ -268,7 +283,13 @@ class Communicator:
             codecs = sorted({leaf.codec for leaf in leaves if leaf.array.dtype.kind == "f"}) if kind == "allreduce" else []
             text = f"{kind}({', '.join(filter(None, (describe(leaves) if leaves else '', detail, '+'.join(codecs))))})"
             # Paths, dtypes and shapes of all leaves enter the digest; the text names only the first few.
-            full = (kind, detail, self.world_size, self.chunk_bytes, *((s.path, str(s.array.dtype), s.array.shape, s.codec) for s in leaves))
+            full = (
+                kind,
+                detail,
+                self.world_size,
+                self.chunk_bytes,
+                *((s.path, str(s.array.dtype), s.array.shape, s.codec) for s in leaves),
+            )
             step = self._engine.submit(
                 reduce=reduce,
                 operation=OPERATIONS.get(detail, 0),

@@ -10,9 +10,10 @@ import select
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from typing import Any
 
-from redis.connection import SSLConnection, parse_url
+import redis.connection
 
 from smlt.collective import _native
 from smlt.errors import StoreAuthError, StoreError, StoreUnavailable
@@ -22,13 +23,17 @@ SOCKET_BUFFER_BYTES = 1 << 20
 TLS_SEND_BYTES = 256 * 1024
 
 
+#: redis-py reads the URL, so that both planes understand it alike (untyped in some releases).
+_parse_url: Callable[[str], dict[str, Any]] = redis.connection.parse_url
+
+
 class Connections:
     """The engine's lanes as sockets to the store at `url` (redis://, rediss:// or unix://)."""
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
         self._url = url
-        self._options: dict[str, Any] = dict(parse_url(url))
-        self._tls = self._options.get("connection_class") is SSLConnection
+        self._options: dict[str, Any] = dict(_parse_url(url))
+        self._tls = self._options.get("connection_class") is redis.connection.SSLConnection
         self._timeout_s = timeout_s
         self._sockets: list[socket.socket] = []
 
@@ -95,7 +100,8 @@ class Connections:
         if not commands:
             return
         sock.sendall(b"".join(_native.encode_command(*(part.encode() for part in command)) for command in commands))
-        decoder, replies = _native.Decoder(), []
+        decoder = _native.Decoder()
+        replies: list[Any] = []
         while len(replies) < len(commands):
             data = sock.recv(4096)
             if not data:
@@ -112,7 +118,8 @@ class Connections:
     def _run_tls(self, engine: _native.Engine, timeout_ms: int, flush: bool) -> tuple[int, int, int]:
         deadline = time.monotonic() + timeout_ms / 1000
         while True:
-            moved, waiting_to_write = False, []
+            moved = False
+            waiting_to_write: list[socket.socket] = []
             for lane, sock in enumerate(self._sockets):
                 try:
                     moved |= _send(engine, lane, sock, waiting_to_write)

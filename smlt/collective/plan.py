@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from smlt.collective import _native
 from smlt.collective.codecs import wire_bytes
@@ -40,7 +41,7 @@ def _chunks(segment: int, owner: int, start: int, end: int, element_bytes: int, 
     limit = min(chunk_bytes // element_bytes, CHUNK_ELEMENTS)
     pieces = -(-count // limit)
     cuts = [start + count * i // pieces for i in range(pieces + 1)]
-    return [(segment, owner, a, a, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [(segment, owner, a, a, b - a) for a, b in pairwise(cuts)]
 
 
 @lru_cache(maxsize=256)

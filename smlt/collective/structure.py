@@ -71,7 +71,9 @@ def _leaf(value: Any) -> tuple[Array, Callable[[Array], Any]]:
     if isinstance(value, (bool, int, float)):
         kind = bool if isinstance(value, bool) else int if isinstance(value, int) else float
         try:
-            return np.asarray(value, {bool: np.bool_, int: np.int64, float: np.float64}[kind]), lambda result: kind(result.item())
+            return np.asarray(value, {bool: np.bool_, int: np.int64, float: np.float64}[kind]), lambda result: kind(
+                result.item()
+            )
         except OverflowError as error:
             raise ConfigError(f"the integer {value} does not fit 64 bits") from error
     if hasattr(value, "__dlpack__"):
@@ -113,7 +115,9 @@ def flatten(value: Any, codec: str | Mapping[str, str]) -> list[Leaf]:
             return
         array, restore = _leaf(item)
         if wire_dtype(array.dtype) is None:
-            raise ConfigError(f"cannot reduce dtype {array.dtype}{' of ' + path if path else ''}: floats, integers and booleans only")
+            raise ConfigError(
+                f"cannot reduce dtype {array.dtype}{' of ' + path if path else ''}: floats, integers and booleans only"
+            )
         is_memory = not isinstance(item, (bool, int, float, np.generic))
         leaves.append(Leaf(path, array, codec, restore, is_memory))
 

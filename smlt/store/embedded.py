@@ -145,7 +145,9 @@ class EmbeddedStore:
         # In a file that only this user reads: arguments are seen by everyone in the process list.
         config = self._folder / "conf"
         config.touch(mode=0o600)
-        config.write_text("".join(f'{name} {_quoted(str(value)) if name != "save" else value}\n' for name, value in settings.items()))
+        config.write_text(
+            "".join(f"{name} {_quoted(str(value)) if name != 'save' else value}\n" for name, value in settings.items())
+        )
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, "smlt-store-guard", str(self._folder), server, str(config)],
             stdin=subprocess.PIPE,
@@ -161,7 +163,7 @@ class EmbeddedStore:
         with redis.Redis(unix_socket_path=str(self._socket), password=self._password, socket_timeout=5) as client:
             while time.monotonic() < deadline:
                 try:
-                    self.pid = int(client.info("server")["process_id"])  # type: ignore[index]
+                    self.pid = int(client.info("server")["process_id"])
                     return True
                 except (redis.ConnectionError, redis.TimeoutError):
                     if "Failed" in self.log_tail() or "FATAL" in self.log_tail() or self._guard.poll() is not None:

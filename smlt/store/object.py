@@ -97,10 +97,18 @@ class DirectoryObjectStore:
         return sorted(key for key in keys if key.startswith(prefix) and not PurePosixPath(key).name.startswith(".put-"))
 
     def delete(self, key: str) -> None:
+        path = self._path(key)
         try:
-            self._path(key).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         except OSError as error:
             raise self._error("delete", key, error) from error
+        for folder in path.parents:  # an object store has no empty folders
+            if folder == self.root:
+                return
+            try:
+                folder.rmdir()
+            except OSError:
+                return
 
     def size(self, key: str) -> int:
         try:

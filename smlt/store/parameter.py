@@ -123,7 +123,8 @@ class ParameterStore:
             raise ConfigError(f"store {redact(url)!r}: the URL must begin with redis://, rediss:// or unix://")
         self.url, self.job, self.ttl_s, self.timeout_s = url, job, ttl_s, timeout_s
         try:
-            self.client: redis.Redis = redis.Redis.from_url(
+            # redis-py's own annotations differ from release to release
+            self.client: Any = redis.Redis.from_url(
                 url,
                 protocol=2,
                 socket_timeout=timeout_s,
@@ -138,13 +139,13 @@ class ParameterStore:
     def check(self) -> ServerInfo:
         """Reach the server and see that it will do: ServerInfo, or the error that says why not."""
         with _translated(self.url):
-            info: dict[str, Any] = self.client.info()  # type: ignore[assignment]
+            info: dict[str, Any] = self.client.info()
         if "redis_version" not in info:
             raise StoreUnavailable(f"the store at {redact(self.url)} is no Redis or Valkey: its INFO names no version")
         product = "Valkey" if info.get("server_name") == "valkey" or "valkey_version" in info else "Redis"
         text = str(info["valkey_version"] if "valkey_version" in info else info["redis_version"])
         numbers = [int(n) for n in re.findall(r"\d+", text)[:3]]
-        major, minor, patch = (numbers + [0, 0, 0])[:3]
+        major, minor, patch = [*numbers, 0, 0, 0][:3]
         oldest = (7, 2) if product == "Valkey" else (6, 2)
         if (major, minor) < oldest:
             raise ConfigError(
@@ -152,7 +153,9 @@ class ParameterStore:
             )
         cluster = bool(int(info.get("cluster_enabled", 0)))
         if cluster:
-            raise ConfigError(f"the store at {redact(self.url)} is a cluster, which SMLT does not support yet: use a single node")
+            raise ConfigError(
+                f"the store at {redact(self.url)} is a cluster, which SMLT does not support yet: use a single node"
+            )
         return ServerInfo(
             product,
             (major, minor, patch),
@@ -196,10 +199,10 @@ class ParameterStore:
             for key in self.client.scan_iter(match=pattern, count=1000):
                 batch.append(key)
                 if len(batch) == 500:
-                    deleted += int(self.client.unlink(*batch))  # type: ignore[arg-type]
+                    deleted += int(self.client.unlink(*batch))
                     batch = []
             if batch:
-                deleted += int(self.client.unlink(*batch))  # type: ignore[arg-type]
+                deleted += int(self.client.unlink(*batch))
         return deleted
 
     # ---- membership ----
@@ -215,9 +218,9 @@ class ParameterStore:
         holder = {"worker_id": worker_id, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
         with _translated(self.url):
             current = self.client.get(self.key("generation"))
-            if current is not None and int(current) > generation:  # type: ignore[arg-type]
-                raise FencedError(f"job {self.job} is at generation {int(current)}; this worker is of generation {generation}")  # type: ignore[arg-type]
-            answer: list[bytes] = self.client.eval(  # type: ignore[assignment]
+            if current is not None and int(current) > generation:
+                raise FencedError(f"job {self.job} is at generation {int(current)}; this worker is of generation {generation}")
+            answer: list[bytes] = self.client.eval(
                 _REGISTER,
                 2,
                 self.key(f"session:{generation}"),
@@ -253,7 +256,7 @@ class ParameterStore:
                 worker_id,
                 session.partition(".")[2],
             )
-        if int(last):  # type: ignore[arg-type]
+        if int(last):
             self._delete(f"smlt:{{{self.job}.[0-9]*}}:{session}:*")
         return bool(last)
 
@@ -267,7 +270,7 @@ class ParameterStore:
     def roster(self, session: str) -> dict[int, dict[str, Any]]:
         """Who holds which rank."""
         with _translated(self.url):
-            rows: dict[bytes, bytes] = self.client.hgetall(self.key(f"roster:{session}"))  # type: ignore[assignment]
+            rows: dict[bytes, bytes] = self.client.hgetall(self.key(f"roster:{session}"))
         return {int(rank): json.loads(row) for rank, row in rows.items() if rank.isdigit()}
 
     # ---- between scheduler and workers ----
@@ -303,7 +306,9 @@ class ParameterStore:
             control = pipe.execute()[-1]
         return control.decode() if control else ""
 
-    def read_reports(self, ranks: Iterable[int], last_ids: dict[int, str], block_ms: int) -> list[tuple[int, str, dict[str, Any]]]:
+    def read_reports(
+        self, ranks: Iterable[int], last_ids: dict[int, str], block_ms: int
+    ) -> list[tuple[int, str, dict[str, Any]]]:
         """Reports of `ranks` after `last_ids` (by rank; all when absent), waiting up to `block_ms` for one.
 
         Returns (rank, entry id, report) in each rank's order.
@@ -314,9 +319,7 @@ class ParameterStore:
         with _translated(self.url):
             answer: Any = self.client.xread(streams, count=1000, block=max(1, block_ms))
         return [
-            (names[key], entry.decode(), json.loads(fields[b"j"]))
-            for key, entries in answer or []
-            for entry, fields in entries
+            (names[key], entry.decode(), json.loads(fields[b"j"])) for key, entries in answer or [] for entry, fields in entries
         ]
 
     def alive(self, ranks: Iterable[int]) -> dict[int, bool]:
@@ -337,4 +340,4 @@ class ParameterStore:
         """The first failure: rank, step, error, traceback; None when there is none."""
         with _translated(self.url):
             row = self.client.get(self.key("failure"))
-        return json.loads(row) if row is not None else None  # type: ignore[arg-type]
+        return json.loads(row) if row is not None else None

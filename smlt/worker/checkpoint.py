@@ -1,8 +1,8 @@
 """Checkpoints in the object store: safetensors and JSON, never pickle.
 
-    <prefix>/<step>/tensors.safetensors    model and optimizer
-    <prefix>/<step>/state.json             everything else
-    <prefix>/<step>/MANIFEST.json          SHA-256 of the two, written last: without it there is no checkpoint
+<prefix>/<step>/tensors.safetensors    model and optimizer
+<prefix>/<step>/state.json             everything else
+<prefix>/<step>/MANIFEST.json          SHA-256 of the two, written last: without it there is no checkpoint
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def save(objects: ObjectStore, prefix: str, step: int, tensors: Tensors, state: 
 
     where = f"{prefix}/{step:09d}"
     contents = {
-        "tensors.safetensors": safetensors.numpy.save({name: array for name, array in tensors.items()}),
+        "tensors.safetensors": safetensors.numpy.save(tensors),
         "state.json": json.dumps(state, indent=1).encode(),
     }
     for name, content in contents.items():

@@ -30,9 +30,7 @@ class MinibatchBuffer:
     manager: leaving it ends the thread.
     """
 
-    def __init__(
-        self, steps: Iterator[tuple[int, int, Indices, int]], load: Callable[[Indices], Any], depth: int = 4
-    ) -> None:
+    def __init__(self, steps: Iterator[tuple[int, int, Indices, int]], load: Callable[[Indices], Any], depth: int = 4) -> None:
         self._steps, self._load = steps, load
         self._ready: queue.Queue[Minibatch | BaseException | None] = queue.Queue(maxsize=max(1, depth))
         self._closing = threading.Event()

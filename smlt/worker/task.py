@@ -58,7 +58,7 @@ class Task:
 
     @classmethod
     def main(cls, arguments: list[str] | None = None) -> None:
-        """Train here, in this process: one worker, no store, a line an epoch. Options: --epochs, --global-batch-size, --seed."""
+        """Train in this process: one worker, no store. Options: --epochs, --global-batch-size, --seed."""
         from smlt.worker.trainer import train_alone
 
         parser = argparse.ArgumentParser(description=inspect.getdoc(cls) or cls.__name__)

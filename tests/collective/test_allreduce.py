@@ -151,7 +151,9 @@ def test_allreduce_is_numpys(
         return unnest(result)
 
     outputs = groups(n, chunk_bytes).run(call)
-    every = np.concatenate([a.astype(np.longdouble).ravel() for row in inputs for a in row if a.dtype.kind == "f"] or [np.zeros(1)])
+    every = np.concatenate(
+        [a.astype(np.longdouble).ravel() for row in inputs for a in row if a.dtype.kind == "f"] or [np.zeros(1)]
+    )
     amax = float(np.abs(every[np.isfinite(every)]).max(initial=0))
     for leaf in range(len(leaves)):
         rows = [inputs[rank][leaf] for rank in range(n)]
@@ -161,9 +163,13 @@ def test_allreduce_is_numpys(
 
 
 @pytest.mark.parametrize("magnitude", [1e-38, 1e-30, 1e-10, 1.0, 65504.0, 1e10, 1e30, 1e38, 3e38])
-def test_a_mean_of_values_of_any_magnitude_neither_overflows_nor_vanishes(group: Callable[..., Group], magnitude: float) -> None:
+def test_a_mean_of_values_of_any_magnitude_neither_overflows_nor_vanishes(
+    group: Callable[..., Group], magnitude: float
+) -> None:
     rows = [(np.linspace(0.5, 1, 1000) * magnitude * (1 if rank else 0.9)).astype(np.float32) for rank in range(5)]
-    results = group(5).run(lambda comm: (comm.allreduce(rows[comm.rank], codec="fp16"), comm.allreduce(rows[comm.rank], codec="fp32")))
+    results = group(5).run(
+        lambda comm: (comm.allreduce(rows[comm.rank], codec="fp16"), comm.allreduce(rows[comm.rank], codec="fp32"))
+    )
     for compressed, exact in results:
         assert_close(compressed, rows, "mean", "fp16")
         assert_close(exact, rows, "mean", "fp32")
@@ -174,7 +180,12 @@ def test_a_mean_of_values_of_any_magnitude_neither_overflows_nor_vanishes(group:
 def test_broadcast_and_allgather_are_exact(group: Callable[..., Group]) -> None:
     def call(comm: Communicator) -> Any:
         rng = np.random.default_rng(comm.rank)
-        x = {"f": rng.standard_normal((300, 500)), "i": rng.integers(0, 100, 7, dtype=np.int16), "s": comm.rank, "b": comm.rank == 1}
+        x = {
+            "f": rng.standard_normal((300, 500)),
+            "i": rng.integers(0, 100, 7, dtype=np.int16),
+            "s": comm.rank,
+            "b": comm.rank == 1,
+        }
         return comm.broadcast(x, root=2), comm.allgather(x), comm.broadcast(np.full(3, comm.rank), root=0)
 
     results = group(3).run(call)
@@ -232,7 +243,11 @@ def test_non_contiguous_byte_swapped_and_buffer_inputs(group: Callable[..., Grou
 
 def test_out_is_filled_and_returned(group: Callable[..., Group]) -> None:
     def call(comm: Communicator) -> tuple[Array, Array]:
-        x, whole, strided = np.full(5000, comm.rank, np.float32), np.empty(5000, np.float32), np.zeros((5000, 2), np.float32)
+        x, whole, strided = (
+            np.full(5000, comm.rank, np.float32),
+            np.empty(5000, np.float32),
+            np.zeros((5000, 2), np.float32),
+        )
         assert comm.allreduce(x, out=whole) is whole
         comm.allreduce(x, out=strided[:, 1])
         assert (x == comm.rank).all()

@@ -41,7 +41,7 @@ class LocalExecutor:
         environment = {
             **os.environ,
             # The workers share the cores: none of them may take all.
-            **{name: threads for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")},
+            **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads),
             "PYTHONUNBUFFERED": "1",
             # The workers run this very package, installed or not.
             "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(smlt.__file__).parents[1]), os.environ.get("PYTHONPATH")])),

@@ -72,5 +72,6 @@ def make_adapter(task: Task, seed: int, threads: int) -> Adapter:
 
             return TorchAdapter(task, model)
     raise TaskError(
-        f"model() gave a {type(model).__module__}.{type(model).__qualname__}: a torch.nn.Module or a dict of NumPy arrays is wanted"
+        f"model() gave a {type(model).__module__}.{type(model).__qualname__}: "
+        "a torch.nn.Module or a dict of NumPy arrays is wanted"
     )

@@ -53,7 +53,7 @@ class TorchAdapter:
         loss = self.task.loss(self.model, batch)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise TaskError("loss() of a PyTorch task returns a tensor with one element, the mean loss of the batch")
-        (loss if weight == 1 else loss * weight).backward()
+        torch.autograd.backward(loss if weight == 1 else loss * weight)
         return float(loss.detach())
 
     def skip(self) -> None:
@@ -81,7 +81,9 @@ class TorchAdapter:
                     tensors[f"optimizer.{index}.{name}"] = _array(value)
                 else:
                     scalars.setdefault(str(index), {})[name] = value
-        dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in self.parameters().items() if t.dtype == torch.bfloat16}
+        dtypes = {
+            name: str(t.dtype).removeprefix("torch.") for name, t in self.parameters().items() if t.dtype == torch.bfloat16
+        }
         return tensors, {"scalars": scalars, "groups": state["param_groups"], "bfloat16": sorted(dtypes)}
 
     def load_state(self, tensors: Tensors, rest: dict[str, Any]) -> None:
