@@ -16,6 +16,8 @@ from types import TracebackType
 from urllib.parse import quote
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from smlt.errors import ConfigError, StoreUnavailable
 
@@ -23,16 +25,17 @@ from smlt.errors import ConfigError, StoreUnavailable
 START_TIMEOUT_S = 15.0
 DEFAULT_MEMORY_BYTES = 4 << 30
 
-# The server's guard: a shell that waits until its parent's end of a pipe closes, which happens however the parent ends
-# (SIGKILL too), then ends the server and removes its folder. Portable where PR_SET_PDEATHSIG is not.
+# The server's guard: a shell that waits for the server, and beside it a reader that sees the parent's end of a pipe close,
+# which happens however the parent ends (SIGKILL too), then ends the server. Portable where PR_SET_PDEATHSIG is not.
 _GUARD = """
 folder=$1; shift
-"$@" </dev/null & server=$!
+exec 3<&0
+"$@" </dev/null 3<&- & server=$!
 trap 'kill $server 2>/dev/null' TERM INT HUP
-read -r _
-kill $server 2>/dev/null
+( read -r _ <&3; touch "$folder/orphaned"; kill $server 2>/dev/null ) & reader=$!
 wait $server
-rm -rf "$folder"
+kill $reader 2>/dev/null
+if [ -e "$folder/orphaned" ]; then rm -rf "$folder"; fi
 """
 
 # glibc gives large freed blocks back to the kernel at once; keeping them spares page faults, a few per cent
@@ -160,13 +163,15 @@ class EmbeddedStore:
     def _wait_until_it_answers(self) -> bool:
         deadline = time.monotonic() + START_TIMEOUT_S
         assert self._guard is not None
-        with redis.Redis(unix_socket_path=str(self._socket), password=self._password, socket_timeout=5) as client:
+        with redis.Redis(
+            unix_socket_path=str(self._socket), password=self._password, socket_timeout=5, retry=Retry(NoBackoff(), 0)
+        ) as client:
             while time.monotonic() < deadline:
                 try:
                     self.pid = int(client.info("server")["process_id"])
                     return True
                 except (redis.ConnectionError, redis.TimeoutError):
-                    if "Failed" in self.log_tail() or "FATAL" in self.log_tail() or self._guard.poll() is not None:
+                    if self._guard.poll() is not None:  # the server has ended
                         return False
                 time.sleep(0.01)
         return False

@@ -29,6 +29,8 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
 
 from smlt.errors import ConfigError, FencedError, StoreAuthError, StoreError, StoreFull, StoreUnavailable
 
@@ -130,6 +132,7 @@ class ParameterStore:
                 socket_timeout=timeout_s,
                 socket_connect_timeout=timeout_s,
                 client_name="smlt",
+                retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), 3),
             )
         except (ValueError, TypeError) as error:
             raise ConfigError(f"store {redact(url)}: {error}") from error

@@ -56,9 +56,7 @@ def test_workers_that_call_different_things_all_raise_and_go_on(
 ) -> None:
     workers = group(3)
     started = time.monotonic()
-    outcomes = workers.attempt(
-        lambda comm: odd(comm) if comm.rank == odd_rank else comm.allreduce(np.ones((4, 4), np.float32))
-    )
+    outcomes = workers.attempt(lambda comm: odd(comm) if comm.rank == odd_rank else comm.allreduce(np.ones((4, 4), np.float32)))
     assert time.monotonic() - started < 2
     for outcome in outcomes:
         assert isinstance(outcome.error, MismatchError), outcome.error

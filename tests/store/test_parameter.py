@@ -1,0 +1,196 @@
+"""The control plane: what a server must be, membership, reports, and the errors that say what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smlt.errors import ConfigError, FencedError, StoreAuthError, StoreFull, StoreUnavailable
+from smlt.store.embedded import EmbeddedStore, find_server
+from smlt.store.parameter import ParameterStore, redact
+
+
+@pytest.fixture
+def parameters(store: EmbeddedStore, job: str) -> Iterator[ParameterStore]:
+    made = ParameterStore(store.url, job=job)
+    yield made
+    made.sweep()
+    made.close()
+
+
+def test_the_embedded_server_will_do(parameters: ParameterStore) -> None:
+    info = parameters.check()
+    assert (info.product, info.cluster, info.maxmemory_policy) == ("Valkey", False, "noeviction")
+    assert info.version >= (7, 2, 0)
+    assert info.maxmemory_bytes > info.used_memory_bytes > 0
+
+
+@pytest.mark.parametrize("url", ["http://localhost", "localhost:6379", ""])
+def test_a_url_of_another_kind_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="must begin with redis://"):
+        ParameterStore(url, job="x")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@host:1/2?ssl_keyfile=x", "redis://host:1/2"),
+        ("unix:///tmp/s?password=secret", "unix:/tmp/s"),
+        ("rediss://:sec@ret@host", "rediss://host"),
+    ],
+)
+def test_no_secret_is_shown(url: str, shown: str) -> None:
+    assert redact(url).replace("///", "/") == shown.replace("///", "/")
+
+
+class OldServer:
+    """Answers INFO as an old or clustered server would: such servers cannot be installed here."""
+
+    def __init__(self, info: str) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.info = f"${len(info)}\r\n{info}\r\n".encode()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while data := connection.recv(4096):
+                commands = data.count(b"*")
+                connection.sendall(self.info if b"INFO" in data.upper().split(b"\r\n") else b"+OK\r\n" * commands)
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ("redis_version:6.0.16\r\n", r"is Redis 6\.0\.16; SMLT needs Redis 6\.2 or newer"),
+        ("redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:7.0.1\r\n", r"Valkey 7\.0\.1; SMLT needs Valkey 7\.2"),
+        ("redis_version:7.4.0\r\ncluster_enabled:1\r\n", "is a cluster, which SMLT does not support yet"),
+        ("uptime:3\r\n", "no Redis or Valkey"),
+    ],
+)
+def test_a_server_that_will_not_do_is_told_why(info: str, message: str) -> None:
+    server = OldServer(info)
+    with pytest.raises((ConfigError, StoreUnavailable), match=message):
+        ParameterStore(server.url, job="x", timeout_s=2).check()
+    server.listener.close()
+
+
+def test_a_real_clustered_server_is_refused(tmp_path: Path) -> None:
+    arguments = ["--port", "0", "--unixsocket", str(tmp_path / "s"), "--cluster-enabled", "yes", "--dir", str(tmp_path)]
+    process = subprocess.Popen([find_server(), *arguments, "--save", ""], stdout=subprocess.DEVNULL)
+    try:
+        parameters = ParameterStore(f"unix://{tmp_path}/s", job="x")
+        deadline = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(StoreUnavailable), pytest.raises(ConfigError, match="is a cluster"):
+                parameters.check()
+                break
+            if (tmp_path / "s").exists() or time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        with pytest.raises(ConfigError, match="is a cluster"):
+            parameters.check()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_a_wrong_password(store: EmbeddedStore) -> None:
+    port = store.tcp_url.rpartition(":")[2]
+    with pytest.raises(StoreAuthError, match=f"the store at redis://127.0.0.1:{port} refused") as caught:
+        ParameterStore(f"redis://:not-this-one@127.0.0.1:{port}", job="x").check()
+    assert "not-this-one" not in str(caught.value)
+    with pytest.raises(StoreAuthError):
+        ParameterStore(f"redis://127.0.0.1:{port}", job="x").check()
+
+
+def test_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.raises(StoreUnavailable, match=f"redis://127.0.0.1:{port} cannot be reached"):
+        ParameterStore(f"redis://127.0.0.1:{port}", job="x", timeout_s=1).check()
+
+
+def test_a_full_store() -> None:
+    with EmbeddedStore(memory_bytes=3 << 20) as small:
+        parameters = ParameterStore(small.url, job="full")
+        with pytest.raises(StoreFull, match="raise its maxmemory"):
+            for _ in range(100):
+                parameters.report(0, {"filler": "x" * 100_000})
+
+
+def test_a_rank_belongs_to_one_worker(parameters: ParameterStore) -> None:
+    def register(worker: str, rank: int = 0, size: int = 2) -> str:
+        return parameters.register(rank=rank, world_size=size, generation=1, worker_id=worker)
+
+    session = register("a")
+    assert register("a") == session
+    assert register("b", rank=1) == session
+    with pytest.raises(FencedError, match="held by another worker"):
+        register("c")
+    with pytest.raises(ConfigError, match="expects 3 workers"):
+        register("d", size=3)
+    with pytest.raises(ConfigError, match="rank 2 is not one of"):
+        register("e", rank=2)
+    assert {rank: row["worker_id"] for rank, row in parameters.roster(session).items()} == {0: "a", 1: "b"}
+
+
+def test_the_last_to_leave_deletes_the_session(parameters: ParameterStore) -> None:
+    sessions = [parameters.register(rank=r, world_size=2, generation=1, worker_id=str(r)) for r in range(2)]
+    parameters.client.set(parameters.session_prefix(sessions[0]) + "1:u:0:1", b"chunk")
+    leave = {"generation": 1, "session": sessions[0]}
+    assert not parameters.leave(rank=0, worker_id="not me", **leave)
+    assert not parameters.leave(rank=0, worker_id="0", **leave)
+    assert parameters.register(rank=0, world_size=2, generation=1, worker_id="again") != sessions[0]  # a new session
+    assert parameters.leave(rank=1, worker_id="1", **leave)
+    keys = [key.decode() for key in parameters.client.scan_iter(match=f"smlt:{{{parameters.job}.*")]
+    assert not any(sessions[0] in key for key in keys)
+    assert len(keys) == 2  # the new session's pointer and roster
+
+
+def test_reports_come_in_order_and_carry_back_what_is_asked_for(parameters: ParameterStore) -> None:
+    assert parameters.read_reports([0, 1], {}, 10) == []
+    assert parameters.report(1, {"step": 1}) == ""
+    assert parameters.report(1, {"step": 2}) == ""
+    rows = parameters.read_reports([0, 1], {}, 10)
+    assert [(rank, row["step"]) for rank, _, row in rows] == [(1, 1), (1, 2)]
+    parameters.request_stop()
+    assert parameters.report(1, {"step": 3}) == "stop"
+    assert [row["step"] for _, _, row in parameters.read_reports([0, 1], {1: rows[-1][1]}, 10)] == [3]
+    assert parameters.alive([0, 1]) == {0: False, 1: True}
+
+
+def test_only_the_first_failure_is_kept(parameters: ParameterStore) -> None:
+    assert parameters.failure() is None
+    assert parameters.fail(2, 7, "ValueError: no", "Traceback …")
+    assert not parameters.fail(1, 8, "CollectiveError: ended", "")
+    failure: Any = parameters.failure()
+    assert (failure["rank"], failure["step"], failure["error"]) == (2, 7, "ValueError: no")
+
+
+def test_every_key_has_a_time_to_live(parameters: ParameterStore) -> None:
+    parameters.register(rank=0, world_size=2, generation=1, worker_id="a")
+    parameters.report(0, {})
+    parameters.request_stop()
+    parameters.fail(0, 0, "e", "")
+    parameters.abort("x")
+    parameters.open_generation(2)
+    keys = list(parameters.client.scan_iter(match=f"smlt:{{{parameters.job}.*"))
+    assert len(keys) == 7
+    assert all(0 < parameters.client.pttl(key) <= parameters.ttl_s * 1000 for key in keys)
+    assert parameters.sweep() == 7
+    assert parameters.count_keys() == 0
