@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict, replace
@@ -11,14 +12,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from smlt._version import __version__
+from smlt.client.artifacts import local_modules
 from smlt.client.progress import make_progress, metrics_text
 from smlt.client.runs import DEFAULT_RUNS_DIR, Run, list_runs
 from smlt.client.scheduler import RunRequest, TaskScheduler, check_request
 from smlt.errors import CheckpointError, ConfigError, SmltError
+
+
+def _examples(*commands: str) -> str:
+    """The end of a command's --help; the \\b keeps the lines as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
+
 
 app = typer.Typer(
     name="smlt",
@@ -57,8 +63,12 @@ def _options(
 
 
 @app.command(
-    epilog="Examples:  smlt train examples/digits.py --workers 4 --epochs 25   |   smlt train --resume RUN   |   "
-    "smlt train task.py --store redis://:password@10.0.0.5 --json"
+    epilog=_examples(
+        "smlt train examples/digits.py --workers 4 --epochs 25",
+        "smlt train task.py --target-accuracy 0.97 --codec fp32 --data ./images",
+        "smlt train --resume 20260102-153000-digits --epochs 50",
+        "SMLT_STORE=rediss://:password@store.example:6380 smlt train task.py --json",
+    )
 )
 def train(
     script: Annotated[str | None, typer.Argument(help="Script that defines a smlt.Task. Not needed with --resume.")] = None,
@@ -105,37 +115,41 @@ def train(
     chosen = {key: value for key, value in given.items() if value is not None}
     if resume is not None:
         run = Run.open(runs_dir, resume)
-        if run.status["state"] == "running":
-            raise ConfigError(f"run {run.name} is still running (process {run.status['pid']})")
         if script is not None or data is not None or name is not None:
             raise ConfigError("--resume goes on with the run's own script and data: give no SCRIPT, --data or --name")
-        try:
-            request = replace(RunRequest(**run.config), **chosen)
-        except TypeError as error:
-            raise CheckpointError(
-                f"run {run.name}: {run.path / 'config.json'} is not a run's configuration: {error}"
-            ) from error
-        for key in ("seed", "global_batch_size"):
-            if getattr(request, key) != run.config[key]:
-                raise ConfigError(f"--resume keeps the run's {key} ({run.config[key]}): the samples' order hangs on it")
-        check_request(request)
+        request = _resumed(run, chosen)
     else:
         if script is None:
             raise ConfigError("give a SCRIPT, or --resume RUN")
         request = RunRequest(script, **{"workers": 4, **chosen})
         check_request(request)
-        if not Path(script).is_file():
-            from smlt.errors import TaskError
-
-            raise TaskError(f"there is no script {script}")
+        local_modules(Path(script))  # a missing script or a syntax error leaves no run folder behind
         run = Run.create(runs_dir, Path(script), asdict(request), name)
     scheduler = TaskScheduler(run, request, make_progress(as_json=as_json), store_url=store, resume=resume is not None)
     scheduler.run()
 
 
+def _resumed(run: Run, chosen: dict[str, Any]) -> RunRequest:
+    """What the run was asked for, with what is asked for now in its place."""
+    state = run.status
+    if state.get("state") == "running":
+        raise ConfigError(f"run {run.name} is still running (process {state['pid']})")
+    try:
+        before = RunRequest(**run.config)
+        check_request(before)
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"run {run.name}: {run.path / 'config.json'} is not a run's configuration: {error}") from error
+    request = replace(before, **chosen)
+    for key in ("seed", "global_batch_size"):
+        if getattr(request, key) != getattr(before, key):
+            raise ConfigError(f"--resume keeps the run's {key} ({getattr(before, key)}): the samples' order hangs on it")
+    check_request(request)
+    return request
+
+
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    epilog="Example:  smlt launch -n 4 examples/allreduce.py",
+    epilog=_examples("smlt launch -n 4 script.py", "smlt launch -n 2 --store redis://10.0.0.5 script.py --steps 100"),
 )
 def launch(
     script: Annotated[str, typer.Argument(help="Any Python script that calls smlt.init() and the collectives.")],
@@ -157,7 +171,7 @@ def launch(
         raise typer.Exit(code)
 
 
-@app.command(epilog="Examples:  smlt status   |   smlt status 20260102-153000-digits --json")
+@app.command(epilog=_examples("smlt status", "smlt status 20260102-153000-digits --json"))
 def status(
     run: Annotated[str | None, typer.Argument(help="A run's name or folder.", show_default="the latest")] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
@@ -190,12 +204,10 @@ def status(
         typer.echo(f"resume   smlt train --resume {found.name} --runs-dir {found.runs_dir}")
 
 
-@app.command(epilog="Example:  smlt runs --json | jq .state")
+@app.command(epilog=_examples("smlt runs", "smlt runs --json | jq .state"))
 def runs(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: AsJson = False) -> None:
     """List the runs, oldest first."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("run", "state", "workers", "epoch", "step", "metrics"):
-        table.add_column(column)
+    rows = [("run", "state", "workers", "epoch", "step", "metrics")]
     for run in list_runs(runs_dir):
         try:
             state, config = run.status, run.config
@@ -203,21 +215,20 @@ def runs(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: AsJson = False) -> None:
             state, config = {"state": "incomplete", "error": str(error)}, {}
         if as_json:
             typer.echo(json.dumps({"run": run.name, **state}))
-        else:
-            epoch = f"{state.get('epoch', 0)}/{config.get('epochs', '?')}"
-            table.add_row(
-                run.name,
-                state["state"],
-                str(config.get("workers", "?")),
-                epoch,
-                str(state.get("step", 0)),
-                metrics_text(state.get("metrics") or {}),
-            )
-    if not as_json:
-        Console().print(table if table.row_count else f"no runs in {runs_dir}")
+        epoch = f"{state.get('epoch', 0)}/{config.get('epochs', '?')}"
+        metrics = metrics_text(state.get("metrics") or {})
+        rows.append((run.name, state["state"], str(config.get("workers", "?")), epoch, str(state.get("step", 0)), metrics))
+    if as_json:
+        return
+    if len(rows) == 1:
+        typer.echo(f"no runs in {runs_dir}")
+        return
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-@app.command(epilog="Examples:  smlt doctor   |   smlt doctor --store rediss://:password@store.example:6380")
+@app.command(epilog=_examples("smlt doctor", "smlt doctor --store redis://10.0.0.5:6379"))
 def doctor(store: StoreUrl = None, as_json: AsJson = False) -> None:
     """Look at this machine and the store, and say what to fix.
 
@@ -241,13 +252,14 @@ def doctor(store: StoreUrl = None, as_json: AsJson = False) -> None:
 
 def run() -> int:
     """Run the command line; returns the exit code. An expected error is one line on stderr, a traceback means a bug."""
+    interrupted_by = _end_in_order()
     try:
-        app(standalone_mode=False)
-        return 0
+        # Not standalone, typer returns the code of a typer.Exit, and None behind a command that came to its end.
+        code = app(prog_name="smlt", standalone_mode=False)
+        code = code if isinstance(code, int) else 0
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        return 130
-    except typer.Exit as stop:
-        return stop.exit_code
+        code = 130
     except SmltError as error:
         if os.environ.get("SMLT_DEBUG"):
             raise
@@ -257,8 +269,23 @@ def run() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        usage = getattr(error, "format_message", None)  # click's own: a wrong option or argument
+        usage = getattr(error, "format_message", None)  # typer's own: a wrong option or argument
         if usage is None:
             raise
-        print(f"smlt: {usage()}", file=sys.stderr)
+        print(usage() if usage().startswith("Usage:") else f"smlt: {usage()}", file=sys.stderr)
         return int(getattr(error, "exit_code", 2))
+    return 128 + interrupted_by[0] if code == 130 and interrupted_by else code
+
+
+def _end_in_order() -> list[int]:
+    """Let SIGTERM and SIGHUP end a run as Ctrl-C does: no process and no key is left. Returns those that came."""
+    came: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # under nohup SIGHUP is ignored, and stays so
+            signal.signal(number, interrupt)
+    return came

@@ -27,11 +27,19 @@ class ArtifactManager:
         self._upload("code", {path.relative_to(script.parent).as_posix(): path for path in files})
         return script.name
 
-    def upload_data(self, folder: Path) -> int:
-        """Every file below `folder`; returns how many bytes were sent (what lies there already is not sent again)."""
+    def upload_data(self, folder: Path, leave_out: Path | None = None) -> int:
+        """Every file below `folder`; returns how many bytes were sent (what lies there already is not sent again).
+
+        `leave_out`: a folder below it that is no data, such as the one that holds the runs.
+        """
         if not folder.is_dir():
             raise TaskError(f"--data {folder}: no such folder")
-        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        not_data = leave_out.resolve() if leave_out is not None else None
+        files = {
+            path.relative_to(folder).as_posix(): path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and (not_data is None or not path.resolve().is_relative_to(not_data))
+        }
         if not files:
             raise TaskError(f"--data {folder}: the folder is empty")
         return self._upload("data", files)
@@ -88,6 +96,4 @@ def _files_of(root: Path, name: str) -> list[Path]:
     """A module beside the script, or every Python file of a package there (relative imports stay inside it)."""
     if (root / f"{name}.py").is_file():
         return [root / f"{name}.py"]
-    if (root / name / "__init__.py").is_file():
-        return sorted((root / name).rglob("*.py"))
-    return []
+    return sorted((root / name).rglob("*.py"))  # with or without __init__.py; nothing when there is no such folder

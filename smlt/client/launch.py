@@ -11,8 +11,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import smlt
-from smlt.client.executors.local import threads_per_worker
+from smlt.client.executors.local import this_package, threads_per_worker
 from smlt.errors import TaskError
 from smlt.store.embedded import EmbeddedStore
 from smlt.store.parameter import ParameterStore
@@ -23,8 +22,9 @@ GRACE_S = 5.0
 def launch(script: str, arguments: list[str], workers: int, store_url: str | None) -> int:
     """Run `script` in `workers` processes, lines of output prefixed by rank; returns the exit code.
 
-    The first process that fails ends all others, and its code is the result. On Ctrl-C all are ended and the job's keys
-    deleted. TaskError when there is no such script; StoreError when the store does not answer.
+    The first process that fails ends all others, and its code is the result (128 + n when signal n killed it); a line on
+    stderr names it. On Ctrl-C all are ended. The job's keys are deleted in any case.
+    TaskError when there is no such script; StoreError when the store does not answer.
     """
     if not Path(script).is_file():
         raise TaskError(f"there is no script {script}")
@@ -37,7 +37,7 @@ def launch(script: str, arguments: list[str], workers: int, store_url: str | Non
         stack.callback(parameters.sweep)
         processes: list[subprocess.Popen[bytes]] = []
         stack.callback(_end_all, processes)
-        printers = []
+        printers: list[_Printer] = []
         for rank in range(workers):
             environment = {
                 **os.environ,
@@ -47,9 +47,7 @@ def launch(script: str, arguments: list[str], workers: int, store_url: str | Non
                 "SMLT_WORLD_SIZE": str(workers),
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_per_worker(workers))),
                 "PYTHONUNBUFFERED": "1",
-                "PYTHONPATH": os.pathsep.join(
-                    filter(None, [str(Path(smlt.__file__).parents[1]), os.environ.get("PYTHONPATH")])
-                ),
+                **this_package(),
             }
             process = subprocess.Popen(
                 [sys.executable, script, *arguments],
@@ -60,32 +58,51 @@ def launch(script: str, arguments: list[str], workers: int, store_url: str | Non
                 start_new_session=True,
             )
             processes.append(process)
-            printer = threading.Thread(target=_print_lines, args=(rank, process), daemon=True)
-            printer.start()
-            printers.append(printer)
-        code = _wait(processes)
+            printers.append(_Printer(rank, process))
+        rank, code = _wait(processes, printers)
         if code:
             _end_all(processes)
         for printer in printers:
-            printer.join(2)
-        return code
+            printer.thread.join(2)  # a grandchild may hold the pipe open
+        if code:
+            how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
+            print(f"smlt: rank {rank} {how}; the others were ended", file=sys.stderr)
+        return code if code >= 0 else 128 - code
 
 
-def _print_lines(rank: int, process: subprocess.Popen[bytes]) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        sys.stdout.write(f"[{rank}] {line.decode(errors='replace')}")
-        sys.stdout.flush()
+class _Printer:
+    """Prints a process's output, its rank before each line, in a thread."""
+
+    def __init__(self, rank: int, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        self.rank, self.output = rank, process.stdout
+        self.error: OSError | None = None
+        self.thread = threading.Thread(target=self._print, daemon=True)
+        self.thread.start()
+
+    def _print(self) -> None:
+        for line in self.output:
+            try:
+                # One write: lines of several ranks do not mix.
+                sys.stdout.write(f"[{self.rank}] {line.decode(errors='replace').rstrip()}\n")
+                sys.stdout.flush()
+            except OSError as error:
+                self.error = error
+                return
 
 
-def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
+def _wait(processes: list[subprocess.Popen[bytes]], printers: list[_Printer]) -> tuple[int, int]:
+    """Wait for the first failure or the end of all: (rank, exit code)."""
     while True:
         codes = [process.poll() for process in processes]
-        failed = [code for code in codes if code]
-        if failed:
-            return failed[0] if failed[0] > 0 else 128 - failed[0]
+        for rank, code in enumerate(codes):
+            if code:
+                return rank, code
         if all(code == 0 for code in codes):
-            return 0
+            return 0, 0
+        for printer in printers:
+            if printer.error is not None:
+                raise printer.error  # nobody reads our output any more
         time.sleep(0.02)
 
 

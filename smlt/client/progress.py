@@ -107,7 +107,8 @@ class PlainLines:
         self._say("stopping behind this step; Ctrl-C again ends at once")
 
     def ended(self, run: Run, status: dict[str, Any]) -> None:
-        self._say(closing_line(run, status))
+        if self.epochs or status["state"] == "done":  # a run that never started has its error and nothing else to show
+            self._say(closing_line(run, status))
 
 
 def closing_line(run: Run, status: dict[str, Any]) -> str:
@@ -154,6 +155,8 @@ class LiveView:
         self.live.update(self._picture())
 
     def ended(self, run: Run, status: dict[str, Any]) -> None:
+        if not self.epochs and status["state"] != "done":
+            return
         self.note = ""
         self.live.update(self._picture())
         self.live.stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import deque
 from typing import Any
 
 from smlt.store.parameter import ParameterStore
@@ -11,13 +11,19 @@ from smlt.store.parameter import ParameterStore
 #: How often the existence of the metadata keys is looked at.
 CHECK_EVERY_S = 1.0
 
+#: A poll gives at most so many reports of a worker (`ParameterStore.read_reports`); with fewer in all, it gave all.
+REPORTS_PER_READ = 1000
+#: How many iterations of each worker are kept.
+HISTORY = 10_000
+
 
 class ResourceManager:
     """The workers' reports of a job, as they come in."""
 
     def __init__(self, parameters: ParameterStore, world_size: int, memory_mb: float | None = None) -> None:
         self.parameters, self.world_size, self.memory_mb = parameters, world_size, memory_mb
-        self.history: dict[int, list[dict[str, Any]]] = defaultdict(list)  # by rank: the rows of its iterations
+        # By rank: the rows of its last iterations (metrics.jsonl holds them all).
+        self.history = {rank: deque[dict[str, Any]](maxlen=HISTORY) for rank in range(world_size)}
         self.latest: dict[int, dict[str, Any]] = {}
         self._last_ids: dict[int, str] = {}
         self._checked = time.monotonic()

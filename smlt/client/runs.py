@@ -47,7 +47,7 @@ class Run:
                 continue
             except OSError as error:
                 raise StoreError(f"cannot make the run folder {run.path}: {error.strerror}") from error
-            run._write("config.json", config)
+            run.write_config(config)
             return run
         raise ConfigError(f"no free name for a run in {runs_dir}")
 
@@ -78,6 +78,10 @@ class Run:
         if status.get("state") == "running" and not _process_lives(int(status.get("pid", 0))):
             status["state"] = "lost"
         return status
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        """Replace the configuration: a resumed run may go on with other epochs or workers."""
+        self._write("config.json", values)
 
     def write_status(self, **values: Any) -> None:
         """Replace the status, keeping what is not named."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from collections import defaultdict
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from smlt.client.artifacts import ArtifactManager
 from smlt.client.executors import Executor, Worker
 from smlt.client.executors.local import LocalExecutor, threads_per_worker
-from smlt.client.resources import ResourceManager
+from smlt.client.resources import REPORTS_PER_READ, ResourceManager
 from smlt.client.runs import Run
 from smlt.errors import CheckpointError, ConfigError, SmltError, TaskError, WorkerLostError
 from smlt.store.embedded import EmbeddedStore
@@ -22,6 +25,7 @@ from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore, ServerInfo
 from smlt.worker.checkpoint import load_latest
 from smlt.worker.config import WorkerConfig
+from smlt.worker.data import read_manifest
 
 #: A worker that was told to end gets this long before it is killed.
 GRACE_S = 10.0
@@ -86,6 +90,7 @@ class TaskScheduler:
         self._steps: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)  # by step, then rank: until all have reported
         self._last_step_time = 0.0
         self._done_step = 0
+        self._epoch_rows: dict[int, dict[str, Any]] = {}  # by step: until all have reported that step
         self._end: dict[int, str] = {}  # by rank: the state it ended in
         self._metrics: dict[str, float] = {}
         self._epoch = 0
@@ -131,11 +136,14 @@ class TaskScheduler:
         artifacts = ArtifactManager(objects, self.folder.name)
         script = Path(request.script).name
         if self.resume:
-            self._prepare_resume()
+            complete = self._prepare_resume(script)
+            self.folder.write_config(asdict(request))
+            if complete:
+                return "done"
         else:
             script = artifacts.upload_code(Path(request.script))
             if request.data is not None:
-                artifacts.upload_data(Path(request.data))
+                artifacts.upload_data(Path(request.data), leave_out=self.folder.runs_dir)
         url = self.store_url
         if url is None:
             url = stack.enter_context(EmbeddedStore(log_path=self.folder.log_path("store"))).url
@@ -178,18 +186,25 @@ class TaskScheduler:
                 raise
         return "done"
 
-    def _prepare_resume(self) -> None:
+    def _prepare_resume(self, script: str) -> bool:
+        """See that all is there, and go back to the last checkpoint; returns whether training was complete there.
+
+        CheckpointError names what is missing.
+        """
         objects = open_object_store(self.object_store_url)
         for kind in ("code", "data") if self.request.data is not None else ("code",):
-            if not objects.exists(f"{self.folder.name}/{kind}/MANIFEST.json"):
-                raise CheckpointError(
-                    f"run {self.folder.name} is incomplete: {kind}/MANIFEST.json is missing; it cannot be resumed"
-                )
+            prefix = f"{self.folder.name}/{kind}"
+            names = {*read_manifest(objects, prefix), *([script] if kind == "code" else [])}
+            for name in sorted(names):
+                if not objects.exists(f"{prefix}/{name}"):
+                    raise CheckpointError(f"run {self.folder.name} is incomplete: {kind}/{name} is missing")
         found = load_latest(objects, f"{self.folder.name}/checkpoints")
         self._done_step = int(found[1]["step"]) if found is not None else 0
         self._epoch = int(found[1]["epoch"]) if found is not None else 0
         self._metrics = found[1]["metrics"] if found is not None else {}
         self.folder.truncate_metrics(self._done_step)
+        target = self.request.target_accuracy
+        return self._epoch >= self.request.epochs or (target is not None and self._metrics.get("accuracy", 0.0) >= target)
 
     def _watch(self, parameters: ParameterStore, resources: ResourceManager, deadline: float | None) -> None:
         """Take reports until every worker has ended; raise when one failed."""
@@ -197,12 +212,13 @@ class TaskScheduler:
             for row in resources.poll(block_ms=100):
                 self._take(row)
             codes = [worker.poll() for worker in self.workers]
-            if all(code is not None for code in codes):
-                for row in resources.poll(block_ms=1):
-                    self._take(row)
-            failed = next((w for w, code in zip(self.workers, codes, strict=True) if code not in (None, 0)), None)
-            if failed is not None:
-                self._end_after_failure(parameters, failed)
+            if any(code is not None for code in codes):
+                self._take_rest(resources)
+            failed = [worker for worker, code in zip(self.workers, codes, strict=True) if code not in (None, 0)]
+            # Its last report comes before its end: who has ended without one was ended by the script (sys.exit(0)).
+            failed += [w for w, code in zip(self.workers, codes, strict=True) if code == 0 and w.rank not in self._end]
+            if failed:
+                self._end_after_failure(parameters, failed[0])
             if all(code == 0 for code in codes):
                 return
             over = resources.over_memory()
@@ -218,6 +234,15 @@ class TaskScheduler:
             if deadline is not None and time.monotonic() > deadline:
                 raise KeyboardInterrupt
 
+    def _take_rest(self, resources: ResourceManager) -> None:
+        """Take what a worker reported before it ended: all of it, a poll may give a part."""
+        while True:
+            rows = resources.poll(block_ms=1)
+            for row in rows:
+                self._take(row)
+            if len(rows) < REPORTS_PER_READ:
+                return
+
     def _end_after_failure(self, parameters: ParameterStore, worker: Worker) -> None:
         """Let the others end and raise the first failure with its traceback."""
         failure = parameters.failure()
@@ -225,8 +250,7 @@ class TaskScheduler:
             time.sleep(0.2)  # it may be on its way: the process that failed first need not be the one seen first
             failure = parameters.failure()
         rank = worker.rank if failure is None else int(failure["rank"])
-        if failure is None:
-            parameters.abort(f"rank {rank} ended with exit code {worker.poll()}")
+        parameters.abort(f"rank {rank} failed" if failure else f"rank {rank} ended with exit code {worker.poll()}")
         self._wait_for_all(GRACE_S)
         log = self.folder.log_path(f"worker-{rank}")
         if failure is None:
@@ -250,12 +274,12 @@ class TaskScheduler:
 
     def _clean(self, parameters: ParameterStore) -> None:
         """No worker and no key is left, however the run ended."""
-        for worker in self.workers:
-            worker.kill()
-        try:
-            parameters.sweep()
-        except SmltError:
-            return  # the store is gone, and its keys with it or with their TTL
+        with _undisturbed():
+            for worker in self.workers:
+                worker.kill()
+            # When the store cannot be reached its keys are gone with it, or go with their TTL.
+            with suppress(SmltError):
+                parameters.sweep()
 
     # ---- reports ----
 
@@ -264,11 +288,11 @@ class TaskScheduler:
         if kind == "end":
             self._end[rank] = str(row["state"])
         elif kind == "epoch" and rank == 0:
-            self._epoch, self._metrics = int(row["epoch"]) + 1, row["metrics"]
-            record = {"kind": "epoch", "epoch": row["epoch"], "step": row["step"], "metrics": row["metrics"]}
-            self._record(record)
-            self.folder.write_status(epoch=self._epoch, step=row["step"], metrics=self._metrics)
-            self.progress.epoch(record)
+            # Rank 0 may be ahead of the others' reports: an epoch comes behind its last step.
+            if int(row["step"]) in self._steps:
+                self._epoch_rows[int(row["step"])] = row
+            else:
+                self._complete_epoch(row)
         elif "loss" in row:
             self._steps[int(row["step"])][rank] = row
             if len(self._steps[int(row["step"])]) == self.request.workers:
@@ -294,10 +318,33 @@ class TaskScheduler:
         }
         self._record(record)
         self.progress.step(record)
+        if step in self._epoch_rows:
+            self._complete_epoch(self._epoch_rows.pop(step))
+
+    def _complete_epoch(self, row: dict[str, Any]) -> None:
+        self._epoch, self._metrics = int(row["epoch"]) + 1, row["metrics"]
+        record = {"kind": "epoch", "epoch": row["epoch"], "step": row["step"], "metrics": row["metrics"]}
+        self._record(record)
+        self.folder.write_status(epoch=self._epoch, step=row["step"], metrics=self._metrics)
+        self.progress.epoch(record)
 
     def _record(self, row: dict[str, Any]) -> None:
         assert self._file is not None
         self._file.write(json.dumps(row) + "\n")
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait: what is done here leaves nothing behind, and is short."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def tail(path: Path, lines: int = 10) -> str:
@@ -317,6 +364,14 @@ def check_request(request: RunRequest) -> None:
     ):
         if value < 1:
             raise ConfigError(f"{name} {value} is not positive")
+    if request.memory_mb is not None and request.memory_mb < 1:
+        raise ConfigError(f"--memory {request.memory_mb} is not positive")
+    if not request.timeout_s > 0:
+        raise ConfigError(f"--timeout {request.timeout_s} is not positive")
+    if not 0 <= request.seed < 2**63:
+        raise ConfigError(f"--seed {request.seed} is not between 0 and 2**63 - 1")
+    if request.target_accuracy is not None and not 0 < request.target_accuracy <= 1:
+        raise ConfigError(f"--target-accuracy {request.target_accuracy} is not between 0 and 1")
     if request.workers > request.global_batch_size:
         raise ConfigError(
             f"{request.workers} workers cannot share a global batch of {request.global_batch_size}: "

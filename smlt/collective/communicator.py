@@ -104,6 +104,7 @@ class Communicator:
         self._step = 0
         self._ended = ""  # why no more collectives can be called
         self._closed = False
+        self._in_order = True  # no collective has failed
         self._pid = os.getpid()
         if store is not None:
             self.parameter_store = ParameterStore(store, job=job, ttl_s=max(1800.0, 2 * self.timeout_s + 60))
@@ -116,7 +117,7 @@ class Communicator:
         assert url is not None
         parameters = self.parameter_store
         parameters.check()
-        self._session = parameters.register(
+        self.session = parameters.register(
             rank=self.rank, world_size=self.world_size, generation=self.generation, worker_id=self.worker_id
         )
         self._refreshed = time.monotonic()
@@ -127,7 +128,7 @@ class Communicator:
                 self.rank,
                 self.world_size,
                 self.generation,
-                parameters.session_prefix(self._session).encode(),
+                parameters.session_prefix(self.session).encode(),
                 parameters.key("ctl").encode(),
                 int(parameters.ttl_s * 1000),
                 CHUNK_ELEMENTS,
@@ -327,6 +328,7 @@ class Communicator:
                     self._reconnect(deadline)
         except BaseException as error:
             # Ctrl-C, or the store is gone for good: the other workers hear of it if that is still possible.
+            self._in_order = False
             self._ended = f"collective {step} was interrupted ({type(error).__name__})"
             text = f"rank {self.rank} left collective {step}: {type(error).__name__}"
             self._engine.abandon(step, _native.ABORTED, text.encode(), not isinstance(error, StoreError))
@@ -338,6 +340,7 @@ class Communicator:
             self._engine.retire(step)
             return
         if status != _native.MISMATCH:  # after a mismatch all workers go on alike
+            self._in_order = False
             self._ended = f"collective {step} failed: {message}"
             self._engine.abandon(step, status, message.encode()[:1000], False)
         self._flush(2.0)
@@ -370,16 +373,17 @@ class Communicator:
         assert self.parameter_store is not None
         if time.monotonic() - self._refreshed > self.parameter_store.ttl_s / 4:
             self._refreshed = time.monotonic()
-            self.parameter_store.refresh(self.generation, self._session)
+            self.parameter_store.refresh(self.generation, self.session)
 
     def _leave_roster(self) -> None:
         assert self.parameter_store is not None
+        parameters = self.parameter_store if self._in_order else self.parameter_store.impatient()
         try:
-            self.parameter_store.leave(
-                rank=self.rank, generation=self.generation, worker_id=self.worker_id, session=self._session
-            )
+            parameters.leave(rank=self.rank, generation=self.generation, worker_id=self.worker_id, session=self.session)
         except StoreError:
             return  # the store is gone or ending: everything there has a TTL
+        finally:
+            parameters.close()
 
 
 @atexit.register

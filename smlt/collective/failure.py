@@ -79,14 +79,17 @@ def _absent_ranks(comm: Communicator, engine: _native.Engine, step: int) -> list
         return [rank for rank in range(1, comm.world_size) if not engine.has_joined(step, rank)]
     present = {comm.rank}
     assert comm.parameter_store is not None
-    prefix = comm.parameter_store.session_prefix(comm._session)
+    parameters = comm.parameter_store.impatient()
+    prefix = parameters.session_prefix(comm.session)
     try:
         # What rank 0 was told is still in its stream; what rank 0 did shows in the streams it writes to.
         for stream in ["agg", *(f"in:{rank}" for rank in range(comm.world_size))]:
-            for _, fields in comm.parameter_store.client.xrange(f"{prefix}{stream}"):
+            for _, fields in parameters.client.xrange(f"{prefix}{stream}"):
                 token = fields.get(b"t", b"")
                 if len(token) >= 40 and _TOKEN_STEP.unpack_from(token, 8)[0] >= step:
                     present.add(_TOKEN_RANK.unpack_from(token, 32)[0])
     except redis.RedisError:
         return []  # the store does not answer: who is missing cannot be known
+    finally:
+        parameters.close()
     return [rank for rank in range(comm.world_size) if rank not in present]

@@ -114,11 +114,12 @@ def _translated(url: str) -> Iterator[None]:
 class ParameterStore:
     """The control plane of job `job` in the store at `url` (redis://, rediss://, unix://, as redis-py takes them).
 
-    Connects when first used. `ttl_s`: how long a key lives that nobody renews. `timeout_s`: for one command.
+    Connects when first used. `ttl_s`: how long a key lives that nobody renews. `timeout_s`: for one
+    try of a command, of which there are `retries` + 1.
     Raises ConfigError for a URL or job name that cannot work; every method raises StoreError or one of its children.
     """
 
-    def __init__(self, url: str, *, job: str, ttl_s: float = 1800.0, timeout_s: float = 10.0) -> None:
+    def __init__(self, url: str, *, job: str, ttl_s: float = 1800.0, timeout_s: float = 10.0, retries: int = 3) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", job):
             raise ConfigError(f"job name {job!r}: use 1 to 64 letters, digits, '_' and '-'")
         if urlsplit(url).scheme not in SCHEMES:
@@ -132,10 +133,14 @@ class ParameterStore:
                 socket_timeout=timeout_s,
                 socket_connect_timeout=timeout_s,
                 client_name="smlt",
-                retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), 3),
+                retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), retries),
             )
         except (ValueError, TypeError) as error:
             raise ConfigError(f"store {redact(url)}: {error}") from error
+
+    def impatient(self) -> ParameterStore:
+        """The same store for last words: one second, one try. For a worker that is about to give up."""
+        return ParameterStore(self.url, job=self.job, ttl_s=self.ttl_s, timeout_s=1.0, retries=0)
 
     # ---- the server ----
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -27,6 +28,9 @@ class LocalWorker:
 
     def kill(self) -> None:
         if self.process.poll() is None:
+            # It leads a process group of its own: what the task started (data loaders) goes with it.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.kill()
         self.process.wait()
         if self.process.stdin is not None:
@@ -43,8 +47,7 @@ class LocalExecutor:
             # The workers share the cores: none of them may take all.
             **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads),
             "PYTHONUNBUFFERED": "1",
-            # The workers run this very package, installed or not.
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(smlt.__file__).parents[1]), os.environ.get("PYTHONPATH")])),
+            **this_package(),
         }
         with log_path.open("ab") as log:
             process = subprocess.Popen(
@@ -56,9 +59,18 @@ class LocalExecutor:
                 start_new_session=True,  # Ctrl-C in the terminal reaches the client alone
             )
         assert process.stdin is not None
-        process.stdin.write(config.to_json().encode() + b"\n")
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already: its exit code tells
+            process.stdin.write(config.to_json().encode() + b"\n")
+            process.stdin.flush()
         return LocalWorker(config.rank, process)
+
+
+def this_package() -> dict[str, str]:
+    """The environment in which a child process finds this very package, installed or not."""
+    folder = Path(smlt.__file__).parents[1]
+    if folder.name in ("site-packages", "dist-packages"):
+        return {}  # it is found anyway, and must not come before the standard library
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
 
 
 def threads_per_worker(world_size: int) -> int:

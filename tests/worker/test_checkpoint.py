@@ -1,0 +1,111 @@
+"""Checkpoints: whole or not at all, checked, and the one before when the newest is broken."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from smlt.errors import CheckpointError
+from smlt.store.object import DirectoryObjectStore
+from smlt.worker import checkpoint
+from smlt.worker.frameworks.torch import TorchAdapter
+from smlt.worker.task import Task
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> DirectoryObjectStore:
+    return DirectoryObjectStore(tmp_path)
+
+
+def save(objects: DirectoryObjectStore, step: int) -> None:
+    checkpoint.save(objects, "c", step, {"w": np.full(3, step, np.float32), "s": np.array(step)}, {"step": step})
+
+
+def test_what_is_saved_is_loaded(objects: DirectoryObjectStore) -> None:
+    assert checkpoint.load_latest(objects, "c") is None
+    save(objects, 7)
+    tensors, state = checkpoint.load_latest(objects, "c") or ({}, {})
+    np.testing.assert_array_equal(tensors["w"], np.full(3, 7, np.float32))
+    assert tensors["s"].shape == ()
+    assert state == {"step": 7}
+
+
+def test_only_the_last_three_are_kept(objects: DirectoryObjectStore, tmp_path: Path) -> None:
+    for step in range(1, 6):
+        save(objects, step)
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["000000003", "000000004", "000000005"]
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
+@pytest.mark.parametrize("how", ["changed", "cut", "missing"])
+def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_used(
+    objects: DirectoryObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, how: str
+) -> None:
+    save(objects, 1)
+    save(objects, 2)
+    path = tmp_path / "c" / "000000002" / name
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-1] + b"\0" if how == "changed" else content[: len(content) // 2])
+    with caplog.at_level(logging.WARNING):
+        found = checkpoint.load_latest(objects, "c")
+    assert found is not None
+    assert found[1] == {"step": 1}
+    assert f"c/000000002/{name}" in caplog.text
+    with pytest.raises(CheckpointError, match=f"c/000000002/{name}"):
+        checkpoint.load(objects, "c/000000002")
+
+
+def test_one_without_a_manifest_was_never_finished(objects: DirectoryObjectStore, tmp_path: Path) -> None:
+    save(objects, 1)
+    save(objects, 2)
+    (tmp_path / "c" / "000000002" / "MANIFEST.json").unlink()
+    found = checkpoint.load_latest(objects, "c")
+    assert found is not None
+    assert found[1] == {"step": 1}
+
+
+def test_none_that_is_whole_is_an_error(objects: DirectoryObjectStore, tmp_path: Path) -> None:
+    save(objects, 1)
+    (tmp_path / "c" / "000000001" / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"no checkpoint below c can be used.*state\.json is corrupt"):
+        checkpoint.load_latest(objects, "c")
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW"])
+def test_a_torch_model_and_optimizer_go_on_exactly(objects: DirectoryObjectStore, optimizer: str) -> None:
+    import torch
+    from torch import nn
+
+    class Small(Task):
+        def optimizer(self, model: Any) -> Any:
+            options: dict[str, Any] = {"momentum": 0.9} if optimizer == "SGD" else {}
+            return getattr(torch.optim, optimizer)(model.parameters(), lr=0.01, **options)
+
+        def loss(self, model: Any, batch: Any) -> Any:
+            return model(batch).pow(2).mean()
+
+    def make() -> TorchAdapter:
+        return TorchAdapter(Small(), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2).to(torch.float32)))
+
+    torch.manual_seed(0)
+    one, two, x = make(), make(), torch.randn(16, 3)
+    for _ in range(3):
+        one.compute(x, 1.0)
+        one.apply()
+    tensors, rest = one.state()
+    checkpoint.save(objects, "t", 3, tensors, rest)
+    loaded = checkpoint.load_latest(objects, "t")
+    assert loaded is not None
+    two.load_state(*loaded)
+    for adapter in (one, two):
+        adapter.compute(x, 1.0)
+        adapter.apply()
+    for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)

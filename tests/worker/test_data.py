@@ -1,0 +1,95 @@
+"""The sample order: one permutation an epoch, the same global batches for any number of workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smlt.errors import CheckpointError, ConfigError, TaskError
+from smlt.store.object import DirectoryObjectStore
+from smlt.worker.data import DataIterator, dataset_length, fetch, take
+
+sizes = st.tuples(st.integers(1, 200), st.integers(1, 64), st.integers(0, 2**40), st.integers(1, 7))
+
+
+@given(sizes, st.integers(0, 5))
+def test_an_epoch_shows_every_sample_once_whatever_the_number_of_workers(size: tuple[int, int, int, int], epoch: int) -> None:
+    length, batch, seed, n = size
+    workers = [DataIterator(length, batch, seed, rank, n) for rank in range(n)]
+    alone = DataIterator(length, batch, seed, 0, 1)
+    seen: list[int] = []
+    for step in range(alone.steps_per_epoch):
+        parts = [worker.indices(epoch, step) for worker in workers]
+        joined = np.concatenate([indices for indices, _ in parts])
+        np.testing.assert_array_equal(joined, alone.indices(epoch, step)[0])
+        assert {total for _, total in parts} == {len(joined)}
+        assert max(len(indices) for indices, _ in parts) - min(len(indices) for indices, _ in parts) <= 1
+        seen += joined.tolist()
+    assert sorted(seen) == list(range(length))
+
+
+def test_epochs_and_seeds_differ_and_repeat() -> None:
+    one, two = DataIterator(100, 100, 1, 0, 1), DataIterator(100, 100, 2, 0, 1)
+    orders = [one.indices(0, 0)[0], one.indices(1, 0)[0], two.indices(0, 0)[0]]
+    assert len({order.tobytes() for order in orders}) == 3
+    np.testing.assert_array_equal(DataIterator(100, 100, 1, 0, 1).indices(1, 0)[0], orders[1])
+
+
+def test_steps_go_on_from_anywhere() -> None:
+    iterator = DataIterator(10, 3, 0, 0, 2)
+    everything = [(epoch, step, indices.tolist(), total) for epoch, step, indices, total in iterator.steps(0, 0, 3)]
+    later = [(epoch, step, indices.tolist(), total) for epoch, step, indices, total in iterator.steps(1, 2, 3)]
+    assert len(everything) == 12
+    assert later == everything[6:]
+
+
+def test_an_empty_training_set_is_refused() -> None:
+    with pytest.raises(ConfigError, match="training set is empty"):
+        DataIterator(0, 4, 0, 0, 1)
+
+
+class Squares:
+    """A map-style data set."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return np.full(3, index), index**2
+
+
+@pytest.mark.parametrize("indices", [[0, 3, 4], []])
+def test_batches_have_the_form_of_the_data_set(indices: list[int]) -> None:
+    wanted = np.array(indices, np.int64)
+    x, y = np.arange(10).reshape(5, 2), np.arange(5)
+    np.testing.assert_array_equal(take((x, y), wanted)[0], x[wanted])
+    np.testing.assert_array_equal(take({"x": x}, wanted)["x"], x[wanted])
+    features, squares = take(Squares(), wanted)
+    assert features.shape == (len(indices), 3)
+    assert squares.tolist() == [i**2 for i in indices]
+
+
+def test_parts_of_different_length_are_refused() -> None:
+    with pytest.raises(TaskError, match="different lengths"):
+        dataset_length((np.zeros(3), np.zeros(4)))
+    with pytest.raises(TaskError, match="no length"):
+        dataset_length(iter([]))
+
+
+def test_code_that_was_changed_after_the_upload_is_refused(tmp_path: Any) -> None:
+    import json
+    from hashlib import sha256
+
+    objects = DirectoryObjectStore(tmp_path)
+    with pytest.raises(CheckpointError, match=r"MANIFEST\.json is missing"):
+        fetch(objects, "run/code", tmp_path / "scratch")
+    objects.put("run/code/a.py", b"x = 1")
+    objects.put("run/code/MANIFEST.json", json.dumps({"a.py": sha256(b"x = 1").hexdigest()}).encode())
+    assert (fetch(objects, "run/code", tmp_path / "scratch") / "a.py").read_bytes() == b"x = 1"
+    objects.put("run/code/a.py", b"x = 2")
+    with pytest.raises(CheckpointError, match=r"run/code/a\.py is not what was uploaded"):
+        fetch(objects, "run/code", tmp_path / "scratch")

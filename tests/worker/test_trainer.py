@@ -1,0 +1,171 @@
+"""Training: the curve does not depend on the number of workers, nor on where a run was stopped and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Group
+
+from smlt import Communicator, Task
+from smlt.errors import CheckpointError, TaskError
+from smlt.store.object import DirectoryObjectStore
+from smlt.worker import checkpoint
+from smlt.worker.config import WorkerConfig
+from smlt.worker.frameworks.numpy import SGD
+from smlt.worker.trainer import Trainer
+
+
+class Line(Task):
+    """Least squares in NumPy: 53 samples, so that parts and the last batch are uneven."""
+
+    def data(self) -> dict[str, Any]:
+        rng = np.random.default_rng(1)
+        x = rng.standard_normal((53, 4)).astype(np.float32)
+        y = (x @ np.array([1, -2, 3, 0.5], np.float32) + 0.1 * rng.standard_normal(53)).astype(np.float32)
+        return {"train": (x, y), "test": (x[:5], y[:5])}
+
+    def model(self) -> Any:
+        return {"w": np.zeros(4, np.float32), "b": np.zeros((), np.float32)}
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        x, y = batch
+        error = x @ model["w"] + model["b"] - y
+        return (error**2).mean(), {"w": 2 * x.T @ error / len(y), "b": 2 * error.mean()}
+
+    def optimizer(self, model: Any) -> Any:
+        return SGD(model, lr=0.02, momentum=0.5)
+
+    def evaluate(self, model: Any, batch: Any) -> dict[str, float]:
+        return {"mse": float(self.loss(model, batch)[0])}
+
+
+class Sequential(Line):
+    """The same in PyTorch, with dropout and Adam."""
+
+    def model(self) -> Any:
+        from torch import nn
+
+        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1), nn.Flatten(0))
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        return ((model(batch[0]) - batch[1]) ** 2).mean()
+
+    def evaluate(self, model: Any, batch: Any) -> dict[str, float]:
+        return {"mse": self.loss(model, batch).item()}
+
+    def optimizer(self, model: Any) -> Any:
+        import torch
+
+        return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def configure(**values: Any) -> WorkerConfig:
+    defaults: dict[str, Any] = {
+        "run": "run",
+        "job": "job",
+        "rank": 0,
+        "world_size": 1,
+        "object_store_url": "",
+        "script": "",
+        "epochs": 3,
+        "global_batch_size": 10,
+        "codec": "fp32",
+    }
+    return WorkerConfig(**{**defaults, **values})
+
+
+def train(
+    comm: Communicator, config: WorkerConfig, objects: DirectoryObjectStore | None, task: Task | None = None, stop_at: int = 0
+) -> tuple[Trainer, list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+
+    def report(row: dict[str, Any]) -> str:
+        rows.append(row)
+        return "stop" if "loss" in row and row["step"] == stop_at and comm.rank == 0 else ""
+
+    config = replace(config, rank=comm.rank, world_size=comm.world_size)
+    trainer = Trainer(config, task or Line(), comm, objects, report)
+    trainer.run()
+    return trainer, rows
+
+
+def losses(rows: list[dict[str, Any]]) -> list[float]:
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def test_the_curve_is_the_same_for_any_number_of_workers(group: Callable[..., Group], store: Any) -> None:
+    with Communicator() as comm:
+        _, rows = train(comm, configure(), None)
+    expected = losses(rows)
+    assert len(expected) == 18
+    assert np.mean(expected[-6:]) < 0.3 * np.mean(expected[:6])
+    for n in (2, 5, 7):  # 7 workers share a last batch of 3 samples
+        workers = Group(store.url, f"curve-{n}", n)
+        for _, rows in workers.run(lambda comm: train(comm, configure(), None)):
+            np.testing.assert_allclose(losses(rows), expected, rtol=1e-5)
+            mse = [row["metrics"]["mse"] for row in rows if row.get("kind") == "epoch"]
+            assert len(mse) == 3
+        workers.close()
+
+
+# PyTorch has one random generator for a process: its dropout is the same only with one worker in it.
+@pytest.mark.parametrize(("task", "n"), [(Line, 2), (Sequential, 1)])
+@pytest.mark.parametrize("stop_at", [4, 5, 6])  # in the middle of an epoch, at its last step, behind it
+def test_a_stopped_and_resumed_run_ends_in_the_same_bits(
+    group: Callable[..., Group], tmp_path: Path, task: type[Task], n: int, stop_at: int
+) -> None:
+    def bits(folder: Path) -> bytes:
+        tensors, _ = checkpoint.load_latest(DirectoryObjectStore(folder), "run/checkpoints") or ({}, {})
+        return b"".join(tensors[name].tobytes() for name in sorted(tensors))
+
+    workers = group(n)
+    whole = workers.run(lambda comm: train(comm, configure(), DirectoryObjectStore(tmp_path / "whole"), task()))
+    first = workers.run(lambda comm: train(comm, configure(), DirectoryObjectStore(tmp_path / "cut"), task(), stop_at=stop_at))
+    # Both stop behind the same step: rank 0 asked during step `stop_at`, all hear it in the next.
+    assert [trainer.state for trainer, _ in first] == ["stopped"] * n
+    assert [trainer.step for trainer, _ in first] == [stop_at + 1] * n
+    second = workers.run(lambda comm: train(comm, configure(resume=True), DirectoryObjectStore(tmp_path / "cut"), task()))
+    assert losses(first[0][1]) + losses(second[0][1]) == losses(whole[0][1])
+    assert bits(tmp_path / "cut") == bits(tmp_path / "whole") != b""
+
+
+def test_training_ends_at_the_target(tmp_path: Path) -> None:
+    class Sure(Line):
+        def evaluate(self, model: Any, batch: Any) -> dict[str, float]:
+            return {"accuracy": 0.9}
+
+    with Communicator() as comm:
+        trainer, rows = train(comm, configure(target_accuracy=0.8), None, Sure())
+        assert (trainer.state, trainer.epoch, len(losses(rows))) == ("done", 0, 6)
+        with pytest.raises(TaskError, match='needs "accuracy"'):
+            train(comm, configure(target_accuracy=0.8), None)
+
+
+def test_a_resumed_run_must_be_the_same_run(tmp_path: Path) -> None:
+    objects = DirectoryObjectStore(tmp_path)
+    with Communicator() as comm:
+        train(comm, configure(epochs=1), objects)
+        with pytest.raises(CheckpointError, match="made with seed 0, this run has 1"):
+            train(comm, configure(seed=1, resume=True), objects)
+        with pytest.raises(CheckpointError, match="does not fit the model"):
+            train(comm, configure(resume=True), objects, Sequential())
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("data", lambda self: [1, 2], '"train" is missing'),
+        ("model", lambda self: 3, r"model\(\) gave a builtins\.int"),
+        ("loss", lambda self, model, batch: 1.0, r"returns \(loss, gradients by name\)"),
+        ("loss", lambda self, model, batch: (1.0, {"w": 0}), r"gave gradients \['w'\] for a model of \['b', 'w'\]"),
+        ("evaluate", lambda self, model, batch: 3, r"evaluate\(\) gave a int"),
+    ],
+)
+def test_parts_that_give_the_wrong_thing_are_named(part: str, value: Any, message: str) -> None:
+    with Communicator() as comm, pytest.raises(TaskError, match=message):
+        train(comm, configure(), None, type("Odd", (Line,), {part: value})())
