@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -27,18 +28,18 @@ class ArtifactManager:
         self._upload("code", {path.relative_to(script.parent).as_posix(): path for path in files})
         return script.name
 
-    def upload_data(self, folder: Path, leave_out: Path | None = None) -> int:
+    def upload_data(self, folder: Path, leave_out: Sequence[Path] = ()) -> int:
         """Every file below `folder`; returns how many bytes were sent (what lies there already is not sent again).
 
-        `leave_out`: a folder below it that is no data, such as the one that holds the runs.
+        `leave_out`: folders below it that are no data: with `--data .` the runs must not be copied into the run.
         """
         if not folder.is_dir():
             raise TaskError(f"--data {folder}: no such folder")
-        not_data = leave_out.resolve() if leave_out is not None else None
+        no_data = [path.resolve() for path in leave_out if folder.resolve() in path.resolve().parents]
         files = {
             path.relative_to(folder).as_posix(): path
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and (not_data is None or not path.resolve().is_relative_to(not_data))
+            if path.is_file() and not any(path.resolve().is_relative_to(other) for other in no_data)
         }
         if not files:
             raise TaskError(f"--data {folder}: the folder is empty")

@@ -35,7 +35,8 @@ class Run:
         """A new run. ConfigError when the name is taken or no name at all, StoreError when the folder cannot be made."""
         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", script.stem)[:24] or "run"
         for attempt in range(100):
-            chosen = name or time.strftime("%Y%m%d-%H%M%S-") + stem + (f"-{attempt}" if attempt else "")
+            made = time.strftime("%Y%m%d-%H%M%S-") + stem + (f"-{attempt}" if attempt else "")
+            chosen = made if name is None else name
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,48}", chosen):
                 raise ConfigError(f"run name {chosen!r}: use 1 to 48 letters, digits, '_' and '-'")
             run = cls(runs_dir, chosen)

@@ -143,7 +143,7 @@ class TaskScheduler:
         else:
             script = artifacts.upload_code(Path(request.script))
             if request.data is not None:
-                artifacts.upload_data(Path(request.data), leave_out=self.folder.runs_dir)
+                artifacts.upload_data(Path(request.data), leave_out=(self.folder.runs_dir, Path(objects.url)))
         url = self.store_url
         if url is None:
             url = stack.enter_context(EmbeddedStore(log_path=self.folder.log_path("store"))).url

@@ -264,8 +264,7 @@ class Communicator:
         if outs is None:
             return rebuild(x, iter(leaf.restore(array) for leaf, array in zip(leaves, arrays, strict=True)))
         for array, target in zip(arrays, outs, strict=True):
-            if not np.may_share_memory(array, target.array):
-                target.array[...] = array
+            target.write(array)
         return out
 
     def _run(self, kind: str, detail: str, leaves: list[Any], segments: list[Segment], table: Any, *, reduce: bool) -> None:
@@ -289,7 +288,7 @@ class Communicator:
                 detail,
                 self.world_size,
                 self.chunk_bytes,
-                *((s.path, str(s.array.dtype), s.array.shape, s.codec) for s in leaves),
+                *((leaf.path, leaf.dtype, leaf.array.shape, leaf.codec) for leaf in leaves),
             )
             step = self._engine.submit(
                 reduce=reduce,

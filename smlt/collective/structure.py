@@ -29,13 +29,14 @@ EXACT_ELEMENTS = 64
 
 @dataclass
 class Leaf:
-    """One array of a value: its memory as NumPy sees it, and how to give a result back in the caller's type."""
+    """One array of a value, as NumPy sees it, and the way back to the caller's type."""
 
     path: str
     array: Array
     codec: str
-    restore: Callable[[Array], Any]
-    is_memory: bool  # the caller's own memory, not a number that was copied
+    dtype: str  # the caller's; bfloat16 is seen through a float32 copy
+    restore: Callable[[Array], Any]  # a result as the caller's type
+    write: Callable[[Array], None] | None  # a result into the caller's own memory; None for numbers
 
 
 @dataclass
@@ -48,45 +49,71 @@ class Segment:
     target: Array
 
 
-def _torch_leaf(tensor: Any) -> tuple[Array, Callable[[Array], Any]]:
+def _torch_leaf(path: str, tensor: Any, codec: str) -> Leaf:
     torch = sys.modules["torch"]
     if tensor.device.type != "cpu":
         raise ConfigError(f"the tensor is on {tensor.device}; collectives take CPU tensors: call .cpu() first")
     if tensor.is_sparse or tensor.is_quantized:
         raise ConfigError("sparse and quantized tensors cannot be reduced; make them dense first")
-    dtype, plain = tensor.dtype, tensor.detach().resolve_conj().resolve_neg()
-    if dtype == torch.bfloat16:
-        return plain.float().numpy(), lambda result: torch.from_numpy(np.ascontiguousarray(result)).to(dtype)
-    return plain.numpy(), lambda result: torch.from_numpy(result)
+    plain = tensor.detach()
+    if plain.dtype != torch.bfloat16:
+        array = plain.numpy()
+        return Leaf(path, array, codec, array.dtype.name, torch.from_numpy, _writer(array))
+
+    def write(result: Array) -> None:
+        plain.copy_(torch.from_numpy(result))
+
+    def restore(result: Array) -> Any:
+        return torch.from_numpy(result).to(torch.bfloat16)
+
+    return Leaf(path, plain.float().numpy(), codec, "bfloat16", restore, write)
 
 
-def _leaf(value: Any) -> tuple[Array, Callable[[Array], Any]]:
+def _writer(array: Array) -> Callable[[Array], None] | None:
+    """Copies a result into the caller's array, unless it was written there in the first place."""
+    if not array.flags.writeable:
+        return None
+
+    def write(result: Array) -> None:
+        if not np.may_share_memory(result, array):
+            array[...] = result
+
+    return write
+
+
+def _number(path: str, value: Any, codec: str) -> Leaf:
+    if isinstance(value, np.generic):
+        array = np.asarray(value)
+        return Leaf(path, array, codec, array.dtype.name, lambda result: result[()], None)
+    kind = bool if isinstance(value, bool) else int if isinstance(value, int) else float
+    try:
+        array = np.asarray(value, {bool: np.bool_, int: np.int64, float: np.float64}[kind])
+    except OverflowError as error:
+        raise ConfigError(f"the integer {value} does not fit 64 bits") from error
+    return Leaf(path, array, codec, array.dtype.name, lambda result: kind(result.item()), None)
+
+
+def _leaf(path: str, value: Any, codec: str) -> Leaf:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        return _torch_leaf(value)
+        return _torch_leaf(path, value, codec)
+    if isinstance(value, (bool, int, float, np.generic)):
+        return _number(path, value, codec)
     if isinstance(value, np.ndarray):
-        return value, lambda result: result
-    if isinstance(value, np.generic):
-        return np.asarray(value), lambda result: result[()]
-    if isinstance(value, (bool, int, float)):
-        kind = bool if isinstance(value, bool) else int if isinstance(value, int) else float
+        array = value
+    elif hasattr(value, "__dlpack__"):
+        array = np.from_dlpack(value)
+    elif hasattr(value, "__array__"):
+        array = np.asarray(value)
+    else:
         try:
-            return np.asarray(value, {bool: np.bool_, int: np.int64, float: np.float64}[kind]), lambda result: kind(
-                result.item()
-            )
-        except OverflowError as error:
-            raise ConfigError(f"the integer {value} does not fit 64 bits") from error
-    if hasattr(value, "__dlpack__"):
-        return np.from_dlpack(value), lambda result: result
-    if hasattr(value, "__array__"):
-        return np.asarray(value), lambda result: result
-    try:
-        return np.asarray(memoryview(value)), lambda result: result
-    except TypeError:
-        raise ConfigError(
-            f"cannot reduce a {type(value).__module__}.{type(value).__qualname__}: give arrays, numbers, CPU tensors, "
-            "objects with DLPack or the buffer protocol, or dicts, lists and tuples of these"
-        ) from None
+            array = np.asarray(memoryview(value))
+        except TypeError:
+            raise ConfigError(
+                f"cannot reduce a {type(value).__module__}.{type(value).__qualname__}: give arrays, numbers, CPU tensors, "
+                "objects with DLPack or the buffer protocol, or dicts, lists and tuples of these"
+            ) from None
+    return Leaf(path, array, codec, array.dtype.name, lambda result: result, _writer(array))
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]] | None:
@@ -113,13 +140,11 @@ def flatten(value: Any, codec: str | Mapping[str, str]) -> list[Leaf]:
             for name, child in children:
                 visit(f"{path}.{name}" if path else name, child, codec)
             return
-        array, restore = _leaf(item)
-        if wire_dtype(array.dtype) is None:
-            raise ConfigError(
-                f"cannot reduce dtype {array.dtype}{' of ' + path if path else ''}: floats, integers and booleans only"
-            )
-        is_memory = not isinstance(item, (bool, int, float, np.generic))
-        leaves.append(Leaf(path, array, codec, restore, is_memory))
+        leaf = _leaf(path, item, codec)
+        if wire_dtype(leaf.array.dtype) is None:
+            where = f" of {path}" if path else ""
+            raise ConfigError(f"cannot reduce dtype {leaf.dtype}{where}: floats, integers and booleans only")
+        leaves.append(leaf)
 
     if isinstance(codec, Mapping):
         if not isinstance(value, Mapping) or set(codec) != set(value):
@@ -148,7 +173,7 @@ def rebuild(value: Any, results: Iterator[Any]) -> Any:
 
 def describe(leaves: list[Leaf]) -> str:
     """The leaves in words, for an error message: float32[64, 10], or {w: float32[64, 10], b: float32[10]}."""
-    texts = [f"{leaf.path + ': ' if leaf.path else ''}{leaf.array.dtype}{list(leaf.array.shape)}" for leaf in leaves[:8]]
+    texts = [f"{leaf.path + ': ' if leaf.path else ''}{leaf.dtype}{list(leaf.array.shape)}" for leaf in leaves[:8]]
     if len(leaves) > 8:
         texts.append(f"and {len(leaves) - 8} more")
     return texts[0] if len(leaves) == 1 and not leaves[0].path else "{" + ", ".join(texts) + "}"
@@ -157,6 +182,11 @@ def describe(leaves: list[Leaf]) -> str:
 def is_plain(array: Array, dtype: str) -> bool:
     """Whether the native code can use the array's memory as it is."""
     return array.dtype == np.dtype(dtype) and array.dtype.isnative and array.flags.c_contiguous and array.flags.aligned
+
+
+def _is_memory(leaf: Leaf, dtype: str) -> bool:
+    """Whether a result can be written straight to the caller's memory."""
+    return leaf.dtype == dtype and is_plain(leaf.array, dtype)
 
 
 def fuse(leaves: list[Leaf], outs: list[Leaf] | None, *, target_times: int = 1) -> list[Segment]:
@@ -172,7 +202,7 @@ def fuse(leaves: list[Leaf], outs: list[Leaf] | None, *, target_times: int = 1) 
         count = sum(leaves[i].array.size for i in members)
         source = _source(leaves, members, dtype, count)
         target = None
-        if outs is not None and len(members) == 1 and target_times == 1 and is_plain(outs[members[0]].array, dtype):
+        if outs is not None and len(members) == 1 and target_times == 1 and _is_memory(outs[members[0]], dtype):
             target = outs[members[0]].array.reshape(-1)
         elif target_times == 1 and (len(members) > 1 or not np.may_share_memory(source, leaves[members[0]].array)):
             target = source  # already a copy: reduce in place
@@ -213,10 +243,8 @@ def check_outs(leaves: list[Leaf], outs: list[Leaf]) -> None:
     if [leaf.path for leaf in leaves] != [leaf.path for leaf in outs]:
         raise ConfigError("out must have the structure of the input")
     for leaf, out in zip(leaves, outs, strict=True):
-        if leaf.array.shape != out.array.shape or leaf.array.dtype != out.array.dtype:
-            raise ConfigError(
-                f"out{'.' + leaf.path if leaf.path else ''} is {out.array.dtype}{list(out.array.shape)}, "
-                f"not {leaf.array.dtype}{list(leaf.array.shape)}"
-            )
-        if not out.array.flags.writeable or not out.is_memory:
-            raise ConfigError(f"out{'.' + leaf.path if leaf.path else ''} cannot be written to")
+        name = f"out.{leaf.path}" if leaf.path else "out"
+        if leaf.array.shape != out.array.shape or leaf.dtype != out.dtype:
+            raise ConfigError(f"{name} is {out.dtype}{list(out.array.shape)}, not {leaf.dtype}{list(leaf.array.shape)}")
+        if out.write is None:
+            raise ConfigError(f"{name} cannot be written to")

@@ -1,0 +1,130 @@
+"""The command line around training: help, runs, status, doctor, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commandline import LIMIT_S, environment, smlt, write_task
+
+import smlt as package
+from smlt.client.runs import Run
+
+
+def made_run(folder: Path, name: str, state: str, pid: int = 0, **more: object) -> Run:
+    run = Run.create(folder / "smlt-runs", Path("task.py"), {"script": "task.py", "workers": 2, "epochs": 9}, name)
+    run.write_status(state=state, pid=pid, started=100.0, ended=107.5, epoch=3, step=12, **more)
+    return run
+
+
+@pytest.mark.parametrize("command", ["train", "launch", "status", "runs", "doctor"])
+def test_each_command_has_help_with_examples(tmp_path: Path, command: str) -> None:
+    shown = smlt(command, "--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "Examples:" in shown.stdout
+    assert f"\n    smlt {command}" in shown.stdout
+    assert "\b" not in shown.stdout
+
+
+def test_the_version_is_the_packages(tmp_path: Path) -> None:
+    assert smlt("--version", cwd=tmp_path).stdout == f"smlt {package.__version__}\n"
+
+
+def test_runs_lists_every_run_with_its_state(tmp_path: Path) -> None:
+    assert smlt("runs", cwd=tmp_path).stdout == "no runs in smlt-runs\n"
+    long = "a-name-that-is-rather-long-but-still-allowed-000"
+    made_run(tmp_path, long, "done", metrics={"accuracy": 0.97})
+    made_run(tmp_path, "two", "running", pid=os.getpid())
+    made_run(tmp_path, "three", "running", pid=2**22 + 1)  # above the largest process id of Linux and macOS
+    (made_run(tmp_path, "four", "done").path / "status.json").unlink()
+    lines = [line.split() for line in smlt("runs", cwd=tmp_path).stdout.splitlines()]
+    assert lines[0] == ["run", "state", "workers", "epoch", "step", "metrics"]
+    assert lines[1] == [long, "done", "2", "3/9", "12", "accuracy", "0.9700"]  # not cut to a terminal's width
+    assert {line[0]: line[1] for line in lines[2:]} == {"two": "running", "three": "lost", "four": "incomplete"}
+    rows = [json.loads(line) for line in smlt("runs", "--json", cwd=tmp_path).stdout.splitlines()]
+    assert {row["run"]: row["state"] for row in rows} == {
+        long: "done",
+        "two": "running",
+        "three": "lost",
+        "four": "incomplete",
+    }
+
+
+def test_status_shows_a_run_and_how_to_go_on_with_it(tmp_path: Path) -> None:
+    made_run(tmp_path, "one", "failed", error="TaskError: worker 1 failed\n\nTraceback ...", metrics={"accuracy": 0.5})
+    shown = smlt("status", cwd=tmp_path).stdout  # the latest
+    for part in ("run      one", "state    failed", "epoch 3 of 9, step 12", "accuracy 0.5000", "7.5 s", "worker 1 failed"):
+        assert part in shown, part
+    assert "Traceback" not in shown
+    assert "smlt train --resume one" in shown
+    row = json.loads(smlt("status", "smlt-runs/one", "--json", cwd=tmp_path).stdout)
+    assert (row["run"], row["state"], row["config"]["workers"]) == ("one", "failed", 2)
+
+
+def test_a_running_run_cannot_be_resumed(tmp_path: Path) -> None:
+    made_run(tmp_path, "busy", "running", pid=os.getpid())
+    done = smlt("train", "--resume", "busy", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"smlt: run busy is still running (process {os.getpid()})\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        ("train", 2, "give a SCRIPT, or --resume RUN"),
+        ("train t.py --workers 0", 2, "--workers 0 is not positive"),
+        ("train t.py --epochs many", 2, "--epochs"),
+        ("train t.py --workers 9 --global-batch-size 8", 2, "9 workers cannot share a global batch of 8"),
+        ("train t.py --codec fp8", 2, "unknown codec 'fp8'; known: fp32, fp16"),
+        ("train t.py --seed -1", 2, "--seed -1"),
+        ("train t.py --timeout 0", 2, "--timeout 0"),
+        ("train t.py --memory 0", 2, "--memory 0"),
+        ("train t.py --target-accuracy 97", 2, "not between 0 and 1"),
+        ("train t.py --name a/b", 2, "run name 'a/b'"),
+        ("train t.py --object-store s3://bucket", 2, "s3:// is not supported yet"),
+        ("train t.py --store http://host", 2, "redis://, rediss:// or unix://"),
+        ("train t.py --data nowhere", 5, "no such folder"),
+        ("train t.py --wrong", 2, "--wrong"),
+        ("train t.py --resume x", 6, "there is no run x"),
+        ("status x", 6, "there is no run x"),
+        ("status", 6, "there are no runs"),
+        ("launch -n 0 t.py", 2, "--workers 0"),
+        ("launch none.py", 5, "there is no script none.py"),
+        ("teach", 2, "teach"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_an_exit_code(tmp_path: Path, arguments: str, code: int, told: str) -> None:
+    write_task(tmp_path, name="t.py")
+    done = smlt(*arguments.split(), cwd=tmp_path)
+    assert done.returncode == code
+    assert done.stderr.startswith("smlt: ")
+    assert done.stderr.count("\n") == 1
+    assert told in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_name_that_is_taken_and_a_resume_that_changes_the_sample_order_are_refused(tmp_path: Path) -> None:
+    write_task(tmp_path, name="t.py")
+    made_run(tmp_path, "mine", "stopped")
+    taken = smlt("train", "t.py", "--name", "mine", cwd=tmp_path)
+    assert (taken.returncode, "resume it with --resume mine" in taken.stderr) == (2, True)
+    other = smlt("train", "--resume", "mine", "--seed", 5, cwd=tmp_path)
+    assert (other.returncode, "keeps the run's seed (0)" in other.stderr) == (2, True)
+
+
+def test_debugging_shows_the_traceback(tmp_path: Path) -> None:
+    done = smlt("status", "x", cwd=tmp_path, SMLT_DEBUG="1")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_a_missing_typer_is_one_line_that_says_what_to_install(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['typer'] = None; from smlt.__main__ import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert done.returncode == 2
+    assert done.stderr == "smlt: the command line needs typer: pip install 'smlt[train]'\n"
