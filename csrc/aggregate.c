@@ -226,6 +226,7 @@ smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint6
     while (*last) last = &(*last)->next;
     *last = c;
     *step = engine->last_step = c->step;
+    if (c->step <= engine->early_dropped) smlt_ask_existence(engine, c);
     return replay_early_tokens(engine);
 }
 
@@ -365,7 +366,11 @@ static void delete_what_everyone_has_read(smlt_engine *engine) {
 }
 
 static smlt_status keep_for_later(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length) {
-    if (token->step > engine->last_step + AHEAD_MAX || engine->early.length + length > EARLY_BYTES_MAX) return SMLT_OK;
+    if (token->step > engine->last_step + AHEAD_MAX) return SMLT_OK;
+    if (engine->early.length + length > EARLY_BYTES_MAX) {
+        engine->early_dropped = token->step; /* chunks of collectives up to here are looked for by key */
+        return SMLT_OK;
+    }
     uint16_t size = (uint16_t)length;
     resp_append(&engine->early, &size, sizeof size);
     resp_append(&engine->early, bytes, length);

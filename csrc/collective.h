@@ -84,6 +84,7 @@ struct smlt_engine {
     int64_t *expiry_set_ms; /* by rank: inbox; [world_size]: outbox */
 
     resp_buffer early; /* tokens of collectives not begun here: length (2 bytes), token */
+    uint64_t early_dropped; /* the last step of which a token was not kept */
     remains *past;
     size_t past_first, past_count, past_capacity;
     uint32_t tokens_since_trim;
