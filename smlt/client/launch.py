@@ -50,9 +50,9 @@ def launch(script: str, arguments: list[str], workers: int, store_url: str | Non
                 **this_package(),
             }
             process = subprocess.Popen(
-                [sys.executable, script, *arguments],
+                [sys.executable, "-m", "smlt.worker.launched", script, *arguments],
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # the life line: it closes when this process ends, however that comes about
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -6,12 +6,12 @@ those of the errors in `smlt.errors`; 0 when training is done or was stopped in 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import tempfile
-import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
 from smlt.worker.config import WorkerConfig
 from smlt.worker.data import fetch
+from smlt.worker.lifeline import end_with_parent
 from smlt.worker.task import load_task
 from smlt.worker.trainer import Trainer
 
@@ -82,12 +83,12 @@ def _tell(parameters: ParameterStore | None, config: WorkerConfig, trainer: Trai
         print(f"smlt worker {config.rank}: cannot tell the scheduler: {error}", file=sys.stderr, flush=True)
 
 
-def _end_with_parent() -> None:
-    """End this process when stdin closes."""
-    while os.read(0, 4096):
-        pass
-    print("smlt worker: whoever started this worker is gone; ending", file=sys.stderr, flush=True)
-    os._exit(130)
+def _clean_up(config: WorkerConfig) -> None:
+    """Last words of a worker whose scheduler is gone: what the job has in the store. What is missed has a TTL."""
+    if config.store_url is not None:
+        parameters = ParameterStore(config.store_url, job=config.job).impatient()
+        with contextlib.suppress(StoreError):
+            parameters.sweep()
 
 
 def main() -> int:
@@ -105,7 +106,7 @@ def main() -> int:
     except SmltError as error:
         print(f"smlt worker: {error}", file=sys.stderr)
         return error.exit_code
-    threading.Thread(target=_end_with_parent, name="smlt-life-line", daemon=True).start()
+    end_with_parent(lambda: _clean_up(config))
     return run_worker(config)
 
 

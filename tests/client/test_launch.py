@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,23 @@ def test_ending_it_ends_its_processes(tmp_path: Path, how: signal.Signals) -> No
     pids = [int(process.stdout.readline().split()[1]) for _ in range(2)]
     process.send_signal(how)
     assert process.wait(20) in (130, 143)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_its_processes_end_when_it_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "s.py"
+    script.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "smlt", "launch", "-n", "2", str(script)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    pids = [int(process.stdout.readline().split()[1]) for _ in range(2)]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.01)
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
