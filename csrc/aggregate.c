@@ -181,7 +181,8 @@ static smlt_status replay_early_tokens(smlt_engine *engine) {
         smlt_token token;
         memcpy(&length, early.data + at, sizeof length);
         at += sizeof length;
-        if (smlt_token_parse(early.data + at, length, &token)) status = smlt_take_token(engine, &token, early.data + at, length);
+        if (smlt_token_parse(early.data + at, length, &token))
+            status = smlt_take_token(engine, &token, early.data + at, length);
         at += length;
     }
     if (engine->early.length == 0 && !engine->early.data) { /* keep the storage for the next time */
@@ -196,7 +197,8 @@ static smlt_status replay_early_tokens(smlt_engine *engine) {
 static int remember(smlt_engine *engine, const collective *c) {
     if (c->own_first == c->own_end && engine->rank != 0) return 1; /* nothing to delete later */
     if (engine->past_first > 0 && engine->past_count == engine->past_capacity) {
-        memmove(engine->past, engine->past + engine->past_first, (engine->past_count - engine->past_first) * sizeof *engine->past);
+        memmove(engine->past, engine->past + engine->past_first,
+                (engine->past_count - engine->past_first) * sizeof *engine->past);
         engine->past_count -= engine->past_first;
         engine->past_first = 0;
     }
@@ -239,7 +241,8 @@ collective *smlt_find(smlt_engine *engine, uint64_t step) {
 }
 
 static void end_if_complete(collective *c) {
-    if (c->result.status == SMLT_ACTIVE && c->chunks_left == 0 && c->uploads_left == 0 && c->hello_left == 0 && c->joined_left == 0)
+    if (c->result.status == SMLT_ACTIVE && c->chunks_left == 0 && c->uploads_left == 0 && c->hello_left == 0 &&
+        c->joined_left == 0)
         c->result.status = SMLT_OK;
 }
 
@@ -440,7 +443,9 @@ void smlt_engine_reconnected(smlt_engine *engine) {
     memset(&engine->tokens, 0, sizeof engine->tokens);
     memset(engine->expiry_set_ms, 0, ((size_t)engine->world_size + 1) * sizeof *engine->expiry_set_ms);
     for (collective *c = engine->active; c; c = c->next) {
-        if (c->result.status == SMLT_ACTIVE) recover(engine, c);
-        else if (c->result.status != SMLT_OK) smlt_delete_uploads(engine, c);
+        if (c->result.status == SMLT_ACTIVE)
+            recover(engine, c);
+        else if (c->result.status != SMLT_OK)
+            smlt_delete_uploads(engine, c);
     }
 }

@@ -22,7 +22,7 @@
 
 typedef enum {
     SMLT_OK,
-    SMLT_ACTIVE,       /* the collective is not complete yet */
+    SMLT_ACTIVE, /* the collective is not complete yet */
     SMLT_NO_MEMORY,
     SMLT_PROTOCOL,     /* the store's bytes are not what they must be */
     SMLT_STORE_ERROR,  /* an error reply */

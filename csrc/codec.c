@@ -6,17 +6,25 @@
 /* Wire and caller's buffers may lie at any address: elements are read and written with memcpy, which costs nothing. */
 #define LOAD(type, bytes, i) load_##type((const char *)(bytes) + (i) * sizeof(type))
 #define STORE(type, bytes, i, value) store_##type((char *)(bytes) + (i) * sizeof(type), (value))
-#define ACCESS(type)                                                                                                  \
-    static inline type load_##type(const char *p) {                                                                   \
-        type value;                                                                                                   \
-        memcpy(&value, p, sizeof value);                                                                              \
-        return value;                                                                                                 \
-    }                                                                                                                 \
+#define ACCESS(type)                                                                                                           \
+    static inline type load_##type(const char *p) {                                                                            \
+        type value;                                                                                                            \
+        memcpy(&value, p, sizeof value);                                                                                       \
+        return value;                                                                                                          \
+    }                                                                                                                          \
     static inline void store_##type(char *p, type value) { memcpy(p, &value, sizeof value); }
-ACCESS(float) ACCESS(double)
-ACCESS(int8_t) ACCESS(int16_t) ACCESS(int32_t) ACCESS(int64_t)
-ACCESS(uint8_t) ACCESS(uint16_t) ACCESS(uint32_t) ACCESS(uint64_t)
+
 typedef __int128 int128_t;
+ACCESS(float)
+ACCESS(double)
+ACCESS(int8_t)
+ACCESS(int16_t)
+ACCESS(int32_t)
+ACCESS(int64_t)
+ACCESS(uint8_t)
+ACCESS(uint16_t)
+ACCESS(uint32_t)
+ACCESS(uint64_t)
 ACCESS(int128_t)
 
 static inline uint32_t bits_of(float value) {
@@ -72,32 +80,32 @@ void smlt_fp16_saturate(void *wire, size_t n) {
 
 /* ---- raw codec ---- */
 
-#define RAW_CODEC(type)                                                                                               \
-    static int raw_encode_##type(void *wire, const void *source, size_t n, int exponent) {                            \
-        (void)exponent;                                                                                               \
-        memcpy(wire, source, n * sizeof(type));                                                                       \
-        return 0;                                                                                                     \
-    }                                                                                                                 \
-    static void raw_decode_##type(void *target, const void *wire, size_t n, int exponent) {                           \
-        (void)exponent;                                                                                               \
-        memcpy(target, wire, n * sizeof(type));                                                                       \
+#define RAW_CODEC(type)                                                                                                        \
+    static int raw_encode_##type(void *wire, const void *source, size_t n, int exponent) {                                     \
+        (void)exponent;                                                                                                        \
+        memcpy(wire, source, n * sizeof(type));                                                                                \
+        return 0;                                                                                                              \
+    }                                                                                                                          \
+    static void raw_decode_##type(void *target, const void *wire, size_t n, int exponent) {                                    \
+        (void)exponent;                                                                                                        \
+        memcpy(target, wire, n * sizeof(type));                                                                                \
     }
 
 /* `combine` is an expression of `a`, what the accumulator holds, and `x`, the new value. */
-#define REDUCE(name, type, accumulator_type, value, combine)                                                          \
-    static void name(void *accumulator, const void *source, size_t n, int exponent, int shift, int first) {           \
-        (void)exponent, (void)shift;                                                                                  \
-        for (size_t i = 0; i < n; i++) {                                                                              \
-            accumulator_type x = value;                                                                               \
-            accumulator_type a = first ? x : LOAD(accumulator_type, accumulator, i);                                  \
-            STORE(accumulator_type, accumulator, i, (accumulator_type)(first ? x : (combine)));                       \
-        }                                                                                                             \
+#define REDUCE(name, type, accumulator_type, value, combine)                                                                   \
+    static void name(void *accumulator, const void *source, size_t n, int exponent, int shift, int first) {                    \
+        (void)exponent, (void)shift;                                                                                           \
+        for (size_t i = 0; i < n; i++) {                                                                                       \
+            accumulator_type x = value;                                                                                        \
+            accumulator_type a = first ? x : LOAD(accumulator_type, accumulator, i);                                           \
+            STORE(accumulator_type, accumulator, i, (accumulator_type)(first ? x : (combine)));                                \
+        }                                                                                                                      \
     }
 
-#define FINISH_AS_IS(type)                                                                                            \
-    static int finish_as_is_##type(void *accumulator, size_t n, int world_size, int shift) {                          \
-        (void)accumulator, (void)n, (void)world_size, (void)shift;                                                    \
-        return 0;                                                                                                     \
+#define FINISH_AS_IS(type)                                                                                                     \
+    static int finish_as_is_##type(void *accumulator, size_t n, int world_size, int shift) {                                   \
+        (void)accumulator, (void)n, (void)world_size, (void)shift;                                                             \
+        return 0;                                                                                                              \
     }
 
 /* ---- floats: NaN wins in min and max, as in NumPy ---- */
@@ -105,49 +113,49 @@ void smlt_fp16_saturate(void *wire, size_t n) {
 #define SMALLER(a, x) ((a) != (a) || (a) < (x) ? (a) : (x))
 #define LARGER(a, x) ((a) != (a) || (a) > (x) ? (a) : (x))
 
-#define FLOAT_FINISH_MEAN(type)                                                                             \
-    static int finish_mean_##type(void *accumulator, size_t n, int world_size, int shift) {                           \
-        type divisor = (type)world_size, scale = (type)ldexp(1.0, shift);                                             \
-        int not_finite = 0;                                                                                           \
-        for (size_t i = 0; i < n; i++) {                                                                              \
-            type mean = LOAD(type, accumulator, i) / divisor * scale;                                                 \
-            not_finite |= !(mean - mean == 0);                                                                        \
-            STORE(type, accumulator, i, mean);                                                                        \
-        }                                                                                                             \
-        return not_finite;                                                                                            \
+#define FLOAT_FINISH_MEAN(type)                                                                                                \
+    static int finish_mean_##type(void *accumulator, size_t n, int world_size, int shift) {                                    \
+        type divisor = (type)world_size, scale = (type)ldexp(1.0, shift);                                                      \
+        int not_finite = 0;                                                                                                    \
+        for (size_t i = 0; i < n; i++) {                                                                                       \
+            type mean = LOAD(type, accumulator, i) / divisor * scale;                                                          \
+            not_finite |= !(mean - mean == 0);                                                                                 \
+            STORE(type, accumulator, i, mean);                                                                                 \
+        }                                                                                                                      \
+        return not_finite;                                                                                                     \
     }
 
-#define FLOAT_KERNELS(type)                                                                                           \
-    RAW_CODEC(type)                                                                                                   \
-    FINISH_AS_IS(type)                                                                                                \
-    FLOAT_FINISH_MEAN(type)                                                                                 \
-    REDUCE(raw_min_##type, type, type, LOAD(type, source, i), SMALLER(a, x))                                          \
-    REDUCE(raw_max_##type, type, type, LOAD(type, source, i), LARGER(a, x))                                           \
-    static void raw_sum_##type(void *accumulator, const void *source, size_t n, int exponent, int shift, int first) { \
-        type scale = (type)ldexp(1.0, -shift);                                                                        \
-        (void)exponent;                                                                                               \
-        for (size_t i = 0; i < n; i++) {                                                                              \
-            type x = LOAD(type, source, i) * scale;                                                                   \
-            STORE(type, accumulator, i, first ? x : LOAD(type, accumulator, i) + x);                                  \
-        }                                                                                                             \
+#define FLOAT_KERNELS(type)                                                                                                    \
+    RAW_CODEC(type)                                                                                                            \
+    FINISH_AS_IS(type)                                                                                                         \
+    FLOAT_FINISH_MEAN(type)                                                                                                    \
+    REDUCE(raw_min_##type, type, type, LOAD(type, source, i), SMALLER(a, x))                                                   \
+    REDUCE(raw_max_##type, type, type, LOAD(type, source, i), LARGER(a, x))                                                    \
+    static void raw_sum_##type(void *accumulator, const void *source, size_t n, int exponent, int shift, int first) {          \
+        type scale = (type)ldexp(1.0, -shift);                                                                                 \
+        (void)exponent;                                                                                                        \
+        for (size_t i = 0; i < n; i++) {                                                                                       \
+            type x = LOAD(type, source, i) * scale;                                                                            \
+            STORE(type, accumulator, i, first ? x : LOAD(type, accumulator, i) + x);                                           \
+        }                                                                                                                      \
     }
 
-#define HALF_KERNEL(name, type, combine)                                                                              \
-    static void name(void *accumulator, const void *wire, size_t n, int exponent, int shift, int first) {             \
-        type scale = (type)ldexp(1.0, exponent - shift);                                                              \
-        for (size_t i = 0; i < n; i++) {                                                                              \
-            type x = (type)smlt_float_from_half(LOAD(uint16_t, wire, i)) * scale;                                     \
-            type a = first ? x : LOAD(type, accumulator, i);                                                          \
-            STORE(type, accumulator, i, first ? x : (combine));                                                       \
-        }                                                                                                             \
+#define HALF_KERNEL(name, type, combine)                                                                                       \
+    static void name(void *accumulator, const void *wire, size_t n, int exponent, int shift, int first) {                      \
+        type scale = (type)ldexp(1.0, exponent - shift);                                                                       \
+        for (size_t i = 0; i < n; i++) {                                                                                       \
+            type x = (type)smlt_float_from_half(LOAD(uint16_t, wire, i)) * scale;                                              \
+            type a = first ? x : LOAD(type, accumulator, i);                                                                   \
+            STORE(type, accumulator, i, first ? x : (combine));                                                                \
+        }                                                                                                                      \
     }
 
-#define HALF_KERNELS(type)                                                                                            \
-    HALF_KERNEL(half_sum_##type, type, a + x)                                                                         \
-    HALF_KERNEL(half_min_##type, type, SMALLER(a, x))                                                                 \
-    HALF_KERNEL(half_max_##type, type, LARGER(a, x))                                                                  \
-    static void half_decode_##type(void *target, const void *wire, size_t n, int exponent) {                          \
-        half_sum_##type(target, wire, n, exponent, 0, 1);                                                             \
+#define HALF_KERNELS(type)                                                                                                     \
+    HALF_KERNEL(half_sum_##type, type, a + x)                                                                                  \
+    HALF_KERNEL(half_min_##type, type, SMALLER(a, x))                                                                          \
+    HALF_KERNEL(half_max_##type, type, LARGER(a, x))                                                                           \
+    static void half_decode_##type(void *target, const void *wire, size_t n, int exponent) {                                   \
+        half_sum_##type(target, wire, n, exponent, 0, 1);                                                                      \
     }
 
 FLOAT_KERNELS(float)
@@ -185,8 +193,7 @@ static int fp16_exponent_double(const void *source, size_t n) {
 static int half_encode_double(void *wire, const void *source, size_t n, int exponent) {
     if (exponent == SMLT_CHOOSE_EXPONENT) exponent = fp16_exponent_double(source, n);
     double scale = ldexp(1.0, -exponent);
-    for (size_t i = 0; i < n; i++)
-        STORE(uint16_t, wire, i, smlt_half_from_float((float)(LOAD(double, source, i) * scale)));
+    for (size_t i = 0; i < n; i++) STORE(uint16_t, wire, i, smlt_half_from_float((float)(LOAD(double, source, i) * scale)));
     if (exponent == 1023 - 14) smlt_fp16_saturate(wire, n);
     return exponent;
 }
@@ -205,18 +212,18 @@ static inline int128_t rounded_quotient(int128_t sum, int divisor) {
 }
 
 /* The results are no wider than the accumulator's elements and are written front to back: in place is safe. */
-#define INTEGER_KERNELS(type, wrapping, wide)                                                                         \
-    RAW_CODEC(type)                                                                                                   \
-    FINISH_AS_IS(type)                                                                                                \
-    REDUCE(raw_sum_##type, type, type, LOAD(type, source, i), (type)((wrapping)a + (wrapping)x))                            \
-    REDUCE(raw_min_##type, type, type, LOAD(type, source, i), a < x ? a : x)                                          \
-    REDUCE(raw_max_##type, type, type, LOAD(type, source, i), a > x ? a : x)                                          \
-    REDUCE(raw_wide_##type, type, wide, (wide)LOAD(type, source, i), a + x)                                           \
-    static int finish_mean_##type(void *accumulator, size_t n, int world_size, int shift) {                           \
-        (void)shift;                                                                                                  \
-        for (size_t i = 0; i < n; i++)                                                                                \
-            STORE(type, accumulator, i, (type)rounded_quotient(LOAD(wide, accumulator, i), world_size));              \
-        return 0;                                                                                                     \
+#define INTEGER_KERNELS(type, wrapping, wide)                                                                                  \
+    RAW_CODEC(type)                                                                                                            \
+    FINISH_AS_IS(type)                                                                                                         \
+    REDUCE(raw_sum_##type, type, type, LOAD(type, source, i), (type)((wrapping)a + (wrapping)x))                               \
+    REDUCE(raw_min_##type, type, type, LOAD(type, source, i), a < x ? a : x)                                                   \
+    REDUCE(raw_max_##type, type, type, LOAD(type, source, i), a > x ? a : x)                                                   \
+    REDUCE(raw_wide_##type, type, wide, (wide)LOAD(type, source, i), a + x)                                                    \
+    static int finish_mean_##type(void *accumulator, size_t n, int world_size, int shift) {                                    \
+        (void)shift;                                                                                                           \
+        for (size_t i = 0; i < n; i++)                                                                                         \
+            STORE(type, accumulator, i, (type)rounded_quotient(LOAD(wide, accumulator, i), world_size));                       \
+        return 0;                                                                                                              \
     }
 
 INTEGER_KERNELS(int8_t, uint8_t, int64_t)
@@ -230,34 +237,33 @@ INTEGER_KERNELS(uint64_t, uint64_t, int128_t)
 
 /* ---- selection ---- */
 
-#define PICK(operation, sum, minimum, maximum) ((operation) == SMLT_MIN ? (minimum) : (operation) == SMLT_MAX ? (maximum) : (sum))
+#define PICK(operation, sum, minimum, maximum)                                                                                 \
+    ((operation) == SMLT_MIN ? (minimum) : (operation) == SMLT_MAX ? (maximum) : (sum))
 
-#define SELECT_FLOAT(type)                                                                                            \
-    do {                                                                                                              \
-        int half = codec == SMLT_FP16;                                                                                \
-        kernel->element_bytes = kernel->accumulator_bytes = sizeof(type);                                             \
-        kernel->wire_bytes = half ? 2 : sizeof(type);                                                                 \
-        kernel->encode = half ? half_encode_##type : raw_encode_##type;                                               \
-        kernel->decode = half ? half_decode_##type : raw_decode_##type;                                               \
-        kernel->reduce_own = PICK(operation, raw_sum_##type, raw_min_##type, raw_max_##type);                 \
-        kernel->reduce = half ? PICK(operation, half_sum_##type, half_min_##type, half_max_##type)                    \
-                              : kernel->reduce_own;                                                                   \
-        kernel->finish = operation == SMLT_MEAN ? finish_mean_##type : finish_as_is_##type;                           \
-        return 1;                                                                                                     \
+#define SELECT_FLOAT(type)                                                                                                     \
+    do {                                                                                                                       \
+        int half = codec == SMLT_FP16;                                                                                         \
+        kernel->element_bytes = kernel->accumulator_bytes = sizeof(type);                                                      \
+        kernel->wire_bytes = half ? 2 : sizeof(type);                                                                          \
+        kernel->encode = half ? half_encode_##type : raw_encode_##type;                                                        \
+        kernel->decode = half ? half_decode_##type : raw_decode_##type;                                                        \
+        kernel->reduce_own = PICK(operation, raw_sum_##type, raw_min_##type, raw_max_##type);                                  \
+        kernel->reduce = half ? PICK(operation, half_sum_##type, half_min_##type, half_max_##type) : kernel->reduce_own;       \
+        kernel->finish = operation == SMLT_MEAN ? finish_mean_##type : finish_as_is_##type;                                    \
+        return 1;                                                                                                              \
     } while (0)
 
-#define SELECT_INTEGER(type, wide)                                                                                    \
-    do {                                                                                                              \
-        if (codec != SMLT_RAW) return 0;                                                                              \
-        kernel->element_bytes = kernel->wire_bytes = sizeof(type);                                                    \
-        kernel->accumulator_bytes = operation == SMLT_MEAN ? sizeof(wide) : sizeof(type);                             \
-        kernel->encode = raw_encode_##type;                                                                           \
-        kernel->decode = raw_decode_##type;                                                                           \
-        kernel->reduce = kernel->reduce_own = operation == SMLT_MEAN                                                  \
-                                                  ? raw_wide_##type                                                   \
-                                                  : PICK(operation, raw_sum_##type, raw_min_##type, raw_max_##type);  \
-        kernel->finish = operation == SMLT_MEAN ? finish_mean_##type : finish_as_is_##type;                           \
-        return 1;                                                                                                     \
+#define SELECT_INTEGER(type, wide)                                                                                             \
+    do {                                                                                                                       \
+        if (codec != SMLT_RAW) return 0;                                                                                       \
+        kernel->element_bytes = kernel->wire_bytes = sizeof(type);                                                             \
+        kernel->accumulator_bytes = operation == SMLT_MEAN ? sizeof(wide) : sizeof(type);                                      \
+        kernel->encode = raw_encode_##type;                                                                                    \
+        kernel->decode = raw_decode_##type;                                                                                    \
+        kernel->reduce = kernel->reduce_own =                                                                                  \
+            operation == SMLT_MEAN ? raw_wide_##type : PICK(operation, raw_sum_##type, raw_min_##type, raw_max_##type);        \
+        kernel->finish = operation == SMLT_MEAN ? finish_mean_##type : finish_as_is_##type;                                    \
+        return 1;                                                                                                              \
     } while (0)
 
 static int select_portable(smlt_kernel *kernel, int dtype, int codec, int operation) {

@@ -6,11 +6,11 @@
 #include "lane.h"
 #include "wire.h"
 
-#define AHEAD_MAX 1024                    /* tokens of collectives further ahead than this are no hints of ours */
-#define EARLY_BYTES_MAX (16u << 20)       /* tokens kept for collectives not begun here */
-#define FETCH_WINDOW_BYTES (4u << 20)     /* requested and not received: bounds the server's output buffer */
-#define FETCH_TOGETHER_BYTES (64u << 10)   /* aggregates that one MGET asks for */
-#define UPLOAD_WINDOW_BYTES (256u << 10)  /* encoded and not sent */
+#define AHEAD_MAX 1024                   /* tokens of collectives further ahead than this are no hints of ours */
+#define EARLY_BYTES_MAX (16u << 20)      /* tokens kept for collectives not begun here */
+#define FETCH_WINDOW_BYTES (4u << 20)    /* requested and not received: bounds the server's output buffer */
+#define FETCH_TOGETHER_BYTES (64u << 10) /* aggregates that one MGET asks for */
+#define UPLOAD_WINDOW_BYTES (256u << 10) /* encoded and not sent */
 #define BULK_MESSAGES 6
 #define INPUT_BYTES (256u << 10)
 
@@ -45,18 +45,18 @@ typedef struct collective {
     uint32_t hello_left; /* 1: a token that only says that this worker takes part is to be sent */
 
     uint8_t *chunk_state;
-    int32_t *exponent;     /* of own published chunks */
-    uint8_t *shift;        /* of own chunks: 2^-shift while adding, so that a mean does not overflow */
-    uint8_t *arrived;      /* own chunk x rank */
+    int32_t *exponent; /* of own published chunks */
+    uint8_t *shift;    /* of own chunks: 2^-shift while adding, so that a mean does not overflow */
+    uint8_t *arrived;  /* own chunk x rank */
     uint32_t *arrived_count;
-    uint32_t chunks_left;  /* not CHUNK_DONE */
-    uint32_t tokens_left;  /* CHUNK_WAITING for tokens */
-    uint8_t *joined;       /* on rank 0, by rank: took part, with the same digest */
+    uint32_t chunks_left; /* not CHUNK_DONE */
+    uint32_t tokens_left; /* CHUNK_WAITING for tokens */
+    uint8_t *joined;      /* on rank 0, by rank: took part, with the same digest */
     int joined_left;
 
     fetch_queue contributions, aggregates; /* to be fetched */
     fetch_queue republish;                 /* own aggregates that a lost connection may have swallowed */
-    void *memory; /* one block for all the arrays above */
+    void *memory;                          /* one block for all the arrays above */
 } collective;
 
 /* What is to be deleted once every worker has completed `step`. */
@@ -83,7 +83,7 @@ struct smlt_engine {
     uint64_t *completed_by; /* by rank, what its tokens say */
     int64_t *expiry_set_ms; /* by rank: inbox; [world_size]: outbox */
 
-    resp_buffer early; /* tokens of collectives not begun here: length (2 bytes), token */
+    resp_buffer early;      /* tokens of collectives not begun here: length (2 bytes), token */
     uint64_t early_dropped; /* the last step of which a token was not kept */
     remains *past;
     size_t past_first, past_count, past_capacity;

@@ -29,7 +29,8 @@ static smlt_status error_reply(smlt_engine *engine, const resp_item *item) {
 
 /* Which chunk and which rank's bytes the current element of the reply is. */
 static uint32_t element_chunk(const smlt_engine *engine, const collective *c, const smlt_expectation *expected) {
-    return expected->kind == EXPECT_CONTRIBUTIONS ? expected->chunk : c->aggregates.chunks[expected->first + engine->reading.element];
+    return expected->kind == EXPECT_CONTRIBUTIONS ? expected->chunk
+                                                  : c->aggregates.chunks[expected->first + engine->reading.element];
 }
 
 static int element_rank(const smlt_engine *engine, const collective *c, const smlt_expectation *expected) {
@@ -43,10 +44,12 @@ static void add_own(smlt_engine *engine, collective *c, uint32_t chunk_index) {
     const smlt_chunk *chunk = &c->chunks[chunk_index];
     const typed_segment *typed = &c->segments[chunk->segment];
     const char *source = (const char *)typed->segment.source + (size_t)chunk->source * typed->kernel.element_bytes;
-    typed->kernel.reduce_own(engine->accumulator, source, (size_t)chunk->count, 0, c->shift[chunk_index - c->own_first], engine->rank == 0);
+    typed->kernel.reduce_own(engine->accumulator, source, (size_t)chunk->count, 0, c->shift[chunk_index - c->own_first],
+                             engine->rank == 0);
 }
 
-static smlt_status chunk_bulk_begins(smlt_engine *engine, collective *c, const smlt_expectation *expected, const resp_item *item) {
+static smlt_status chunk_bulk_begins(smlt_engine *engine, collective *c, const smlt_expectation *expected,
+                                     const resp_item *item) {
     engine->reading.header_seen = 0;
     engine->reading.elements_done = 0;
     if (!c) return SMLT_OK;
@@ -70,7 +73,8 @@ static smlt_status check_header(smlt_engine *engine, const collective *c, const 
 }
 
 /* Content of a chunk has arrived: use what is whole of it. `*taken` receives how many bytes that were. */
-static smlt_status chunk_data(smlt_engine *engine, collective *c, const smlt_expectation *expected, const resp_item *item, size_t *taken) {
+static smlt_status chunk_data(smlt_engine *engine, collective *c, const smlt_expectation *expected, const resp_item *item,
+                              size_t *taken) {
     if (!c) {
         *taken = item->length; /* of a collective that has ended */
         return SMLT_OK;
@@ -93,8 +97,8 @@ static smlt_status chunk_data(smlt_engine *engine, collective *c, const smlt_exp
     if (n > (size_t)chunk->count - done) n = (size_t)chunk->count - done; /* the length was checked: this is belt and braces */
     if (expected->kind == EXPECT_CONTRIBUTIONS) {
         int first = engine->rank != 0 && engine->reading.element == 0;
-        typed->kernel.reduce(engine->accumulator + done * typed->kernel.accumulator_bytes, bytes, n, engine->reading.header.exponent,
-                             c->shift[chunk_index - c->own_first], first);
+        typed->kernel.reduce(engine->accumulator + done * typed->kernel.accumulator_bytes, bytes, n,
+                             engine->reading.header.exponent, c->shift[chunk_index - c->own_first], first);
     } else {
         char *target = (char *)typed->segment.target + ((size_t)chunk->target + done) * typed->kernel.element_bytes;
         typed->kernel.decode(target, bytes, n, engine->reading.header.exponent);
@@ -141,7 +145,8 @@ static smlt_status chunk_vanished(smlt_engine *engine, const collective *c, cons
                             key, element_rank(engine, c, expected));
 }
 
-static smlt_status chunks_event(smlt_engine *engine, const smlt_expectation *expected, resp_event event, const resp_item *item, size_t *taken) {
+static smlt_status chunks_event(smlt_engine *engine, const smlt_expectation *expected, resp_event event, const resp_item *item,
+                                size_t *taken) {
     collective *c = smlt_find(engine, expected->step);
     if (c && c->result.status != SMLT_ACTIVE) c = NULL; /* it has ended: read past the reply */
     if (event == RESP_ARRAY && item->depth == 0 && item->integer == expected->count) {
@@ -196,7 +201,8 @@ static void copy_text(char *target, size_t capacity, const char *text, size_t le
 static smlt_status stream_value(smlt_engine *engine, const char *bytes, size_t length) {
     const char *field = engine->tokens.field;
     if (engine->tokens.stream == CONTROL) {
-        if (strcmp(field, "kind") == 0) copy_text(engine->tokens.control_kind, sizeof engine->tokens.control_kind, bytes, length);
+        if (strcmp(field, "kind") == 0)
+            copy_text(engine->tokens.control_kind, sizeof engine->tokens.control_kind, bytes, length);
         return strcmp(field, "text") == 0 ? control_event(engine, bytes, length) : SMLT_OK;
     }
     smlt_token token;
@@ -216,7 +222,8 @@ static smlt_status stream_string(smlt_engine *engine, const resp_item *item) {
         return not_as_asked(engine, SMLT_LANE_TOKENS, "a stream that was not asked for");
     }
     if (item->depth == 4) {
-        if (item->length >= sizeof engine->stream_id[0]) return not_as_asked(engine, SMLT_LANE_TOKENS, "an entry's name is too long");
+        if (item->length >= sizeof engine->stream_id[0])
+            return not_as_asked(engine, SMLT_LANE_TOKENS, "an entry's name is too long");
         copy_text(engine->stream_id[engine->tokens.stream], sizeof engine->stream_id[0], item->data, item->length);
         engine->tokens.is_value = 0;
         return SMLT_OK;
@@ -229,14 +236,16 @@ static smlt_status stream_string(smlt_engine *engine, const resp_item *item) {
     return SMLT_OK;
 }
 
-static smlt_status tokens_event(smlt_engine *engine, resp_event event, const resp_item *item, const resp_decoder *decoder, size_t *taken) {
+static smlt_status tokens_event(smlt_engine *engine, resp_event event, const resp_item *item, const resp_decoder *decoder,
+                                size_t *taken) {
     smlt_status status = SMLT_OK;
     if (event == RESP_DATA) {
         if ((int64_t)item->length < decoder->bulk_remaining) return SMLT_OK; /* come back when it is whole */
         *taken = item->length;
         status = stream_string(engine, item);
     } else if (event == RESP_BULK) {
-        if (item->integer > 4 * SMLT_TOKEN_MAX || item->depth < 2) status = not_as_asked(engine, SMLT_LANE_TOKENS, "not a token");
+        if (item->integer > 4 * SMLT_TOKEN_MAX || item->depth < 2)
+            status = not_as_asked(engine, SMLT_LANE_TOKENS, "not a token");
     } else if (event != RESP_ARRAY && event != RESP_BULK_END && event != RESP_NIL) {
         status = not_as_asked(engine, SMLT_LANE_TOKENS, "not the entries of a stream");
     }
@@ -266,8 +275,8 @@ static void aggregate_stored(smlt_engine *engine, const smlt_expectation *expect
     smlt_chunk_complete(c, expected->chunk);
 }
 
-static smlt_status confirmation(smlt_engine *engine, int lane, const smlt_expectation *expected, resp_event event, const resp_item *item,
-                                size_t *taken) {
+static smlt_status confirmation(smlt_engine *engine, int lane, const smlt_expectation *expected, resp_event event,
+                                const resp_item *item, size_t *taken) {
     if (event == RESP_DATA) *taken = item->length; /* an XADD's entry name */
     if (!item->last) return event == RESP_ARRAY ? not_as_asked(engine, lane, "a list where a confirmation must be") : SMLT_OK;
     collective *c = smlt_find(engine, expected->step);
@@ -275,15 +284,19 @@ static smlt_status confirmation(smlt_engine *engine, int lane, const smlt_expect
     case EXPECT_CONTRIBUTION_STORED:
     case EXPECT_AGGREGATE_STORED:
         if (event != RESP_STATUS) return not_as_asked(engine, lane, "a SET that was not confirmed");
-        if (expected->kind == EXPECT_CONTRIBUTION_STORED) contribution_stored(engine, expected);
-        else aggregate_stored(engine, expected);
+        if (expected->kind == EXPECT_CONTRIBUTION_STORED)
+            contribution_stored(engine, expected);
+        else
+            aggregate_stored(engine, expected);
         return SMLT_OK;
     case EXPECT_CONTRIBUTION_EXISTS:
     case EXPECT_AGGREGATE_EXISTS:
         if (event != RESP_INTEGER) return not_as_asked(engine, lane, "no number where EXISTS was asked");
         if (item->integer != 1 || !c || c->result.status != SMLT_ACTIVE) return SMLT_OK;
-        if (expected->kind == EXPECT_AGGREGATE_EXISTS) smlt_aggregate_is_there(c, expected->chunk);
-        else smlt_contribution_is_there(engine, c, expected->chunk, (int)expected->first);
+        if (expected->kind == EXPECT_AGGREGATE_EXISTS)
+            smlt_aggregate_is_there(c, expected->chunk);
+        else
+            smlt_contribution_is_there(engine, c, expected->chunk, (int)expected->first);
         return SMLT_OK;
     default: return SMLT_OK;
     }
@@ -297,7 +310,8 @@ static smlt_status dispatch(smlt_engine *engine, int lane, resp_event event, con
     if (!expected) return not_as_asked(engine, lane, "a reply to no command");
     smlt_expectation what = *expected; /* handlers may add expectations and so move the ring */
     if (what.kind == EXPECT_TOKENS) return tokens_event(engine, event, item, &engine->lanes[lane].decoder, taken);
-    if (what.kind == EXPECT_CONTRIBUTIONS || what.kind == EXPECT_AGGREGATES) return chunks_event(engine, &what, event, item, taken);
+    if (what.kind == EXPECT_CONTRIBUTIONS || what.kind == EXPECT_AGGREGATES)
+        return chunks_event(engine, &what, event, item, taken);
     return confirmation(engine, lane, &what, event, item, taken);
 }
 
@@ -306,7 +320,8 @@ smlt_status smlt_decode(smlt_engine *engine, int lane_index) {
     for (;;) {
         resp_item item;
         size_t consumed, taken = 0;
-        resp_event event = resp_next(&lane->decoder, lane->input + lane->input_start, lane->input_end - lane->input_start, &consumed, &item);
+        resp_event event =
+            resp_next(&lane->decoder, lane->input + lane->input_start, lane->input_end - lane->input_start, &consumed, &item);
         if (event == RESP_MORE) break;
         if (event == RESP_INVALID) return not_as_asked(engine, lane_index, "it is not the Redis protocol");
         smlt_status status = dispatch(engine, lane_index, event, &item, &taken);
@@ -329,9 +344,13 @@ int smlt_engine_output(smlt_engine *engine, int lane, struct iovec *vectors, int
     return smlt_lane_output(&engine->lanes[lane], vectors, max);
 }
 
-void smlt_engine_sent(smlt_engine *engine, int lane, size_t bytes) { smlt_lane_sent(&engine->lanes[lane], &engine->pool, bytes); }
+void smlt_engine_sent(smlt_engine *engine, int lane, size_t bytes) {
+    smlt_lane_sent(&engine->lanes[lane], &engine->pool, bytes);
+}
 
-char *smlt_engine_input(smlt_engine *engine, int lane, size_t *capacity) { return smlt_lane_room(&engine->lanes[lane], capacity); }
+char *smlt_engine_input(smlt_engine *engine, int lane, size_t *capacity) {
+    return smlt_lane_room(&engine->lanes[lane], capacity);
+}
 
 smlt_status smlt_engine_received(smlt_engine *engine, int lane, size_t bytes) {
     if (engine->fatal.status != SMLT_OK) return engine->fatal.status;

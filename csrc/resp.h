@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define RESP_MAX_DEPTH 8
-#define RESP_MAX_LINE 65536                /* an error reply or an inline status; anything longer is no Redis */
+#define RESP_MAX_LINE 65536                 /* an error reply or an inline status; anything longer is no Redis */
 #define RESP_MAX_BULK (512LL * 1024 * 1024) /* the server's own limit, proto-max-bulk-len */
 #define RESP_MAX_ARRAY (1LL << 20)
 
@@ -60,10 +60,10 @@ typedef struct {
 void resp_buffer_free(resp_buffer *buffer);
 void resp_buffer_clear(resp_buffer *buffer);
 void resp_append(resp_buffer *buffer, const void *bytes, size_t length);
-void resp_append_array(resp_buffer *buffer, size_t elements);               /* *N\r\n */
-void resp_append_bulk_header(resp_buffer *buffer, size_t length);           /* $N\r\n */
+void resp_append_array(resp_buffer *buffer, size_t elements);                 /* *N\r\n */
+void resp_append_bulk_header(resp_buffer *buffer, size_t length);             /* $N\r\n */
 void resp_append_bulk(resp_buffer *buffer, const void *bytes, size_t length); /* $N\r\n...\r\n */
-void resp_append_text(resp_buffer *buffer, const char *text);               /* a bulk string from a C string */
-void resp_append_number(resp_buffer *buffer, int64_t number);               /* a bulk string from a number */
+void resp_append_text(resp_buffer *buffer, const char *text);                 /* a bulk string from a C string */
+void resp_append_number(resp_buffer *buffer, int64_t number);                 /* a bulk string from a number */
 
 #endif

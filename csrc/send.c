@@ -63,8 +63,9 @@ static void append_token(smlt_engine *engine, resp_buffer *buffer, int to_rank, 
 void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length) {
     smlt_message *message = new_text(engine);
     if (!message) return;
-    append_token(engine, &message->head, -1,
-                 (smlt_token){.kind = (uint8_t)kind, .status = (uint8_t)status, .step = step, .text = text, .text_length = length});
+    append_token(
+        engine, &message->head, -1,
+        (smlt_token){.kind = (uint8_t)kind, .status = (uint8_t)status, .step = step, .text = text, .text_length = length});
     queue(engine, SMLT_LANE_UP, message);
 }
 
@@ -72,7 +73,10 @@ static void compose_hello(smlt_engine *engine, collective *c) {
     smlt_message *message = new_text(engine);
     if (!message) return;
     append_token(engine, &message->head, 0,
-                 (smlt_token){.kind = SMLT_TOKEN_HELLO, .step = c->step, .digest = c->digest, .text = c->description,
+                 (smlt_token){.kind = SMLT_TOKEN_HELLO,
+                              .step = c->step,
+                              .digest = c->digest,
+                              .text = c->description,
                               .text_length = strlen(c->description)});
     c->hello_left = 0;
     queue(engine, SMLT_LANE_UP, message);
@@ -81,11 +85,14 @@ static void compose_hello(smlt_engine *engine, collective *c) {
 /* ---- chunks going up ---- */
 
 /* SET key <header, elements> PX ttl: value and expiry in one command (invariant 6). */
-static void begin_set(smlt_engine *engine, collective *c, uint32_t chunk, smlt_message *message, const char *key, size_t key_length,
-                      size_t elements_bytes, int exponent) {
-    smlt_header_pack(message->payload,
-                     &(smlt_header){.step = c->step, .digest = c->digest, .chunk = chunk, .exponent = exponent,
-                                    .elements = (uint32_t)c->chunks[chunk].count, .rank = (uint16_t)engine->rank});
+static void begin_set(smlt_engine *engine, collective *c, uint32_t chunk, smlt_message *message, const char *key,
+                      size_t key_length, size_t elements_bytes, int exponent) {
+    smlt_header_pack(message->payload, &(smlt_header){.step = c->step,
+                                                      .digest = c->digest,
+                                                      .chunk = chunk,
+                                                      .exponent = exponent,
+                                                      .elements = (uint32_t)c->chunks[chunk].count,
+                                                      .rank = (uint16_t)engine->rank});
     message->payload_length = SMLT_HEADER_BYTES + elements_bytes;
     resp_append_array(&message->head, 5);
     resp_append_text(&message->head, "SET");
@@ -102,7 +109,8 @@ static void compose_contribution(smlt_engine *engine, collective *c, uint32_t up
     const typed_segment *typed = &c->segments[chunk->segment];
     const char *source = (const char *)typed->segment.source + (size_t)chunk->source * typed->kernel.element_bytes;
     smlt_message *message = smlt_pool_take_bulk(&engine->pool);
-    int exponent = typed->kernel.encode(message->payload + SMLT_HEADER_BYTES, source, (size_t)chunk->count, SMLT_CHOOSE_EXPONENT);
+    int exponent =
+        typed->kernel.encode(message->payload + SMLT_HEADER_BYTES, source, (size_t)chunk->count, SMLT_CHOOSE_EXPONENT);
     char key[SMLT_KEY_MAX];
     size_t key_length = smlt_key_contribution(key, engine->prefix, c->step, chunk_index, engine->rank);
     begin_set(engine, c, chunk_index, message, key, key_length, (size_t)chunk->count * typed->kernel.wire_bytes, exponent);
@@ -203,7 +211,8 @@ static void compose_contributions_fetch(smlt_engine *engine, collective *c, smlt
     size_t bytes = others(engine) * chunk_wire_bytes(c, chunk);
     engine->fetch_outstanding += bytes;
     expect(engine, SMLT_LANE_DOWN,
-           (smlt_expectation){.kind = EXPECT_CONTRIBUTIONS, .step = c->step, .chunk = chunk, .count = others(engine), .bytes = bytes});
+           (smlt_expectation){
+               .kind = EXPECT_CONTRIBUTIONS, .step = c->step, .chunk = chunk, .count = others(engine), .bytes = bytes});
 }
 
 /* Small aggregates share an MGET; large ones do not, so that the next MGET is under way while one is received. */
@@ -305,7 +314,8 @@ void smlt_ask_existence(smlt_engine *engine, collective *c) {
         for (int rank = 0; c->reduce && rank < engine->world_size; rank++)
             if (rank != engine->rank && !arrived[rank])
                 ask(engine, message, key, smlt_key_contribution(key, engine->prefix, c->step, chunk, rank),
-                    (smlt_expectation){.kind = EXPECT_CONTRIBUTION_EXISTS, .step = c->step, .chunk = chunk, .first = (uint32_t)rank});
+                    (smlt_expectation){
+                        .kind = EXPECT_CONTRIBUTION_EXISTS, .step = c->step, .chunk = chunk, .first = (uint32_t)rank});
     }
     queue(engine, SMLT_LANE_DOWN, message);
 }
@@ -336,7 +346,8 @@ void smlt_delete_uploads(smlt_engine *engine, collective *c) {
     resp_append_text(&message->head, "UNLINK");
     for (uint32_t i = 0; i < c->upload_count; i++)
         if (c->upload_state[i] != UPLOAD_UNSENT)
-            resp_append_bulk(&message->head, key, smlt_key_contribution(key, engine->prefix, c->step, c->uploads[i], engine->rank));
+            resp_append_bulk(&message->head, key,
+                             smlt_key_contribution(key, engine->prefix, c->step, c->uploads[i], engine->rank));
     expect_nothing(engine);
     queue(engine, SMLT_LANE_UP, message);
 }

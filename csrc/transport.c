@@ -59,8 +59,8 @@ static int is_over(smlt_engine *engine, int flush) {
     return flush ? smlt_engine_flushed(engine) : smlt_engine_any_ended(engine);
 }
 
-smlt_transport_result smlt_transport_run(smlt_engine *engine, const int fds[SMLT_LANES], int timeout_ms, int flush, int *lost_lane,
-                                         int *lost_errno) {
+smlt_transport_result smlt_transport_run(smlt_engine *engine, const int fds[SMLT_LANES], int timeout_ms, int flush,
+                                         int *lost_lane, int *lost_errno) {
     int64_t deadline = smlt_clock_ms() + timeout_ms;
     struct pollfd polled[SMLT_LANES];
     for (int lane = 0; lane < SMLT_LANES; lane++) polled[lane] = (struct pollfd){.fd = fds[lane]};

@@ -11,7 +11,7 @@ typedef enum {
 } smlt_transport_result;
 
 /* Move bytes for at most `timeout_ms`. `fds`: one non-blocking socket a lane. With `flush`, until nothing is left to say. */
-smlt_transport_result smlt_transport_run(smlt_engine *engine, const int fds[SMLT_LANES], int timeout_ms, int flush, int *lost_lane,
-                                         int *lost_errno);
+smlt_transport_result smlt_transport_run(smlt_engine *engine, const int fds[SMLT_LANES], int timeout_ms, int flush,
+                                         int *lost_lane, int *lost_errno);
 
 #endif
