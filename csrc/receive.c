@@ -25,7 +25,8 @@ static smlt_status error_reply(smlt_engine *engine, const resp_item *item) {
     return smlt_fail_engine(engine, status, "%.*s", (int)(item->length < 900 ? item->length : 900), item->data);
 }
 
-/* ---- chunks: MGET on the DOWN lane, decoded as the bytes come ---- */
+/* ---- the Shard Aggregator (contributions) and the Global Aggregator (aggregates): MGET on the DOWN lane, decoded as the
+ * bytes come ---- */
 
 /* Which chunk and which rank's bytes the current element of the reply is. */
 static uint32_t element_chunk(const smlt_engine *engine, const collective *c, const smlt_expectation *expected) {

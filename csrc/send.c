@@ -82,7 +82,7 @@ static void compose_hello(smlt_engine *engine, collective *c) {
     queue(engine, SMLT_LANE_UP, message);
 }
 
-/* ---- chunks going up ---- */
+/* ---- the Shard Generator: chunks going up ---- */
 
 /* SET key <header, elements> PX ttl: value and expiry in one command (invariant 6). */
 static void begin_set(smlt_engine *engine, collective *c, uint32_t chunk, smlt_message *message, const char *key,

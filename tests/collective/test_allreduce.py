@@ -241,6 +241,31 @@ def test_non_contiguous_byte_swapped_and_buffer_inputs(group: Callable[..., Grou
         assert y["view"].tolist() == [1, 2]
 
 
+class Exported:
+    """Anything that speaks DLPack and nothing else."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+
+def test_dlpack_objects_are_read_and_written(group: Callable[..., Group]) -> None:
+    def call(comm: Communicator) -> tuple[Array, Array]:
+        x = np.full(1000, comm.rank, np.float32)
+        target = np.zeros(1000, np.float32)
+        comm.allreduce(Exported(x), out=target)
+        return comm.allreduce(Exported(x)), target
+
+    for result, target in group(3).run(call):
+        assert (result == 1).all()
+        assert (target == 1).all()
+
+
 def test_out_is_filled_and_returned(group: Callable[..., Group]) -> None:
     def call(comm: Communicator) -> tuple[Array, Array]:
         x, whole, strided = (
