@@ -33,6 +33,15 @@ def job(store: EmbeddedStore) -> Iterator[str]:
     assert left == []
 
 
+@pytest.fixture
+def parameters(store: EmbeddedStore, job: str) -> Iterator[ParameterStore]:
+    """The control plane of a job; swept afterwards."""
+    made = ParameterStore(store.url, job=job)
+    yield made
+    made.sweep()
+    made.close()
+
+
 class Outcome:
     """What a worker's function returned or raised."""
 

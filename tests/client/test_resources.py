@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from smlt.client import resources
 from smlt.client.resources import ResourceManager
-from smlt.store.embedded import EmbeddedStore
 from smlt.store.parameter import ParameterStore
-
-
-@pytest.fixture
-def parameters(store: EmbeddedStore, job: str) -> Iterator[ParameterStore]:
-    made = ParameterStore(store.url, job=job)
-    yield made
-    made.sweep()
-    made.close()
 
 
 def test_every_report_is_taken_once_in_each_workers_order(parameters: ParameterStore) -> None:

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,6 @@ import pytest
 from smlt.errors import ConfigError, FencedError, StoreAuthError, StoreFull, StoreUnavailable
 from smlt.store.embedded import EmbeddedStore, find_server
 from smlt.store.parameter import ParameterStore, redact
-
-
-@pytest.fixture
-def parameters(store: EmbeddedStore, job: str) -> Iterator[ParameterStore]:
-    made = ParameterStore(store.url, job=job)
-    yield made
-    made.sweep()
-    made.close()
 
 
 def test_the_embedded_server_will_do(parameters: ParameterStore) -> None:
