@@ -13,8 +13,6 @@ from hashlib import blake2b
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from smlt.collective import _native
 from smlt.collective.codecs import OPERATIONS, WIRE_DTYPES, check_codec, check_operation, wire_codec
 from smlt.collective.connection import Connections
@@ -34,6 +32,7 @@ from smlt.store.parameter import ParameterStore
 
 #: The native loop comes back this often, so that Ctrl-C and deadlines are seen.
 SLICE_MS = 50
+TIMEOUT_MAX_S = 7 * 24 * 3600
 #: How long to wait before connecting again after a lost connection, doubling up to the last.
 RECONNECT_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -89,8 +88,8 @@ class Communicator:
             raise ConfigError(f"world_size {world_size} is not between 1 and 65535")
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of the {world_size} workers: 0 to {world_size - 1}")
-        if not timeout_s > 0:
-            raise ConfigError(f"timeout_s {timeout_s} is not positive")
+        if not 0 < timeout_s <= TIMEOUT_MAX_S:
+            raise ConfigError(f"timeout_s {timeout_s} is not above 0 and at most {TIMEOUT_MAX_S} (a week)")
         if not CHUNK_BYTES_MIN <= chunk_bytes <= CHUNK_BYTES_MAX:
             raise ConfigError(f"chunk_bytes {chunk_bytes} is not between {CHUNK_BYTES_MIN} and {CHUNK_BYTES_MAX}")
         if world_size > 1 and store is None:
@@ -214,11 +213,7 @@ class Communicator:
         table = allgather_table(tuple(segment.type for segment in segments), self.world_size, self.chunk_bytes)
         self._run("allgather", "", leaves, segments, table, reduce=False)
         arrays = results(leaves, segments, world_size=self.world_size)
-        scalars = (bool, int, float, np.generic)
-        restored = [
-            array if isinstance(leaf.restore(leaf.array), scalars) else leaf.restore(array)
-            for leaf, array in zip(leaves, arrays, strict=True)
-        ]
+        restored = [array if leaf.is_number else leaf.restore(array) for leaf, array in zip(leaves, arrays, strict=True)]
         return rebuild(x, iter(restored))
 
     def barrier(self) -> None:

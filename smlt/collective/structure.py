@@ -36,7 +36,8 @@ class Leaf:
     codec: str
     dtype: str  # the caller's; bfloat16 is seen through a float32 copy
     restore: Callable[[Array], Any]  # a result as the caller's type
-    write: Callable[[Array], None] | None  # a result into the caller's own memory; None for numbers
+    write: Callable[[Array], None] | None  # a result into the caller's own memory; None when that cannot be written to
+    is_number: bool = False
 
 
 @dataclass
@@ -84,13 +85,13 @@ def _writer(array: Array) -> Callable[[Array], None] | None:
 def _number(path: str, value: Any, codec: str) -> Leaf:
     if isinstance(value, np.generic):
         array = np.asarray(value)
-        return Leaf(path, array, codec, array.dtype.name, lambda result: result[()], None)
+        return Leaf(path, array, codec, array.dtype.name, lambda result: result[()], None, is_number=True)
     kind = bool if isinstance(value, bool) else int if isinstance(value, int) else float
     try:
         array = np.asarray(value, {bool: np.bool_, int: np.int64, float: np.float64}[kind])
     except OverflowError as error:
         raise ConfigError(f"the integer {value} does not fit 64 bits") from error
-    return Leaf(path, array, codec, array.dtype.name, lambda result: kind(result.item()), None)
+    return Leaf(path, array, codec, array.dtype.name, lambda result: kind(result.item()), None, is_number=True)
 
 
 def _leaf(path: str, value: Any, codec: str) -> Leaf:
@@ -209,7 +210,17 @@ def fuse(leaves: list[Leaf], outs: list[Leaf] | None, *, target_times: int = 1) 
         if target is None:
             target = np.empty(count * target_times, dtype)
         segments.append(Segment(SegmentType(dtype, codec, count), members, source, target))
+    _part_overlaps(segments)
     return segments or [Segment(SegmentType("uint8", "fp32", 0), [], np.empty(0, np.uint8), np.empty(0, np.uint8))]
+
+
+def _part_overlaps(segments: list[Segment]) -> None:
+    """Results are written while other elements are still being read: a source may be its own target, or apart from all."""
+    for written in segments:
+        for read in segments:
+            in_place = read is written and read.source.ctypes.data == written.target.ctypes.data
+            if not in_place and np.may_share_memory(read.source, written.target):
+                read.source = read.source.copy()
 
 
 def _source(leaves: list[Leaf], members: list[int], dtype: str, count: int) -> Array:

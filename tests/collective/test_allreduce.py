@@ -283,6 +283,20 @@ def test_out_is_filled_and_returned(group: Callable[..., Group]) -> None:
         assert (strided == 1).all()
 
 
+def test_input_and_output_may_overlap(group: Callable[..., Group]) -> None:
+    def call(comm: Communicator) -> tuple[Array, Array]:
+        shifted = np.arange(300_001, dtype=np.float32) + comm.rank
+        comm.allreduce(shifted[:-1], codec="fp32", out=shifted[1:])
+        pair = {"a": np.full(200_000, 1.0, np.float32), "b": np.full(200_000, 2, np.int32)}
+        comm.allreduce(pair, op="sum", out={"a": pair["b"].view(np.float32), "b": pair["a"].view(np.int32)})
+        return shifted[1:], np.concatenate([pair["b"].view(np.float32), pair["a"].view(np.int32)])
+
+    for shifted, swapped in group(2, chunk_bytes=4096).run(call):
+        np.testing.assert_array_equal(shifted, np.arange(300_000) + 0.5)
+        assert (swapped[:200_000] == 2).all()
+        assert (swapped[200_000:] == 4).all()
+
+
 def test_a_codec_for_each_key(group: Callable[..., Group]) -> None:
     stats = np.array([1 / 3, 1e-300])
     x = {"gradient": np.full(1000, 1 / 3, np.float32), "stats": stats}
