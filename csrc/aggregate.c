@@ -305,6 +305,10 @@ void smlt_engine_abandon(smlt_engine *engine, uint64_t step, smlt_status status,
     if (announce) smlt_announce(engine, step, SMLT_TOKEN_ABORT, status, text, strlen(text));
 }
 
+void smlt_engine_leave(smlt_engine *engine, const char *text) {
+    smlt_announce(engine, engine->last_step + 1, SMLT_TOKEN_ABORT, SMLT_LOST, text, strlen(text));
+}
+
 int smlt_engine_missing_owner(smlt_engine *engine, uint64_t step) {
     collective *c = smlt_find(engine, step);
     for (uint32_t chunk = 0; c && chunk < c->chunk_count; chunk++)

@@ -88,6 +88,9 @@ int smlt_engine_flushed(const smlt_engine *engine);   /* everything queued is se
 /* End an active collective in error here, take back what was uploaded and, when `announce`, tell everyone. */
 void smlt_engine_abandon(smlt_engine *engine, uint64_t step, smlt_status status, const char *text, int announce);
 
+/* This worker calls no more: whoever waits for it in the next collective is told at once. */
+void smlt_engine_leave(smlt_engine *engine, const char *text);
+
 /* For the message when a deadline has passed: the lowest owner whose aggregate is missing, -1 when none is, and on rank
  * 0 whether `rank` has taken part. */
 int smlt_engine_missing_owner(smlt_engine *engine, uint64_t step);

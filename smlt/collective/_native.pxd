@@ -89,6 +89,7 @@ cdef extern from "aggregate.h" nogil:
     int smlt_engine_any_ended(const smlt_engine *engine)
     int smlt_engine_flushed(const smlt_engine *engine)
     void smlt_engine_abandon(smlt_engine *engine, uint64_t step, smlt_status status, const char *text, int announce)
+    void smlt_engine_leave(smlt_engine *engine, const char *text)
     int smlt_engine_missing_owner(smlt_engine *engine, uint64_t step)
     int smlt_engine_has_joined(smlt_engine *engine, uint64_t step, int rank)
     int smlt_engine_output(smlt_engine *engine, int lane, iovec *vectors, int max)

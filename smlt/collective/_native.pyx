@@ -168,6 +168,10 @@ cdef class Engine:
         """End a collective in error here; with `announce`, for everyone."""
         smlt_engine_abandon(self.engine, step, <smlt_status>status, text, announce)
 
+    def leave(self, bytes text):
+        """Tell whoever waits for this worker in the next collective that it has left."""
+        smlt_engine_leave(self.engine, text)
+
     def any_ended(self):
         return bool(smlt_engine_any_ended(self.engine))
 

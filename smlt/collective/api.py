@@ -92,7 +92,10 @@ def _communicator() -> Communicator:
 
 
 def allreduce(x: Any, op: str = "mean", codec: str | Mapping[str, str] | None = None, out: Any = None) -> Any:
-    """Reduce `x` over all workers: see `Communicator.allreduce`."""
+    """Reduce `x` (array, tensor, number, or nested dict/list/tuple) over all workers: op "mean", "sum", "min" or "max".
+
+    Integer arrays keep their dtype: their mean is rounded to nearest. All about it: `help(smlt.Communicator.allreduce)`.
+    """
     return _communicator().allreduce(x, op, codec, out)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from smlt.collective import _native
 from smlt.collective.codecs import OPERATIONS, WIRE_DTYPES, check_codec, check_operation, wire_codec
 from smlt.collective.connection import Connections
-from smlt.collective.failure import diagnose_timeout, raise_failure
+from smlt.collective.failure import diagnose_timeout, farewell, raise_failure
 from smlt.collective.plan import (
     CHUNK_BYTES,
     CHUNK_BYTES_MAX,
@@ -158,8 +158,9 @@ class Communicator:
             Array, scalar, tensor, or a nested dict/list/tuple of these, fused into one collective. Same structure,
             shapes and dtypes on every worker.
         op
-            "mean", "sum", "min" or "max". A mean of integers is exact and rounded to nearest, ties to even; booleans take
-            "min" (all) and "max" (any) only. NaN and Inf reach every worker.
+            "mean", "sum", "min" or "max". A mean of an integer array is exact and rounded to nearest, ties to even (the
+            dtype stays); of a Python int it is a float. Booleans take "min" (all) and "max" (any) only. NaN and Inf reach
+            every worker.
         codec
             What floats travel as; default the communicator's. For a dict `x`, also a dict of codecs by key.
         out
@@ -172,7 +173,7 @@ class Communicator:
         within `timeout_s`, CollectiveTimeout, FencedError, StoreError and its children.
         """
         check_operation(op)
-        leaves = flatten(x, self.codec if codec is None else codec)
+        leaves = flatten(x, self.codec if codec is None else codec, floats=op == "mean")
         if op in ("mean", "sum") and any(leaf.array.dtype.kind == "b" for leaf in leaves):
             raise ConfigError(f'booleans have no {op}: use op="max" for any, op="min" for all')
         outs = None
@@ -237,6 +238,8 @@ class Communicator:
             self._ended = self._ended or "it was closed"
             _open.discard(self)
             if self.world_size > 1:
+                if self._in_order:
+                    self._engine.leave(farewell(self))
                 self._flush(2.0)
                 self._connections.close()
                 self._leave_roster()

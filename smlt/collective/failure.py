@@ -58,6 +58,11 @@ def raise_failure(comm: Communicator, status: int, message: str, step: int) -> N
     raise CollectiveError(f"{where}: {message}")
 
 
+def farewell(comm: Communicator) -> bytes:
+    """What the others are told when they call a collective that this worker, having left, will not come to."""
+    return f"{comm.rank}{SEPARATOR}rank {comm.rank} has left the job: it called {comm.step} collectives".encode()
+
+
 def diagnose_timeout(comm: Communicator, engine: _native.Engine, step: int) -> tuple[int, str]:
     """Which workers did not come to collective `step` before its deadline: (status, text) to abort it with."""
     missing = _absent_ranks(comm, engine, step)

@@ -82,11 +82,11 @@ def _writer(array: Array) -> Callable[[Array], None] | None:
     return write
 
 
-def _number(path: str, value: Any, codec: str) -> Leaf:
+def _number(path: str, value: Any, codec: str, floats: bool) -> Leaf:
     if isinstance(value, np.generic):
         array = np.asarray(value)
         return Leaf(path, array, codec, array.dtype.name, lambda result: result[()], None, is_number=True)
-    kind = bool if isinstance(value, bool) else int if isinstance(value, int) else float
+    kind = bool if isinstance(value, bool) else int if isinstance(value, int) and not floats else float
     try:
         array = np.asarray(value, {bool: np.bool_, int: np.int64, float: np.float64}[kind])
     except OverflowError as error:
@@ -94,12 +94,12 @@ def _number(path: str, value: Any, codec: str) -> Leaf:
     return Leaf(path, array, codec, array.dtype.name, lambda result: kind(result.item()), None, is_number=True)
 
 
-def _leaf(path: str, value: Any, codec: str) -> Leaf:
+def _leaf(path: str, value: Any, codec: str, floats: bool) -> Leaf:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _torch_leaf(path, value, codec)
     if isinstance(value, (bool, int, float, np.generic)):
-        return _number(path, value, codec)
+        return _number(path, value, codec, floats)
     if isinstance(value, np.ndarray):
         array = value
     elif hasattr(value, "__dlpack__"):
@@ -126,10 +126,11 @@ def _children(value: Any) -> Iterator[tuple[str, Any]] | None:
     return None
 
 
-def flatten(value: Any, codec: str | Mapping[str, str]) -> list[Leaf]:
+def flatten(value: Any, codec: str | Mapping[str, str], *, floats: bool = False) -> list[Leaf]:
     """The leaves of `value` in an order that depends only on its structure.
 
     `codec` is a codec's name, or a mapping from the keys of a top-level dict to names.
+    With `floats`, Python ints are taken as floats: a mean of them is seldom whole.
     """
     leaves: list[Leaf] = []
 
@@ -141,7 +142,7 @@ def flatten(value: Any, codec: str | Mapping[str, str]) -> list[Leaf]:
             for name, child in children:
                 visit(f"{path}.{name}" if path else name, child, codec)
             return
-        leaf = _leaf(path, item, codec)
+        leaf = _leaf(path, item, codec, floats)
         if wire_dtype(leaf.array.dtype) is None:
             where = f" of {path}" if path else ""
             raise ConfigError(f"cannot reduce dtype {leaf.dtype}{where}: floats, integers and booleans only")

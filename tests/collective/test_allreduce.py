@@ -209,6 +209,12 @@ def test_numbers_and_numpy_scalars_come_back_as_what_they_were(group: Callable[.
         assert [type(value) for value in y.values()] == [float, int, np.float32, np.ndarray]
 
 
+def test_a_mean_of_python_ints_is_a_float_and_of_integer_arrays_rounded(group: Callable[..., Group]) -> None:
+    for number, array in group(2).run(lambda comm: (comm.allreduce(comm.rank), comm.allreduce(np.array([comm.rank + 1])))):
+        assert (number, type(number)) == (0.5, float)
+        assert (array.tolist(), array.dtype) == ([2], np.int64)  # 1.5: ties go to even
+
+
 def test_booleans_take_min_and_max_only(group: Callable[..., Group]) -> None:
     def call(comm: Communicator) -> Any:
         x = np.array([True, False, comm.rank == 0])
@@ -317,7 +323,7 @@ def test_a_codec_for_each_key(group: Callable[..., Group]) -> None:
         (object(), {}, "cannot reduce a builtins.object"),
         ({"a": 1}, {"codec": {"b": "fp16"}}, "same keys"),
         (1.0, {"out": 2.0}, "out cannot be written to"),
-        (2**70, {}, "does not fit 64 bits"),
+        (2**70, {"op": "sum"}, "does not fit 64 bits"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_sent(x: Any, options: dict[str, Any], message: str) -> None:

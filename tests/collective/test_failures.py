@@ -79,6 +79,26 @@ def test_the_survivors_of_a_lost_worker_are_told_who_it_was(group: Callable[...,
                 workers.members[rank].barrier()
 
 
+def test_a_worker_that_left_is_told_to_those_who_wait_for_it_at_once(group: Callable[..., Group]) -> None:
+    workers = group(3)
+
+    def call(comm: Communicator) -> None:
+        comm.barrier()
+        if comm.rank == 1:
+            comm.close()
+        else:
+            comm.allreduce(np.ones(10))
+
+    started = time.monotonic()
+    outcomes = workers.attempt(call)
+    assert time.monotonic() - started < 5
+    for rank in (0, 2):
+        error = outcomes[rank].error
+        assert isinstance(error, WorkerLostError)
+        assert (error.rank, error.step) == (1, 2)
+        assert "rank 1 has left the job: it called 1 collectives" in str(error)
+
+
 def test_a_second_worker_of_a_rank_is_refused(store: EmbeddedStore, group: Callable[..., Group], job: str) -> None:
     workers = group(2)
     with pytest.raises(FencedError, match=r"rank 1 of job .* is held by another worker"):
