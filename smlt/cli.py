@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,10 +16,13 @@ import typer
 
 from smlt._version import __version__
 from smlt.client.artifacts import local_modules
-from smlt.client.progress import make_progress, metrics_text
+from smlt.client.progress import make_progress, metrics_text, resume_line
 from smlt.client.runs import DEFAULT_RUNS_DIR, Run, list_runs
 from smlt.client.scheduler import RunRequest, TaskScheduler, check_request
-from smlt.errors import CheckpointError, ConfigError, SmltError
+from smlt.errors import CheckpointError, ConfigError, SmltError, TaskError
+from smlt.store.object import open_object_store
+from smlt.store.parameter import ParameterStore
+from smlt.worker.checkpoint import latest_step
 
 
 def _examples(*commands: str) -> str:
@@ -123,10 +127,22 @@ def train(
             raise ConfigError("give a SCRIPT, or --resume RUN")
         request = RunRequest(script, **{"workers": 4, **chosen})
         check_request(request)
-        local_modules(Path(script))  # a missing script or a syntax error leaves no run folder behind
+        _check_surroundings(request, store)  # what cannot work leaves no run folder behind
         run = Run.create(runs_dir, Path(script), asdict(request), name)
     scheduler = TaskScheduler(run, request, make_progress(as_json=as_json), store_url=store, resume=resume is not None)
     scheduler.run()
+
+
+def _check_surroundings(request: RunRequest, store: str | None) -> None:
+    """Raise what is wrong with the script, the data, the object store or the store."""
+    local_modules(Path(request.script))
+    if request.data is not None and not Path(request.data).is_dir():
+        raise TaskError(f"--data {request.data}: no such folder")
+    if request.object_store is not None:
+        open_object_store(request.object_store)
+    if store is not None:
+        with contextlib.closing(ParameterStore(store, job="check")) as parameters:
+            parameters.check()
 
 
 def _resumed(run: Run, chosen: dict[str, Any]) -> RunRequest:
@@ -156,17 +172,21 @@ def launch(
     arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments.")] = None,
     workers: Annotated[int, typer.Option("--workers", "-n", help="Number of processes.")] = 4,
     store: StoreUrl = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Longest wait for a process or the store.", show_default="300"),
+    ] = None,
 ) -> None:
     """Run a script in n processes that share a job.
 
     Each process finds SMLT_STORE, SMLT_JOB, SMLT_RANK and SMLT_WORLD_SIZE in its environment; smlt.init() reads them.
-    Lines of output are prefixed by rank. The first process that fails ends all.
+    Lines of output are prefixed by rank. The first process that fails ends all. Options go before SCRIPT, its arguments behind.
     """
     from smlt.client.launch import launch as launch_processes
 
     if workers < 1:
         raise ConfigError(f"--workers {workers} is not positive")
-    code = launch_processes(script, arguments or [], workers, store)
+    code = launch_processes(script, arguments or [], workers, store, timeout)
     if code:
         raise typer.Exit(code)
 
@@ -191,7 +211,7 @@ def status(
         return
     typer.echo(f"run      {found.name}")
     typer.echo(f"folder   {found.path}")
-    typer.echo(f"state    {state['state']}")
+    typer.echo(f"state    {state['state']}{' (its process is gone)' if state['state'] == 'lost' else ''}")
     typer.echo(f"progress epoch {state.get('epoch', 0)} of {config['epochs']}, step {state.get('step', 0)}")
     if state.get("metrics"):
         typer.echo(f"metrics  {metrics_text(state['metrics'])}")
@@ -201,7 +221,8 @@ def status(
     if state.get("error"):
         typer.echo(f"error    {state['error'].splitlines()[0]}")
     if state["state"] in ("stopped", "lost", "failed"):
-        typer.echo(f"resume   smlt train --resume {found.name} --runs-dir {found.runs_dir}")
+        objects = open_object_store(config.get("object_store") or str(found.runs_dir))
+        typer.echo(resume_line(found, {"checkpoint_step": latest_step(objects, f"{found.name}/checkpoints")}))
 
 
 @app.command(epilog=_examples("smlt runs", "smlt runs --json | jq .state"))

@@ -19,7 +19,7 @@ from smlt.store.parameter import ParameterStore
 GRACE_S = 5.0
 
 
-def launch(script: str, arguments: list[str], workers: int, store_url: str | None) -> int:
+def launch(script: str, arguments: list[str], workers: int, store_url: str | None, timeout_s: float | None = None) -> int:
     """Run `script` in `workers` processes, lines of output prefixed by rank; returns the exit code.
 
     The first process that fails ends all others, and its code is the result (128 + n when signal n killed it); a line on
@@ -47,6 +47,7 @@ def launch(script: str, arguments: list[str], workers: int, store_url: str | Non
                 "SMLT_WORLD_SIZE": str(workers),
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_per_worker(workers))),
                 "PYTHONUNBUFFERED": "1",
+                **({} if timeout_s is None else {"SMLT_TIMEOUT_S": str(timeout_s)}),
                 **this_package(),
             }
             process = subprocess.Popen(

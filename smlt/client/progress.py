@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import deque
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smlt.client.runs import Run
-from smlt.client.scheduler import Progress
+from smlt.client.scheduler import Progress, json_line
 from smlt.store.parameter import ServerInfo
 
 #: A plain line at least this often while an epoch goes on.
@@ -41,7 +40,7 @@ class JsonLines:
         self.out = out
 
     def _write(self, event: str, values: dict[str, Any]) -> None:
-        print(json.dumps({"event": event, **values}), file=self.out, flush=True)
+        print(json_line({"event": event, **values}), file=self.out, flush=True)
 
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         version = ".".join(map(str, server.version))
@@ -55,6 +54,9 @@ class JsonLines:
 
     def epoch(self, row: dict[str, Any]) -> None:
         self._write("epoch", {name: value for name, value in row.items() if name != "kind"})
+
+    def warning(self, text: str) -> None:
+        self._write("warning", {"text": text})
 
     def stopping(self) -> None:
         self._write("stopping", {})
@@ -103,6 +105,9 @@ class PlainLines:
         )
         self.losses, self.samples, self.seconds = [], 0, [0.0, 0.0]
 
+    def warning(self, text: str) -> None:
+        self._say(f"warning: {text}")
+
     def stopping(self) -> None:
         self._say("stopping behind this step; Ctrl-C again ends at once")
 
@@ -117,8 +122,15 @@ def closing_line(run: Run, status: dict[str, Any]) -> str:
     seconds = status["ended"] - status["started"]
     text = f"{status['state']} after {status['step']} steps, {seconds:.1f} s" + (f": {metrics}" if metrics else "")
     if status["state"] == "stopped":
-        text += f"\nresume with: smlt train --resume {run.name} --runs-dir {run.runs_dir}"
+        text += f"\n{resume_line(run, status)}"
     return text
+
+
+def resume_line(run: Run, status: dict[str, Any]) -> str:
+    """How to go on with a run, and from where."""
+    step = status.get("checkpoint_step")
+    where = f"from step {step}" if step else "from the beginning, there is no checkpoint yet"
+    return f"resume {where} with: smlt train --resume {run.name} --runs-dir {run.runs_dir}"
 
 
 class LiveView:
@@ -128,6 +140,7 @@ class LiveView:
         self.console = console
         self.live = Live(console=console, refresh_per_second=8, transient=False)
         self.title, self.epochs = "", 0
+        self.warned = ""
         self.row: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
         self.recent: deque[dict[str, Any]] = deque(maxlen=50)
@@ -148,6 +161,10 @@ class LiveView:
 
     def epoch(self, row: dict[str, Any]) -> None:
         self.metrics = row["metrics"]
+        self.live.update(self._picture())
+
+    def warning(self, text: str) -> None:
+        self.warned = text
         self.live.update(self._picture())
 
     def stopping(self) -> None:
@@ -171,8 +188,8 @@ class LiveView:
             metrics = metrics_text(self.metrics)
             parts.append(Text(line + (f"  {metrics}" if metrics else "")))
             parts.append(self._workers())
-        if self.note:
-            parts.append(Text(self.note, style="yellow"))
+        for text in filter(None, (self.warned, self.note)):
+            parts.append(Text(text, style="yellow"))
         return Group(*parts)
 
     def _workers(self) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -23,6 +24,7 @@ from smlt.errors import CheckpointError, ConfigError, SmltError, TaskError, Work
 from smlt.store.embedded import EmbeddedStore
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore, ServerInfo
+from smlt.worker import checkpoint
 from smlt.worker.checkpoint import load_latest
 from smlt.worker.config import WorkerConfig
 from smlt.worker.data import read_manifest
@@ -45,11 +47,36 @@ class Progress(Protocol):
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is complete: its metrics."""
 
+    def warning(self, text: str) -> None:
+        """Something a user should know while the run goes on."""
+
     def stopping(self) -> None:
         """Ctrl-C was seen: the workers finish their step."""
 
     def ended(self, run: Run, status: dict[str, Any]) -> None:
         """The run has ended."""
+
+
+class Unwatched:
+    """A run that nobody watches any more."""
+
+    def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
+        """See Progress."""
+
+    def step(self, row: dict[str, Any]) -> None:
+        """See Progress."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """See Progress."""
+
+    def warning(self, text: str) -> None:
+        """See Progress."""
+
+    def stopping(self) -> None:
+        """See Progress."""
+
+    def ended(self, run: Run, status: dict[str, Any]) -> None:
+        """See Progress."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +122,7 @@ class TaskScheduler:
         self._metrics: dict[str, float] = {}
         self._epoch = 0
         self._file: TextIO | None = None
+        self._warned = False  # of a loss that is not finite
 
     def run(self) -> dict[str, Any]:
         """Upload, start, watch, end. On Ctrl-C the workers stop together and leave a checkpoint; a second one kills them.
@@ -106,7 +134,7 @@ class TaskScheduler:
         try:
             with ExitStack() as stack:
                 state = self._run(stack)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError):  # a pipe: nobody reads the progress any more
             state = "stopped"
             raise
         except SmltError as error:
@@ -123,9 +151,11 @@ class TaskScheduler:
                 "epoch": self._epoch,
                 "metrics": self._metrics,
                 "error": error_text,
+                "checkpoint_step": self._checkpoint_step(),
             }
             self.folder.write_status(**status)
-            self.progress.ended(self.folder, self.folder.status)
+            with suppress(BrokenPipeError):
+                self.progress.ended(self.folder, self.folder.status)
         return self.folder.status
 
     # ---- the parts of a run ----
@@ -178,13 +208,24 @@ class TaskScheduler:
             self.workers.append(self.executor.start(config, self.folder.log_path(f"worker-{rank}")))
         try:
             self._watch(parameters, resources, deadline=None)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError) as error:
+            if not resources.latest:  # nothing is trained yet
+                raise
+            if isinstance(error, BrokenPipeError):
+                self.progress = Unwatched()
             self.progress.stopping()
             parameters.request_stop()
             self._watch(parameters, resources, deadline=time.monotonic() + STOP_GRACE_S)
             if "done" not in self._end.values():
                 raise
         return "done"
+
+    def _checkpoint_step(self) -> int | None:
+        """Of which step the newest checkpoint is; None when there is none."""
+        try:
+            return checkpoint.latest_step(open_object_store(self.object_store_url), f"{self.folder.name}/checkpoints")
+        except SmltError:
+            return None
 
     def _prepare_resume(self, script: str) -> bool:
         """See that all is there, and go back to the last checkpoint; returns whether training was complete there.
@@ -318,6 +359,9 @@ class TaskScheduler:
         }
         self._record(record)
         self.progress.step(record)
+        if not math.isfinite(record["loss"]) and not self._warned:
+            self._warned = True
+            self.progress.warning(f"the loss is {record['loss']} since step {step}: a smaller learning rate may help")
         if step in self._epoch_rows:
             self._complete_epoch(self._epoch_rows.pop(step))
 
@@ -330,7 +374,7 @@ class TaskScheduler:
 
     def _record(self, row: dict[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(json_line(row) + "\n")
 
 
 @contextmanager
@@ -345,6 +389,19 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def json_line(value: Any) -> str:
+    """JSON on one line. NaN and Inf, which JSON does not know, are null."""
+
+    def known(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {name: known(part) for name, part in item.items()}
+        if isinstance(item, (list, tuple)):
+            return [known(part) for part in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    return json.dumps(known(value))
 
 
 def tail(path: Path, lines: int = 10) -> str:

@@ -250,6 +250,8 @@ class Communicator:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self._in_order = False  # no farewell: the others shall hear of the error itself, from whoever reports it
         self.close()
 
     def __repr__(self) -> str:

@@ -46,6 +46,12 @@ def _steps(objects: ObjectStore, prefix: str) -> list[str]:
     return sorted(key.split("/")[-2] for key in objects.list(f"{prefix}/") if key.endswith("/MANIFEST.json"))
 
 
+def latest_step(objects: ObjectStore, prefix: str) -> int | None:
+    """The step of the newest complete checkpoint, None when there is none."""
+    steps = _steps(objects, prefix)
+    return int(steps[-1]) if steps else None
+
+
 def load(objects: ObjectStore, where: str) -> tuple[Tensors, dict[str, Any]]:
     """The checkpoint at `where`. CheckpointError names the file that is missing or corrupt."""
     import safetensors

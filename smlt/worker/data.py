@@ -78,10 +78,12 @@ def dataset_length(dataset: Any) -> int:
         if len(lengths) != 1:
             raise TaskError(f"the data set's parts have different lengths: {sorted(lengths)}")
         return lengths.pop()
-    try:
-        return len(dataset)
-    except TypeError:
-        raise TaskError(f"data() gave a {type(dataset).__name__}, which has no length") from None
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TaskError(
+            f"data() gave a {type(dataset).__name__}, which has no length or no samples by index: give arrays, tensors, or a "
+            "data set with __len__ and __getitem__ (the Dataset, not its DataLoader: SMLT makes the batches)"
+        )
+    return len(dataset)
 
 
 def take(dataset: Any, indices: Indices) -> Any:

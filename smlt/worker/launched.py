@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+import traceback
 from pathlib import Path
 
 from smlt.worker.lifeline import end_with_parent
@@ -18,7 +19,14 @@ def main() -> None:
     sys.argv = sys.argv[1:]
     sys.path[0] = str(Path(script).resolve().parent)
     end_with_parent()
-    runpy.run_path(script, run_name="__main__")
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except Exception as error:
+        trace = error.__traceback__  # begin where the script does, as `python SCRIPT` would
+        while trace is not None and trace.tb_frame.f_globals.get("__name__") in (__name__, "runpy"):
+            trace = trace.tb_next
+        traceback.print_exception(type(error), error, trace)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

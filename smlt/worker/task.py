@@ -29,8 +29,22 @@ class Task:
     ...     def optimizer(self, model): return torch.optim.SGD(model.parameters(), lr=0.1)
     """
 
-    #: Files that `smlt train --data DIR` put in the object store, as a local folder; None when there are none.
-    data_dir: Path | None = None
+    _data_dir: Path | None = None
+
+    @property
+    def data_dir(self) -> Path:
+        """The files given by `--data DIR`, as a local folder. The script itself runs from a copy: files beside it are not
+        there, Python modules that it imports are.
+
+        Raises TaskError when no `--data` was given.
+        """
+        if self._data_dir is None:
+            raise TaskError("the task reads its data_dir: give its files with --data DIR")
+        return self._data_dir
+
+    @data_dir.setter
+    def data_dir(self, folder: Path) -> None:
+        self._data_dir = folder
 
     def model(self) -> Any:
         """The model: a `torch.nn.Module`, or a dict of NumPy arrays by name. Seeded alike on every worker."""
@@ -49,7 +63,9 @@ class Task:
         raise NotImplementedError
 
     def optimizer(self, model: Any) -> Any:
-        """A `torch.optim.Optimizer`; for NumPy an object with `step(gradients)`, `state_dict()`, `load_state_dict(state)`."""
+        """A `torch.optim.Optimizer`; for NumPy an object with `step(gradients)`, `state_dict()`, `load_state_dict(state)`,
+        such as `smlt.worker.frameworks.numpy.SGD(model, lr, momentum)`.
+        """
         raise NotImplementedError
 
     def evaluate(self, model: Any, batch: Any) -> dict[str, float]:
@@ -58,17 +74,21 @@ class Task:
 
     @classmethod
     def main(cls, arguments: list[str] | None = None) -> None:
-        """Train in this process: one worker, no store. Options: --epochs, --global-batch-size, --seed."""
+        """Train in this process: one worker, no store. Options: --epochs, --global-batch-size, --seed, --data."""
         from smlt.worker.trainer import train_alone
 
-        parser = argparse.ArgumentParser(description=inspect.getdoc(cls) or cls.__name__)
-        parser.add_argument("--epochs", type=int, default=10)
-        parser.add_argument("--global-batch-size", type=int, default=64)
-        parser.add_argument("--seed", type=int, default=0)
+        parser = argparse.ArgumentParser(description=f"Train {cls.__name__} in this process, with one worker and no store.")
+        parser.add_argument("--epochs", type=int, default=10, help="passes over the training set (10)")
+        parser.add_argument("--global-batch-size", type=int, default=64, help="samples a step (64)")
+        parser.add_argument("--seed", type=int, default=0, help="of the model and the sample order (0)")
+        parser.add_argument("--data", type=Path, metavar="DIR", help="files for the task (its data_dir)")
         options = parser.parse_args(arguments)
         check_task(cls, inspect.getsourcefile(cls) or "the script")
         try:
-            train_alone(cls(), options.epochs, options.global_batch_size, options.seed)
+            task = cls()
+            if options.data is not None:
+                task.data_dir = options.data
+            train_alone(task, options.epochs, options.global_batch_size, options.seed)
         except ConfigError as error:
             parser.error(str(error))
         except KeyboardInterrupt:

@@ -58,6 +58,8 @@ class Trainer:
     def run(self) -> str:
         """Train to the end; returns "done" or "stopped"."""
         first_step = self._restore() if self.config.resume else 0
+        if self.config.target_accuracy is not None and "accuracy" not in self._metrics_of_one_sample():
+            raise TaskError('--target-accuracy needs "accuracy" in what evaluate() returns')
         parameters = self.adapter.parameters()
         self.comm.broadcast(parameters, out=parameters)
         if self.state == "done":
@@ -121,13 +123,14 @@ class Trainer:
         self.metrics = self._evaluate() if self.test is not None else {}
         self.report(self._row(kind="epoch", metrics=self.metrics))
         target = self.config.target_accuracy
-        if target is not None and "accuracy" not in self.metrics:
-            raise TaskError('--target-accuracy needs "accuracy" in what evaluate() returns')
         if target is not None and self.metrics["accuracy"] >= target:
             self.state = "done"
         last = self.epoch + 1 == self.config.epochs
         if last or self.state == "done" or (self.epoch + 1) % self.config.checkpoint_every_epochs == 0:
             self._save(self.epoch + 1, 0)
+
+    def _metrics_of_one_sample(self) -> dict[str, float]:
+        return self.adapter.evaluate(self.adapter.prepare(take(self.test, np.arange(1))))
 
     def _evaluate(self) -> dict[str, float]:
         """The task's metrics over the whole test set, each worker taking its part; exact sums of the parts."""
