@@ -92,7 +92,7 @@ def test_launched_scripts_show_their_own_traceback_alone(tmp_path: Path) -> None
 
 
 def test_a_launched_rank_that_leaves_is_told_to_those_who_wait(tmp_path: Path) -> None:
-    (tmp_path / "s.py").write_text("import smlt\nsmlt.init()\nif smlt.rank() == 0:\n    smlt.allreduce(1.0)\n")
+    (tmp_path / "s.py").write_text("import smlt\nsmlt.init()\nsmlt.barrier()\nif smlt.rank() == 0:\n    smlt.allreduce(1.0)\n")
     done = smlt("launch", "-n", 2, "s.py", cwd=tmp_path)
     assert done.returncode == 1
     assert "rank 1 has left the job" in done.stdout
