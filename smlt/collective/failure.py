@@ -97,4 +97,8 @@ def _absent_ranks(comm: Communicator, engine: _native.Engine, step: int) -> list
         return []  # the store does not answer: who is missing cannot be known
     finally:
         parameters.close()
-    return [rank for rank in range(comm.world_size) if rank not in present]
+    # Rank 0 says nothing in a small collective before it has heard from all: it is to blame only when all others came.
+    others = [rank for rank in range(1, comm.world_size) if rank not in present]
+    if others:
+        return others
+    return [] if 0 in present else [0]
