@@ -385,6 +385,12 @@ class Communicator:
             parameters.close()
 
 
+def forgo_farewells() -> None:
+    """This process ends in an error: the others shall not hear of its leaving before its error is seen."""
+    for communicator in list(_open):
+        communicator._in_order = False
+
+
 @atexit.register
 def _close_all() -> None:
     for communicator in list(_open):

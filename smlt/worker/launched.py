@@ -21,12 +21,23 @@ def main() -> None:
     end_with_parent()
     try:
         runpy.run_path(script, run_name="__main__")
+    except SystemExit as stop:
+        if stop.code not in (None, 0):
+            _forgo_farewells()
+        raise
     except Exception as error:
+        _forgo_farewells()
         trace = error.__traceback__  # begin where the script does, as `python SCRIPT` would
         while trace is not None and trace.tb_frame.f_globals.get("__name__") in (__name__, "runpy"):
             trace = trace.tb_next
         traceback.print_exception(type(error), error, trace)
         sys.exit(1)
+
+
+def _forgo_farewells() -> None:
+    module = sys.modules.get("smlt.collective.communicator")  # if the script has any
+    if module is not None:
+        module.forgo_farewells()
 
 
 if __name__ == "__main__":
