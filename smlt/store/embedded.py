@@ -89,12 +89,15 @@ class EmbeddedStore:
 
     def __init__(self, *, memory_bytes: int | None = None, log_path: Path | None = None) -> None:
         self._password = secrets.token_urlsafe(24)
-        self._folder = Path(tempfile.mkdtemp(prefix="smlt-store-"))  # mode 0700
+        memory = default_memory_bytes() if memory_bytes is None else memory_bytes
+        if memory <= 0:
+            raise ConfigError(f"the embedded store's memory must be more than 0 bytes, not {memory}")
+        self._folder = _private_folder()
         self._socket = self._folder / "socket"
-        self._log = Path(log_path) if log_path is not None else self._folder / "log"
+        # Absolute: the server works in its own folder.
+        self._log = Path(log_path).absolute() if log_path is not None else self._folder / "log"
         self._guard: subprocess.Popen[bytes] | None = None
         self.pid = 0
-        memory = default_memory_bytes() if memory_bytes is None else memory_bytes
         try:
             server = find_server()
             for attempt in range(5):  # another process may take the free port before the server does
@@ -120,11 +123,13 @@ class EmbeddedStore:
         return f"redis://:{self._password}@127.0.0.1:{self._port}"
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines of the server's log."""
-        try:
-            return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
-        except OSError:
-            return ""
+        """The last lines of the server's log; what it printed when it came to no log."""
+        for path in (self._log, self._folder / "output"):
+            with contextlib.suppress(OSError):
+                text = path.read_text(errors="replace").strip()
+                if text:
+                    return "\n".join(text.splitlines()[-lines:])
+        return ""
 
     def close(self) -> None:
         """End the server and remove its folder. Safe to call twice."""
@@ -159,14 +164,15 @@ class EmbeddedStore:
         config.write_text(
             "".join(f"{name} {_quoted(str(value)) if name != 'save' else value}\n" for name, value in settings.items())
         )
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "smlt-store-guard", str(self._folder), server, str(config)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "GLIBC_TUNABLES": _ALLOCATOR},
-            start_new_session=True,  # a Ctrl-C in the terminal is not for the store: it ends when this process is done
-        )
+        with (self._folder / "output").open("wb") as output:
+            self._guard = subprocess.Popen(
+                ["/bin/sh", "-c", _GUARD, "smlt-store-guard", str(self._folder), server, str(config)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "GLIBC_TUNABLES": _ALLOCATOR},
+                start_new_session=True,  # a Ctrl-C in the terminal is not for the store: it ends when this process is done
+            )
 
     def _wait_until_it_answers(self) -> bool:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -198,6 +204,15 @@ class EmbeddedStore:
         if guard.returncode < 0 and self.pid:  # the guard itself was killed: its server is still there
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
+
+
+def _private_folder() -> Path:
+    """A new folder of mode 0700 whose path leaves room for a socket's name: 104 bytes are all that macOS allows."""
+    folder = Path(tempfile.mkdtemp(prefix="smlt-store-"))
+    if len(os.fsencode(folder / "socket")) < 104:
+        return folder
+    folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix="smlt-store-", dir="/tmp"))
 
 
 def _quoted(text: str) -> str:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from smlt.errors import ConfigError, StoreError, StoreFull
+
+#: What the name of an unfinished file begins with. No object's does.
+TEMPORARY = ".put-"
+#: As in S3: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
+KEY_LENGTH = 1024
 
 
 class ObjectStore(Protocol):
@@ -51,13 +57,16 @@ class DirectoryObjectStore:
 
     def put(self, key: str, data: bytes | Path) -> None:
         target = self._path(key)
-        content = data if isinstance(data, bytes) else data.read_bytes()
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(prefix=".put-", dir=target.parent)
+            descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=target.parent)
             try:
                 with os.fdopen(descriptor, "wb") as file:
-                    file.write(content)
+                    if isinstance(data, bytes):
+                        file.write(data)
+                    else:  # by pieces: a data set need not fit in memory
+                        with data.open("rb") as source:
+                            shutil.copyfileobj(source, file, 1 << 20)
                     file.flush()
                     os.fsync(file.fileno())
                 os.chmod(temporary, 0o644)
@@ -75,6 +84,8 @@ class DirectoryObjectStore:
             raise self._error("read", key, error) from error
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
+        if start < 0 or length < 0:
+            raise StoreError(f"cannot read {key}: a range of {length} bytes from {start} is none")
         try:
             with self._path(key).open("rb") as file:
                 file.seek(start)
@@ -92,9 +103,9 @@ class DirectoryObjectStore:
         return self._path(key).is_file()
 
     def list(self, prefix: str) -> list[str]:
-        folder = self._path(prefix) if prefix.endswith("/") else self._path(prefix).parent if prefix else self.root
-        keys = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
-        return sorted(key for key in keys if key.startswith(prefix) and not PurePosixPath(key).name.startswith(".put-"))
+        folder = self._path(prefix.rpartition("/")[0]) if "/" in prefix else self.root
+        files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(TEMPORARY))
+        return sorted(key for key in (path.relative_to(self.root).as_posix() for path in files) if key.startswith(prefix))
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -117,11 +128,15 @@ class DirectoryObjectStore:
             raise self._error("read", key, error) from error
 
     def _path(self, key: str) -> Path:
-        parts = PurePosixPath(key).parts
-        if not key or key.startswith("/") or ".." in parts or "\0" in key or "\\" in key:
-            raise StoreError(f"{key!r} is no object key")
+        parts = key.split("/")
+        if len(key) > KEY_LENGTH or not all(map(_is_name, parts)):
+            raise StoreError(f"{key[:100]!r} is no object key")
         path = self.root.joinpath(*parts)
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(self.root.resolve())
+        except RuntimeError as error:  # a loop of links, before Python 3.13
+            raise StoreError(f"{key!r} in {self.root}: {error}") from error
+        if not inside:
             raise StoreError(f"{key!r} leads out of the object store at {self.root}")
         return path
 
@@ -131,11 +146,23 @@ class DirectoryObjectStore:
         return StoreError(f"cannot {doing} {key} in {self.root}: {error.strerror or error}")
 
 
+def _is_name(part: str) -> bool:
+    """Whether a key may hold `part` between two slashes. "", "." and ".." may not: an object has one key, below the root."""
+    if part in ("", ".", "..") or "\0" in part or "\\" in part or part.startswith(TEMPORARY):
+        return False
+    try:
+        return len(os.fsencode(part)) <= 255  # what file systems take
+    except UnicodeEncodeError:
+        return False
+
+
 def open_object_store(url: str) -> ObjectStore:
     """The object store at `url`: a path, or file:///path. ConfigError for any other scheme."""
-    scheme = urlsplit(url).scheme
-    if scheme in ("", "file"):
-        return DirectoryObjectStore(Path(unquote(urlsplit(url).path) if scheme else url).expanduser())
+    scheme, host, path, *_ = urlsplit(url)
+    if scheme == "" and url:
+        return DirectoryObjectStore(Path(url).expanduser())
+    if scheme == "file" and host in ("", "localhost") and path:
+        return DirectoryObjectStore(Path(unquote(path)))
     if scheme == "s3":
         raise ConfigError("object store s3:// is not supported yet: give a directory")
     raise ConfigError(f"object store {url!r}: give a directory, or file:///path")

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -37,8 +37,12 @@ from smlt.errors import ConfigError, FencedError, StoreAuthError, StoreError, St
 SCHEMES = ("redis", "rediss", "unix")
 REPORTS_KEPT = 10_000
 
-# KEYS: session pointer, roster prefix. ARGV: rank, world size, worker id, holder (JSON), fresh session name, ttl ms.
+# KEYS: session pointer, roster prefix, current generation.
+# ARGV: rank, world size, worker id, holder (JSON), fresh session name, ttl ms, the worker's generation.
+# The generation is compared here, not before: one opened in between must fence this worker too (invariant 4).
 _REGISTER = """
+local current = redis.call('GET', KEYS[3])
+if current and tonumber(current) > tonumber(ARGV[7]) then return {'fenced', current} end
 local session = redis.call('GET', KEYS[1])
 local roster = session and KEYS[2] .. session
 if not session or (tonumber(redis.call('HGET', roster, 'left') or '0') > 0) then
@@ -81,17 +85,46 @@ class ServerInfo:
 
 
 def redact(url: str) -> str:
-    """The URL without user, password and options, fit for a message or a log."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    """The URL without user, password and options, fit for a message or a log.
+
+    Never raises, and when it is not plain where a mistyped password ends ("redis://:a#b@host"), shows the scheme alone.
+    """
+    scheme, mark, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
+    address, *options = re.split("[?#]", rest, maxsplit=1)
+    if address.startswith("/"):  # a socket's path: no user can stand before it
+        return f"{scheme}{mark}{address}"
+    address = address.rpartition("@")[2]
+    plain = re.fullmatch(r"([\w.-]+|\[[\w:.%]+\])?(:\d*)?(/[\w./-]*)?", address)
+    return f"{scheme}{mark}{address}" if plain and "@" not in "".join(options) else f"{scheme}{mark}..."
+
+
+def _check_url(url: str) -> None:
+    """Raise ConfigError for a URL that cannot be read. Python's own errors quote the password: they are not shown."""
+    try:
+        parts = urlsplit(url)
+        scheme, _ = parts.scheme, parts.port if parts.scheme != "unix" else None
+        # What an unquoted '/', '?' or '#' in a password makes of a URL: its end would be looked up as a host's name.
+        split = bool(parts.fragment) or ("@" in parts.query and "=" not in parts.query)
+        readable = not split and (scheme == "unix" or "@" not in parts.path)
+    except ValueError:
+        scheme, readable = url.partition("://")[0].lower(), False
+    if scheme not in SCHEMES:
+        raise ConfigError(f"store {redact(url)!r}: the URL must begin with redis://, rediss:// or unix://")
+    if not readable:
+        raise ConfigError(
+            f"store {redact(url)!r}: the URL cannot be read: the port must be a number to 65535, and a "
+            "password's '/', '?', '#' and '@' be written %2F, %3F, %23 and %40"
+        )
 
 
 @contextmanager
-def _translated(url: str) -> Iterator[None]:
+def translated(url: str) -> Iterator[None]:
     """Turn what redis-py raises into what SMLT promises; no message holds the password."""
     where = f"the store at {redact(url)}"
     try:
         yield
+    except StoreError:  # translated already; one of them is an OSError
+        raise
     except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
         raise StoreAuthError(f"{where} refused the user, the password or a permission: {error}") from error
     except redis.exceptions.OutOfMemoryError as error:
@@ -122,8 +155,7 @@ class ParameterStore:
     def __init__(self, url: str, *, job: str, ttl_s: float = 1800.0, timeout_s: float = 10.0, retries: int = 3) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", job):
             raise ConfigError(f"job name {job!r}: use 1 to 64 letters, digits, '_' and '-'")
-        if urlsplit(url).scheme not in SCHEMES:
-            raise ConfigError(f"store {redact(url)!r}: the URL must begin with redis://, rediss:// or unix://")
+        _check_url(url)
         self.url, self.job, self.ttl_s, self.timeout_s = url, job, ttl_s, timeout_s
         try:
             # redis-py's own annotations differ from release to release
@@ -137,6 +169,8 @@ class ParameterStore:
             )
         except (ValueError, TypeError) as error:
             raise ConfigError(f"store {redact(url)}: {error}") from error
+        # Options in the URL win over the arguments above: these two would change what the methods below are given.
+        self.client.connection_pool.connection_kwargs.update(protocol=2, decode_responses=False)
 
     def impatient(self) -> ParameterStore:
         """The same store for last words: one second, one try. For a worker that is about to give up."""
@@ -146,7 +180,7 @@ class ParameterStore:
 
     def check(self) -> ServerInfo:
         """Reach the server and see that it will do: ServerInfo, or the error that says why not."""
-        with _translated(self.url):
+        with translated(self.url):
             info: dict[str, Any] = self.client.info()
         if "redis_version" not in info:
             raise StoreUnavailable(f"the store at {redact(self.url)} is no Redis or Valkey: its INFO names no version")
@@ -197,12 +231,12 @@ class ParameterStore:
 
     def count_keys(self) -> int:
         """How many keys the job has in the store."""
-        with _translated(self.url):
+        with translated(self.url):
             return sum(1 for _ in self.client.scan_iter(match=f"smlt:{{{self.job}.*", count=1000))
 
     def _delete(self, pattern: str) -> int:
         deleted = 0
-        with _translated(self.url):
+        with translated(self.url):
             batch: list[bytes] = []
             for key in self.client.scan_iter(match=pattern, count=1000):
                 batch.append(key)
@@ -224,23 +258,24 @@ class ParameterStore:
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of the {world_size} workers: 0 to {world_size - 1}")
         holder = {"worker_id": worker_id, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
-        with _translated(self.url):
-            current = self.client.get(self.key("generation"))
-            if current is not None and int(current) > generation:
-                raise FencedError(f"job {self.job} is at generation {int(current)}; this worker is of generation {generation}")
+        with translated(self.url):
             answer: list[bytes] = self.client.eval(
                 _REGISTER,
-                2,
+                3,
                 self.key(f"session:{generation}"),
                 self.key(f"roster:{generation}."),
+                self.key("generation"),
                 rank,
                 world_size,
                 worker_id,
                 json.dumps(holder),
                 secrets.token_hex(4),
                 self._ttl_ms,
+                generation,
             )
         kind, value = answer[0].decode(), answer[1].decode()
+        if kind == "fenced":
+            raise FencedError(f"job {self.job} is at generation {value}; this worker is of generation {generation}")
         if kind == "size":
             raise ConfigError(f"job {self.job}: rank {rank} expects {world_size} workers, those already there expect {value}")
         if kind == "taken":
@@ -254,7 +289,7 @@ class ParameterStore:
 
     def leave(self, *, rank: int, generation: int, worker_id: str, session: str) -> bool:
         """Give the rank back. The last worker to leave deletes the session's keys; True for that one."""
-        with _translated(self.url):
+        with translated(self.url):
             last = self.client.eval(
                 _LEAVE,
                 2,
@@ -270,21 +305,21 @@ class ParameterStore:
 
     def refresh(self, generation: int, session: str) -> None:
         """Renew the roster's time to live."""
-        with _translated(self.url), self.client.pipeline(transaction=False) as pipe:
+        with translated(self.url), self.client.pipeline(transaction=False) as pipe:
             pipe.pexpire(self.key(f"session:{generation}"), self._ttl_ms)
             pipe.pexpire(self.key(f"roster:{session}"), self._ttl_ms)
             pipe.execute()
 
     def roster(self, session: str) -> dict[int, dict[str, Any]]:
         """Who holds which rank."""
-        with _translated(self.url):
+        with translated(self.url):
             rows: dict[bytes, bytes] = self.client.hgetall(self.key(f"roster:{session}"))
         return {int(rank): json.loads(row) for rank, row in rows.items() if rank.isdigit()}
 
     # ---- between scheduler and workers ----
 
     def _tell(self, kind: str, text: str) -> None:
-        with _translated(self.url), self.client.pipeline(transaction=False) as pipe:
+        with translated(self.url), self.client.pipeline(transaction=False) as pipe:
             pipe.xadd(self.key("ctl"), {"kind": kind, "text": text[:1000]})
             pipe.pexpire(self.key("ctl"), self._ttl_ms)
             pipe.execute()
@@ -295,19 +330,19 @@ class ParameterStore:
 
     def open_generation(self, generation: int) -> None:
         """Begin `generation`: workers of older ones raise FencedError."""
-        with _translated(self.url):
+        with translated(self.url):
             self.client.set(self.key("generation"), generation, px=self._ttl_ms)
         self._tell("generation", str(generation))
 
     def request_stop(self) -> None:
         """Ask the workers to stop together at the next step boundary."""
-        with _translated(self.url):
+        with translated(self.url):
             self.client.set(self.key("control"), "stop", px=self._ttl_ms)
 
     def report(self, rank: int, row: dict[str, Any]) -> str:
         """Add a report of `rank`, in one round trip; returns what the scheduler asks for: "" or "stop"."""
         key = self.key(f"meta:{rank}")
-        with _translated(self.url), self.client.pipeline(transaction=False) as pipe:
+        with translated(self.url), self.client.pipeline(transaction=False) as pipe:
             pipe.xadd(key, {"j": json.dumps(row)}, maxlen=REPORTS_KEPT, approximate=True)
             pipe.pexpire(key, self._ttl_ms)
             pipe.get(self.key("control"))
@@ -323,8 +358,9 @@ class ParameterStore:
         """
         names = {self.key(f"meta:{rank}").encode(): rank for rank in ranks}
         streams: dict[Any, Any] = {key: last_ids.get(rank, "0-0") for key, rank in names.items()}
-        block_ms = min(block_ms, int(self.timeout_s * 500))  # below the socket's timeout
-        with _translated(self.url):
+        socket_timeout_s = float(self.client.connection_pool.connection_kwargs["socket_timeout"])  # the URL may have set it
+        block_ms = min(block_ms, int(socket_timeout_s * 500))
+        with translated(self.url):
             answer: Any = self.client.xread(streams, count=1000, block=max(1, block_ms))
         return [
             (names[key], entry.decode(), json.loads(fields[b"j"])) for key, entries in answer or [] for entry, fields in entries
@@ -333,7 +369,7 @@ class ParameterStore:
     def alive(self, ranks: Iterable[int]) -> dict[int, bool]:
         """Whether each rank's metadata key is there."""
         wanted = list(ranks)
-        with _translated(self.url), self.client.pipeline(transaction=False) as pipe:
+        with translated(self.url), self.client.pipeline(transaction=False) as pipe:
             for rank in wanted:
                 pipe.exists(self.key(f"meta:{rank}"))
             return dict(zip(wanted, map(bool, pipe.execute()), strict=True))
@@ -341,11 +377,11 @@ class ParameterStore:
     def fail(self, rank: int, step: int, error: str, traceback: str) -> bool:
         """Record why `rank` failed; only the first failure of the job is kept. True when this was it."""
         row = json.dumps({"rank": rank, "step": step, "error": error, "traceback": traceback[-100_000:]})
-        with _translated(self.url):
+        with translated(self.url):
             return bool(self.client.set(self.key("failure"), row, nx=True, px=self._ttl_ms))
 
     def failure(self) -> dict[str, Any] | None:
         """The first failure: rank, step, error, traceback; None when there is none."""
-        with _translated(self.url):
+        with translated(self.url):
             row = self.client.get(self.key("failure"))
         return json.loads(row) if row is not None else None

