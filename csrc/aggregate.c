@@ -216,6 +216,65 @@ static int remember(smlt_engine *engine, const collective *c) {
     return 1;
 }
 
+/* ---- the end of a collective ---- */
+
+collective *smlt_find(smlt_engine *engine, uint64_t step) {
+    for (collective *c = engine->active; c; c = c->next)
+        if (c->step == step) return c;
+    return NULL;
+}
+
+/* Everything below the oldest unfinished collective needs no more of the store. */
+static void note_end(smlt_engine *engine, collective *c, smlt_status status) {
+    c->result.status = status;
+    engine->ends++;
+    engine->completed = engine->last_step;
+    for (const collective *other = engine->active; other; other = other->next)
+        if (other->result.status == SMLT_ACTIVE) {
+            engine->completed = other->step - 1;
+            break;
+        }
+    engine->completed_by[engine->rank] = engine->completed;
+}
+
+void smlt_end_if_complete(smlt_engine *engine, collective *c) {
+    if (c->result.status == SMLT_ACTIVE && c->chunks_left == 0 && c->uploads_left == 0 && c->hello_left == 0 &&
+        c->joined_left == 0)
+        note_end(engine, c, SMLT_OK);
+}
+
+static void end_with(smlt_engine *engine, collective *c, smlt_status status, const char *message, size_t length) {
+    if (c->result.status != SMLT_ACTIVE) return;
+    note_end(engine, c, status);
+    if (length >= sizeof c->result.message) length = sizeof c->result.message - 1;
+    memcpy(c->result.message, message, length);
+    c->result.message[length] = 0;
+    smlt_delete_uploads(engine, c);
+}
+
+static void end_after_failure(smlt_engine *engine, collective *c) {
+    char text[SMLT_MESSAGE_MAX];
+    int length = snprintf(text, sizeof text, "collective %llu failed before it", (unsigned long long)engine->failed_step);
+    end_with(engine, c, SMLT_ABORTED, text, (size_t)length);
+}
+
+/* Others will not come to what was called after a failed collective; after a mismatch all go on alike. */
+void smlt_end_collective(smlt_engine *engine, collective *c, smlt_status status, const char *message, size_t length) {
+    if (c->result.status != SMLT_ACTIVE) return;
+    end_with(engine, c, status, message, length);
+    if (status == SMLT_MISMATCH) return;
+    if (!engine->failed_step) engine->failed_step = c->step;
+    for (collective *later = c->next; later; later = later->next) end_after_failure(engine, later);
+}
+
+void smlt_chunk_complete(smlt_engine *engine, collective *c, uint32_t chunk) {
+    if (c->chunk_state[chunk] != CHUNK_DONE) {
+        c->chunk_state[chunk] = CHUNK_DONE;
+        c->chunks_left--;
+    }
+    smlt_end_if_complete(engine, c);
+}
+
 smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint64_t *step) {
     if (engine->fatal.status != SMLT_OK) return engine->fatal.status;
     collective *c = collective_new(engine, plan), **last = &engine->active;
@@ -228,39 +287,9 @@ smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint6
     while (*last) last = &(*last)->next;
     *last = c;
     *step = engine->last_step = c->step;
+    if (engine->failed_step) end_after_failure(engine, c);
     if (c->step <= engine->early_dropped) smlt_ask_existence(engine, c);
     return replay_early_tokens(engine);
-}
-
-/* ---- the end of a collective ---- */
-
-collective *smlt_find(smlt_engine *engine, uint64_t step) {
-    for (collective *c = engine->active; c; c = c->next)
-        if (c->step == step) return c;
-    return NULL;
-}
-
-static void end_if_complete(collective *c) {
-    if (c->result.status == SMLT_ACTIVE && c->chunks_left == 0 && c->uploads_left == 0 && c->hello_left == 0 &&
-        c->joined_left == 0)
-        c->result.status = SMLT_OK;
-}
-
-void smlt_end_collective(smlt_engine *engine, collective *c, smlt_status status, const char *message, size_t length) {
-    if (c->result.status != SMLT_ACTIVE) return;
-    c->result.status = status;
-    if (length >= sizeof c->result.message) length = sizeof c->result.message - 1;
-    memcpy(c->result.message, message, length);
-    c->result.message[length] = 0;
-    smlt_delete_uploads(engine, c);
-}
-
-void smlt_chunk_complete(collective *c, uint32_t chunk) {
-    if (c->chunk_state[chunk] != CHUNK_DONE) {
-        c->chunk_state[chunk] = CHUNK_DONE;
-        c->chunks_left--;
-    }
-    end_if_complete(c);
 }
 
 smlt_status smlt_engine_state(smlt_engine *engine, uint64_t step, smlt_error *error) {
@@ -269,16 +298,22 @@ smlt_status smlt_engine_state(smlt_engine *engine, uint64_t step, smlt_error *er
         *error = (smlt_error){SMLT_PROTOCOL, "no such collective"};
         return SMLT_PROTOCOL;
     }
-    end_if_complete(c);
     *error = c->result.status == SMLT_ACTIVE && engine->fatal.status != SMLT_OK ? engine->fatal : c->result;
     return error->status;
 }
 
-int smlt_engine_any_ended(const smlt_engine *engine) {
+int smlt_engine_has_ended(smlt_engine *engine, uint64_t step) {
+    const collective *c = smlt_find(engine, step);
+    return !c || c->result.status != SMLT_ACTIVE;
+}
+
+int smlt_engine_unfinished(const smlt_engine *engine) {
     for (const collective *c = engine->active; c; c = c->next)
-        if (c->result.status != SMLT_ACTIVE) return 1;
+        if (c->result.status == SMLT_ACTIVE) return 1;
     return 0;
 }
+
+uint64_t smlt_engine_ends(const smlt_engine *engine) { return engine->ends; }
 
 void smlt_engine_retire(smlt_engine *engine, uint64_t step) {
     for (collective **link = &engine->active; *link; link = &(*link)->next)
@@ -293,9 +328,6 @@ void smlt_engine_retire(smlt_engine *engine, uint64_t step) {
             collective_free(c);
             break;
         }
-    /* everything below the oldest active collective is complete */
-    engine->completed = engine->active ? engine->active->step - 1 : engine->last_step;
-    engine->completed_by[engine->rank] = engine->completed;
 }
 
 void smlt_engine_abandon(smlt_engine *engine, uint64_t step, smlt_status status, const char *text, int announce) {
@@ -351,7 +383,7 @@ static smlt_status check_caller(smlt_engine *engine, collective *c, const smlt_t
     if (token->digest == c->digest) {
         c->joined[token->rank] = 1;
         c->joined_left--;
-        end_if_complete(c);
+        smlt_end_if_complete(engine, c);
         return SMLT_OK;
     }
     if (token->text_length == 0) return SMLT_OK; /* its first token, with the text, is still to come */
@@ -435,7 +467,7 @@ static void recover(smlt_engine *engine, collective *c) {
             queue_fetch(own ? &c->contributions : &c->aggregates, c, chunk);
     }
     smlt_ask_existence(engine, c);
-    end_if_complete(c);
+    smlt_end_if_complete(engine, c);
 }
 
 void smlt_engine_reconnected(smlt_engine *engine) {

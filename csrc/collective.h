@@ -79,7 +79,8 @@ struct smlt_engine {
     smlt_error fatal;
 
     collective *active; /* by step; retired ones leave the list */
-    uint64_t last_step, completed;
+    uint64_t last_step, completed, ends;
+    uint64_t failed_step;   /* the first that failed otherwise than by a mismatch; 0: none */
     uint64_t *completed_by; /* by rank, what its tokens say */
     int64_t *expiry_set_ms; /* by rank: inbox; [world_size]: outbox */
 
@@ -114,7 +115,8 @@ void smlt_end_collective(smlt_engine *engine, collective *c, smlt_status status,
 smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length);
 void smlt_contribution_is_there(smlt_engine *engine, collective *c, uint32_t chunk, int rank);
 void smlt_aggregate_is_there(collective *c, uint32_t chunk);
-void smlt_chunk_complete(collective *c, uint32_t chunk);
+void smlt_end_if_complete(smlt_engine *engine, collective *c);
+void smlt_chunk_complete(smlt_engine *engine, collective *c, uint32_t chunk);
 
 /* send.c */
 void smlt_compose(smlt_engine *engine, int lane);

@@ -161,7 +161,7 @@ static smlt_status chunks_event(smlt_engine *engine, const smlt_expectation *exp
         if (status != SMLT_OK) return status;
         engine->reading.element++;
     } else if (event == RESP_BULK_END) {
-        if (c && expected->kind == EXPECT_AGGREGATES) smlt_chunk_complete(c, element_chunk(engine, c, expected));
+        if (c && expected->kind == EXPECT_AGGREGATES) smlt_chunk_complete(engine, c, element_chunk(engine, c, expected));
         engine->reading.element++;
     } else {
         return not_as_asked(engine, SMLT_LANE_DOWN, "not the chunks that were asked for");
@@ -273,7 +273,7 @@ static void aggregate_stored(smlt_engine *engine, const smlt_expectation *expect
         if (*state != UPLOAD_STORED) c->uploads_left--;
         *state = UPLOAD_STORED;
     }
-    smlt_chunk_complete(c, expected->chunk);
+    smlt_chunk_complete(engine, c, expected->chunk);
 }
 
 static smlt_status confirmation(smlt_engine *engine, int lane, const smlt_expectation *expected, resp_event event,

@@ -79,6 +79,7 @@ static void compose_hello(smlt_engine *engine, collective *c) {
                               .text = c->description,
                               .text_length = strlen(c->description)});
     c->hello_left = 0;
+    smlt_end_if_complete(engine, c);
     queue(engine, SMLT_LANE_UP, message);
 }
 

@@ -86,7 +86,7 @@ cdef extern from "aggregate.h" nogil:
     smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint64_t *step)
     smlt_status smlt_engine_state(smlt_engine *engine, uint64_t step, smlt_error *error)
     void smlt_engine_retire(smlt_engine *engine, uint64_t step)
-    int smlt_engine_any_ended(const smlt_engine *engine)
+    int smlt_engine_has_ended(smlt_engine *engine, uint64_t step)
     int smlt_engine_flushed(const smlt_engine *engine)
     void smlt_engine_abandon(smlt_engine *engine, uint64_t step, smlt_status status, const char *text, int announce)
     void smlt_engine_leave(smlt_engine *engine, const char *text)
@@ -100,8 +100,22 @@ cdef extern from "aggregate.h" nogil:
     void smlt_engine_reconnected(smlt_engine *engine)
 
 
-cdef extern from "transport.h" nogil:
-    ctypedef enum smlt_transport_result:
-        SMLT_TRANSPORT_ENDED, SMLT_TRANSPORT_AGAIN, SMLT_TRANSPORT_LOST
-    smlt_transport_result smlt_transport_run(smlt_engine *engine, const int *fds, int timeout_ms, int flush, int *lost_lane,
-                                             int *lost_errno)
+cdef extern from "progress.h" nogil:
+    ctypedef enum smlt_run_result:
+        SMLT_RUN_ENDED, SMLT_RUN_AGAIN, SMLT_RUN_LOST
+    ctypedef struct smlt_progress:
+        pass
+    smlt_progress *smlt_progress_new(smlt_engine *engine)
+    void smlt_progress_free(smlt_progress *progress)
+    void smlt_progress_lock(smlt_progress *progress)
+    void smlt_progress_unlock(smlt_progress *progress)
+    void smlt_progress_submitted(smlt_progress *progress)
+    void smlt_progress_connected(smlt_progress *progress, const int *fds)
+    int smlt_progress_start(smlt_progress *progress)
+    void smlt_progress_stop(smlt_progress *progress)
+    smlt_run_result smlt_progress_run(smlt_progress *progress, uint64_t step, int timeout_ms, int flush)
+    int smlt_progress_take(smlt_progress *progress)
+    void smlt_progress_release(smlt_progress *progress, int connection_lost)
+    int smlt_progress_wake_fd(const smlt_progress *progress)
+    void smlt_progress_drain(smlt_progress *progress)
+    int smlt_progress_wait_for_work(smlt_progress *progress, int timeout_ms)

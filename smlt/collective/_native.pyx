@@ -25,9 +25,9 @@ MISMATCH = SMLT_MISMATCH
 LOST = SMLT_LOST
 ABORTED = SMLT_ABORTED
 FENCED = SMLT_FENCED
-ENDED = SMLT_TRANSPORT_ENDED
-AGAIN = SMLT_TRANSPORT_AGAIN
-CONNECTION_LOST = SMLT_TRANSPORT_LOST
+ENDED = SMLT_RUN_ENDED
+AGAIN = SMLT_RUN_AGAIN
+CONNECTION_LOST = SMLT_RUN_LOST
 
 
 cdef class ChunkTable:
@@ -75,9 +75,13 @@ cdef class Held:
 
 
 cdef class Engine:
-    """One worker's part in the collectives of a session (csrc/aggregate.h). Not for use from two threads at once."""
+    """One worker's part in the collectives of a session (csrc/aggregate.h), and who drives it (csrc/progress.h).
+
+    For use from any thread: every call takes the engine's lock, without the GIL where it may have to wait.
+    """
 
     cdef smlt_engine *engine
+    cdef smlt_progress *progress
     cdef dict held
 
     def __cinit__(self, int rank, int world_size, uint64_t generation, bytes prefix, bytes control_key, int64_t ttl_ms,
@@ -86,9 +90,18 @@ cdef class Engine:
         self.engine = smlt_engine_new(rank, world_size, generation, prefix, control_key, ttl_ms, chunk_elements, chunk_bytes)
         if self.engine == NULL:
             raise MemoryError("no memory for the collective's buffers, or arguments out of range")
+        self.progress = smlt_progress_new(self.engine)
+        if self.progress == NULL:
+            raise OSError("no memory or no pipe for the collective's progress")
 
     def __dealloc__(self):
+        with nogil:  # the thread never takes the GIL, but it may hold the lock
+            smlt_progress_free(self.progress)
         smlt_engine_free(self.engine)
+
+    cdef void lock(self) noexcept:
+        with nogil:
+            smlt_progress_lock(self.progress)
 
     def submit(self, *, bint reduce, int operation, uint64_t digest, bytes description, segments, ChunkTable table):
         """Begin a collective; returns its step. `segments`: (dtype, codec, source, target, itemsize) each.
@@ -100,7 +113,6 @@ cdef class Engine:
         cdef Held held = Held(2 * count)
         cdef smlt_segment *native = <smlt_segment *>calloc(count if count else 1, sizeof(smlt_segment))
         cdef smlt_plan plan
-        cdef smlt_status status
         cdef uint64_t step = 0
         cdef Py_buffer *view
         if native == NULL:
@@ -125,7 +137,11 @@ cdef class Engine:
             plan.segment_count = count
             plan.chunks = table.chunks
             plan.chunk_count = table.count
-            status = smlt_engine_submit(self.engine, &plan, &step)
+            with nogil:
+                smlt_progress_lock(self.progress)
+                smlt_engine_submit(self.engine, &plan, &step)
+                smlt_progress_submitted(self.progress)
+                smlt_progress_unlock(self.progress)
         finally:
             free(native)
         if step == 0:
@@ -133,61 +149,131 @@ cdef class Engine:
         self.held[step] = held
         return step
 
-    def run(self, int up, int down, int tokens, int timeout_ms, bint flush=False):
-        """Move bytes over three non-blocking sockets, without the GIL, for at most `timeout_ms`.
-
-        Returns (ENDED | AGAIN | CONNECTION_LOST, lane, errno).
-        """
+    def connected(self, sockets):
+        """New connections: one non-blocking descriptor a lane, or None when the caller moves the bytes (TLS)."""
         cdef int fds[3]
-        cdef int lane = -1, error = 0
-        cdef smlt_transport_result result
-        fds[0] = up
-        fds[1] = down
-        fds[2] = tokens
+        if sockets is not None:
+            for i in range(SMLT_LANES):
+                fds[i] = sockets[i]
+        self.lock()
+        smlt_progress_connected(self.progress, NULL if sockets is None else fds)
+        smlt_progress_unlock(self.progress)
+
+    def reconnected(self):
+        """Forget what the connections before had under way; before `connected`."""
+        self.lock()
+        smlt_engine_reconnected(self.engine)
+        smlt_progress_unlock(self.progress)
+
+    def run(self, uint64_t step, int timeout_ms, bint flush=False):
+        """Move bytes, or wait for whoever does, for at most `timeout_ms`: ENDED, AGAIN or CONNECTION_LOST."""
+        cdef smlt_run_result result
         with nogil:
-            result = smlt_transport_run(self.engine, fds, timeout_ms, flush, &lane, &error)
-        return result, lane, error
+            result = smlt_progress_run(self.progress, step, timeout_ms, flush)
+        return result
+
+    def start(self):
+        """Have a native thread drive while nobody waits. OSError when there is no thread to be had."""
+        if not smlt_progress_start(self.progress):
+            raise OSError("no thread for the progress of asynchronous collectives")
+
+    def stop(self):
+        """End that thread."""
+        with nogil:
+            smlt_progress_stop(self.progress)
 
     def state(self, uint64_t step):
         """(status, message) of a collective."""
         cdef smlt_error error
+        self.lock()
         smlt_engine_state(self.engine, step, &error)
-        return error.status, error.message.decode("utf-8", "replace")
+        smlt_progress_unlock(self.progress)
+        return error.status, error.message.decode("utf-8", "replace") if error.message[0] else ""
 
     def fatal(self):
         """(status, message): OK, or why the engine is of no further use."""
-        cdef const smlt_error *error = smlt_engine_fatal(self.engine)
+        cdef smlt_error error
+        self.lock()
+        error = smlt_engine_fatal(self.engine)[0]
+        smlt_progress_unlock(self.progress)
         return error.status, error.message.decode("utf-8", "replace")
 
     def retire(self, uint64_t step):
         """Forget a collective and let go of its memory."""
+        self.lock()
         smlt_engine_retire(self.engine, step)
+        smlt_progress_unlock(self.progress)
         self.held.pop(step, None)
 
     def abandon(self, uint64_t step, int status, bytes text, bint announce):
         """End a collective in error here; with `announce`, for everyone."""
+        self.lock()
         smlt_engine_abandon(self.engine, step, <smlt_status>status, text, announce)
+        smlt_progress_submitted(self.progress)
+        smlt_progress_unlock(self.progress)
 
     def leave(self, bytes text):
         """Tell whoever waits for this worker in the next collective that it has left."""
+        self.lock()
         smlt_engine_leave(self.engine, text)
+        smlt_progress_unlock(self.progress)
 
-    def any_ended(self):
-        return bool(smlt_engine_any_ended(self.engine))
+    def has_ended(self, uint64_t step):
+        """Whether a collective has ended, one way or another."""
+        self.lock()
+        ended = bool(smlt_engine_has_ended(self.engine, step))
+        smlt_progress_unlock(self.progress)
+        return ended
 
     def flushed(self):
-        return bool(smlt_engine_flushed(self.engine))
+        self.lock()
+        flushed = bool(smlt_engine_flushed(self.engine))
+        smlt_progress_unlock(self.progress)
+        return flushed
 
     def missing_owner(self, uint64_t step):
-        return smlt_engine_missing_owner(self.engine, step)
+        self.lock()
+        owner = smlt_engine_missing_owner(self.engine, step)
+        smlt_progress_unlock(self.progress)
+        return owner
 
     def has_joined(self, uint64_t step, int rank):
-        return bool(smlt_engine_has_joined(self.engine, step, rank))
+        self.lock()
+        joined = bool(smlt_engine_has_joined(self.engine, step, rank))
+        smlt_progress_unlock(self.progress)
+        return joined
 
-    def reconnected(self):
-        smlt_engine_reconnected(self.engine)
+    # For a transport in Python (TLS): take the driver's part, move bytes, release it. The memoryviews are good until the
+    # driver's next call on that lane.
 
-    # The same I/O for a transport in Python (TLS). The memoryviews are good until the next call on that lane.
+    def take(self):
+        """Become the driver; False when someone is, or the connections are lost."""
+        cdef bint taken
+        with nogil:
+            taken = smlt_progress_take(self.progress)
+        return taken
+
+    def release(self, bint connection_lost):
+        """Be the driver no longer."""
+        with nogil:
+            smlt_progress_release(self.progress, connection_lost)
+
+    def wake_fd(self):
+        """Readable when there is something new to send."""
+        return smlt_progress_wake_fd(self.progress)
+
+    def drain(self):
+        """Take note of having been woken."""
+        self.lock()
+        smlt_progress_drain(self.progress)
+        smlt_progress_unlock(self.progress)
+
+    def wait_for_work(self, int timeout_ms):
+        """Wait for an unfinished collective that nobody drives; True when there is one."""
+        cdef bint work
+        with nogil:
+            work = smlt_progress_wait_for_work(self.progress, timeout_ms)
+        return work
 
     def output(self, int lane):
         """What the lane has to send: memoryviews."""
@@ -195,12 +281,16 @@ cdef class Engine:
         cdef int count
         if not 0 <= lane < SMLT_LANES:
             raise IndexError(lane)
+        self.lock()
         count = smlt_engine_output(self.engine, lane, vectors, 24)
+        smlt_progress_unlock(self.progress)
         return [PyMemoryView_FromMemory(<char *>vectors[i].iov_base, <Py_ssize_t>vectors[i].iov_len, PyBUF_READ)
                 for i in range(count)]
 
     def sent(self, int lane, size_t count):
+        self.lock()
         smlt_engine_sent(self.engine, lane, count)
+        smlt_progress_unlock(self.progress)
 
     def input(self, int lane):
         """Where to put received bytes: a writable memoryview."""
@@ -208,18 +298,24 @@ cdef class Engine:
         cdef char *room
         if not 0 <= lane < SMLT_LANES:
             raise IndexError(lane)
+        self.lock()
         room = smlt_engine_input(self.engine, lane, &capacity)
+        smlt_progress_unlock(self.progress)
         return PyMemoryView_FromMemory(room, <Py_ssize_t>capacity, PyBUF_WRITE)
 
     def received(self, int lane, size_t count):
         """`count` bytes were put there. Returns a status: OK, or the engine has failed."""
         cdef smlt_status status
         cdef size_t capacity = 0
-        smlt_engine_input(self.engine, lane, &capacity)
-        if count > capacity:
-            raise ValueError("more bytes than there is room for")
+        cdef bint fits
         with nogil:
-            status = smlt_engine_received(self.engine, lane, count)
+            smlt_progress_lock(self.progress)
+            smlt_engine_input(self.engine, lane, &capacity)
+            fits = count <= capacity
+            status = smlt_engine_received(self.engine, lane, count) if fits else SMLT_PROTOCOL
+            smlt_progress_unlock(self.progress)
+        if not fits:
+            raise ValueError("more bytes than there is room for")
         return status
 
 

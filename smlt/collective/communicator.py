@@ -5,37 +5,29 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-import time
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from types import TracebackType
 from typing import Any
 
-from smlt.collective import _native
 from smlt.collective.codecs import OPERATIONS, WIRE_DTYPES, check_codec, check_operation, wire_codec
-from smlt.collective.connection import Connections
-from smlt.collective.failure import diagnose_timeout, farewell, raise_failure
 from smlt.collective.plan import (
     CHUNK_BYTES,
     CHUNK_BYTES_MAX,
     CHUNK_BYTES_MIN,
-    CHUNK_ELEMENTS,
     allgather_table,
     broadcast_table,
     reduce_table,
 )
+from smlt.collective.session import Session
 from smlt.collective.structure import Segment, check_outs, describe, flatten, fuse, rebuild, results
-from smlt.errors import CollectiveError, ConfigError, StoreError, StoreUnavailable
+from smlt.collective.work import Work
+from smlt.errors import CollectiveError, ConfigError
 from smlt.store.parameter import ParameterStore
 
-#: The native loop comes back this often, so that Ctrl-C and deadlines are seen.
-SLICE_MS = 50
 TIMEOUT_MAX_S = 7 * 24 * 3600
-#: How long to wait before connecting again after a lost connection, doubling up to the last.
-RECONNECT_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-
 _open: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
 
@@ -61,8 +53,7 @@ class Communicator:
     chunk_bytes
         Size of a chunk on the wire; the same on all workers. The default suits most links.
 
-    All workers must call the same collectives in the same order. Not for concurrent use by several threads: calls wait
-    for each other.
+    All workers must call the same collectives in the same order, from whichever threads.
 
     Raises ConfigError for arguments that cannot work, StoreUnavailable, StoreAuthError, and FencedError when the rank is
     already taken by another worker.
@@ -99,55 +90,37 @@ class Communicator:
         self.chunk_bytes = chunk_bytes
         self.worker_id = worker_id or uuid.uuid4().hex
         self.parameter_store: ParameterStore | None = None
+        self._session: Session | None = None
         self._lock = threading.RLock()
-        self._step = 0
-        self._ended = ""  # why no more collectives can be called
         self._closed = False
-        self._in_order = True  # no collective has failed
+        self._alone = 0  # collectives of a job of one worker
         self._pid = os.getpid()
         if store is not None:
             self.parameter_store = ParameterStore(store, job=job, ttl_s=max(1800.0, 2 * self.timeout_s + 60))
         if world_size > 1:
-            self._join(store)
-        _open.add(self)
-
-    def _join(self, url: str | None) -> None:
-        assert self.parameter_store is not None
-        assert url is not None
-        parameters = self.parameter_store
-        parameters.check()
-        self.session = parameters.register(
-            rank=self.rank, world_size=self.world_size, generation=self.generation, worker_id=self.worker_id
-        )
-        self._refreshed = time.monotonic()
-        try:
-            self._connections = Connections(url, timeout_s=min(10.0, self.timeout_s))
-            self._connections.open()
-            self._engine = _native.Engine(
-                self.rank,
-                self.world_size,
-                self.generation,
-                parameters.session_prefix(self.session).encode(),
-                parameters.key("ctl").encode(),
-                int(parameters.ttl_s * 1000),
-                CHUNK_ELEMENTS,
-                self.chunk_bytes,
+            assert self.parameter_store is not None
+            self._session = Session(
+                self.parameter_store,
+                rank=rank,
+                world_size=world_size,
+                generation=generation,
+                worker_id=self.worker_id,
+                timeout_s=self.timeout_s,
+                chunk_bytes=chunk_bytes,
             )
-        except BaseException:
-            self._leave_roster()
-            raise
+        _open.add(self)
 
     # ---- what a caller sees ----
 
     @property
     def step(self) -> int:
         """How many collectives this worker has begun."""
-        return self._step
+        return self._session.calls if self._session is not None else self._alone
 
     @property
     def usable(self) -> bool:
         """Whether more collectives can be called: not closed, and none failed in a way that ends the job."""
-        return not self._ended and os.getpid() == self._pid
+        return self._session.usable if self._session is not None else not self._closed
 
     def allreduce(self, x: Any, op: str = "mean", codec: str | Mapping[str, str] | None = None, out: Any = None) -> Any:
         """Reduce `x` over all workers; every worker receives the same bytes.
@@ -172,18 +145,24 @@ class Communicator:
         Raises MismatchError on every worker when they called different things, WorkerLostError when one did not come
         within `timeout_s`, CollectiveTimeout, FencedError, StoreError and its children.
         """
-        check_operation(op)
-        leaves = flatten(x, self.codec if codec is None else codec, floats=op == "mean")
-        if op in ("mean", "sum") and any(leaf.array.dtype.kind == "b" for leaf in leaves):
-            raise ConfigError(f'booleans have no {op}: use op="max" for any, op="min" for all')
-        outs = None
-        if out is not None:
-            outs = flatten(out, self.codec)
-            check_outs(leaves, outs)
-        segments = fuse(leaves, outs)
-        table = reduce_table(tuple(segment.type for segment in segments), self.world_size, self.chunk_bytes)
-        self._run("allreduce", op, leaves, segments, table, reduce=True)
-        return self._give(x, leaves, segments, out, outs)
+        return self._begin_allreduce(x, op, codec, out).wait()
+
+    def allreduce_async(self, x: Any, op: str = "mean", codec: str | Mapping[str, str] | None = None, out: Any = None) -> Work:
+        """Begin an all-reduce and return its handle at once: `wait()` gives what `allreduce` would have returned.
+
+        Arguments and errors as for `allreduce`; errors of the collective itself come out of `wait`. A native thread moves
+        the bytes meanwhile; several may be under way, blocking calls among them. Collectives are numbered in the order
+        of the calls, which must be the same on all workers. Until `wait` has returned, the memory of `x` and `out` must
+        be left alone.
+
+        >>> work = comm.allreduce_async(gradient, out=gradient)  # doctest: +SKIP
+        >>> ...  # compute something else
+        >>> work.wait()  # doctest: +SKIP
+        """
+        work = self._begin_allreduce(x, op, codec, out)
+        if self._session is not None:
+            self._session.start_progress()
+        return work
 
     def broadcast(self, x: Any, root: int = 0, out: Any = None) -> Any:
         """Send `x` of rank `root` to every worker, exactly.
@@ -200,8 +179,15 @@ class Communicator:
             check_outs(leaves, outs)
         segments = fuse(leaves, outs)
         table = broadcast_table(tuple(segment.type for segment in segments), root, self.chunk_bytes)
-        self._run("broadcast", f"root={root}", leaves, segments, table, reduce=False)
-        return self._give(x, leaves, segments, out, outs)
+        return self._begin(
+            "broadcast",
+            f"root={root}",
+            leaves,
+            segments,
+            table,
+            lambda: self._give(x, leaves, segments, out, outs),
+            reduce=False,
+        ).wait()
 
     def allgather(self, x: Any) -> Any:
         """Gather `x` of every worker, exactly: each leaf of shape (...) comes back as (world_size, ...), by rank.
@@ -212,22 +198,19 @@ class Communicator:
         leaves = flatten(x, "fp32")
         segments = fuse(leaves, None, target_times=self.world_size)
         table = allgather_table(tuple(segment.type for segment in segments), self.world_size, self.chunk_bytes)
-        self._run("allgather", "", leaves, segments, table, reduce=False)
-        arrays = results(leaves, segments, world_size=self.world_size)
-        restored = [array if leaf.is_number else leaf.restore(array) for leaf, array in zip(leaves, arrays, strict=True)]
-        return rebuild(x, iter(restored))
+
+        def give() -> Any:
+            arrays = results(leaves, segments, world_size=self.world_size)
+            restored = [array if leaf.is_number else leaf.restore(array) for leaf, array in zip(leaves, arrays, strict=True)]
+            return rebuild(x, iter(restored))
+
+        return self._begin("allgather", "", leaves, segments, table, give, reduce=False).wait()
 
     def barrier(self) -> None:
         """Return when every worker has called it. Errors as for `allreduce`."""
         segments = fuse([], None)
-        self._run(
-            "barrier",
-            "",
-            [],
-            segments,
-            reduce_table((segments[0].type,), self.world_size, self.chunk_bytes),
-            reduce=True,
-        )
+        table = reduce_table((segments[0].type,), self.world_size, self.chunk_bytes)
+        self._begin("barrier", "", [], segments, table, lambda: None, reduce=True).wait()
 
     def close(self) -> None:
         """Leave the job. The last worker to leave deletes what is left in the store. Safe to call twice."""
@@ -235,29 +218,44 @@ class Communicator:
             if self._closed:
                 return
             self._closed = True
-            self._ended = self._ended or "it was closed"
             _open.discard(self)
-            if self.world_size > 1:
-                if self._in_order:
-                    self._engine.leave(farewell(self))
-                self._flush(2.0)
-                self._connections.close()
-                self._leave_roster()
+            if self._session is not None:
+                self._session.close("it was closed")
             if self.parameter_store is not None:
                 self.parameter_store.close()
+
+    def forgo_farewell(self) -> None:
+        """This worker ends in an error: the others shall hear of the error itself before they hear that it has left."""
+        if self._session is not None:
+            self._session.in_order = False
 
     def __enter__(self) -> Communicator:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None:
-            self._in_order = False  # no farewell: the others shall hear of the error itself, from whoever reports it
+            self.forgo_farewell()
         self.close()
 
     def __repr__(self) -> str:
         return f"<Communicator job={self.job!r} rank={self.rank} of {self.world_size}, generation {self.generation}>"
 
     # ---- one collective ----
+
+    def _begin_allreduce(self, x: Any, op: str, codec: str | Mapping[str, str] | None, out: Any) -> Work:
+        check_operation(op)
+        leaves = flatten(x, self.codec if codec is None else codec, floats=op == "mean")
+        if op in ("mean", "sum") and any(leaf.array.dtype.kind == "b" for leaf in leaves):
+            raise ConfigError(f'booleans have no {op}: use op="max" for any, op="min" for all')
+        outs = None
+        if out is not None:
+            outs = flatten(out, self.codec)
+            check_outs(leaves, outs)
+        segments = fuse(leaves, outs)
+        table = reduce_table(tuple(segment.type for segment in segments), self.world_size, self.chunk_bytes)
+        return self._begin(
+            "allreduce", op, leaves, segments, table, lambda: self._give(x, leaves, segments, out, outs), reduce=True
+        )
 
     def _give(self, x: Any, leaves: list[Any], segments: list[Segment], out: Any, outs: list[Any] | None) -> Any:
         arrays = results(leaves, segments)
@@ -267,128 +265,60 @@ class Communicator:
             target.write(array)
         return out
 
-    def _run(self, kind: str, detail: str, leaves: list[Any], segments: list[Segment], table: Any, *, reduce: bool) -> None:
-        with self._lock:
-            if self._ended:
-                raise CollectiveError(f"this communicator can do no more: {self._ended}; open a new one")
-            self._step += 1
-            if self.world_size == 1:
-                for segment in segments:
-                    if segment.target is not segment.source:
-                        segment.target[...] = segment.source
-                return
-            if os.getpid() != self._pid:
-                raise CollectiveError("a communicator does not survive fork: open one in the child process")
-            self._refresh()
-            codecs = sorted({leaf.codec for leaf in leaves if leaf.array.dtype.kind == "f"}) if kind == "allreduce" else []
-            text = f"{kind}({', '.join(filter(None, (describe(leaves) if leaves else '', detail, '+'.join(codecs))))})"
-            # Paths, dtypes and shapes of all leaves enter the digest; the text names only the first few.
-            full = (
-                kind,
-                detail,
-                self.world_size,
-                self.chunk_bytes,
-                *((leaf.path, leaf.dtype, leaf.array.shape, leaf.codec) for leaf in leaves),
-            )
-            step = self._engine.submit(
-                reduce=reduce,
-                operation=OPERATIONS.get(detail, 0),
-                digest=int.from_bytes(blake2b(repr(full).encode(), digest_size=8).digest(), "little"),
-                description=text[:450].encode(),
-                segments=[
-                    (
-                        WIRE_DTYPES[segment.type.dtype],
-                        wire_codec(segment.type.dtype, segment.type.codec),
-                        segment.source,
-                        segment.target,
-                        segment.target.dtype.itemsize,
-                    )
-                    for segment in segments
-                ],
-                table=table,
-            )
-            self._drive(step)
-
-    def _drive(self, step: int) -> None:
-        """Move bytes until the collective has ended; raise when it failed."""
-        deadline = time.monotonic() + self.timeout_s
-        try:
-            while True:
-                status, message = self._engine.state(step)
-                if status != _native.ACTIVE:
-                    break
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    status, message = diagnose_timeout(self, self._engine, step)
-                    self._engine.abandon(step, status, message.encode()[:1000], True)
-                    break
-                outcome, _, _ = self._connections.run(self._engine, max(1, min(SLICE_MS, int(left * 1000))))
-                if outcome == _native.CONNECTION_LOST:
-                    self._reconnect(deadline)
-        except BaseException as error:
-            # Ctrl-C, or the store is gone for good: the other workers hear of it if that is still possible.
-            self._in_order = False
-            self._ended = f"collective {step} was interrupted ({type(error).__name__})"
-            text = f"rank {self.rank} left collective {step}: {type(error).__name__}"
-            self._engine.abandon(step, _native.ABORTED, text.encode(), not isinstance(error, StoreError))
-            if not isinstance(error, StoreUnavailable):
-                self._flush(1.0)
-            self._engine.retire(step)
-            raise
-        if status == _native.OK:
-            self._engine.retire(step)
-            return
-        if status != _native.MISMATCH:  # after a mismatch all workers go on alike
-            self._in_order = False
-            self._ended = f"collective {step} failed: {message}"
-            self._engine.abandon(step, status, message.encode()[:1000], False)
-        self._flush(2.0)
-        self._engine.retire(step)
-        raise_failure(self, status, message, step)
-
-    def _reconnect(self, deadline: float) -> None:
-        """Open the lanes anew, until the collective's deadline, and redo what was not confirmed (invariant 5)."""
-        for attempt in range(1_000_000):
-            try:
-                self._connections.open(deadline)
-                break
-            except StoreUnavailable as error:
-                pause = RECONNECT_PAUSES_S[min(attempt, len(RECONNECT_PAUSES_S) - 1)]
-                if time.monotonic() + pause >= deadline:
-                    raise StoreUnavailable(f"{error}; gave up after {self.timeout_s:g} s") from error
-                time.sleep(pause)
-        self._engine.reconnected()
-
-    def _flush(self, limit_s: float) -> None:
-        """Send what is queued (deletions, aborts) and hear that it arrived; on failure the keys' TTL does the work."""
-        deadline = time.monotonic() + limit_s
-        while not self._engine.flushed() and self._engine.fatal()[0] == _native.OK:
-            left = deadline - time.monotonic()
-            if left <= 0 or self._connections.run(self._engine, int(left * 1000) + 1, flush=True)[0] == _native.CONNECTION_LOST:
-                return
-
-    def _refresh(self) -> None:
-        """Renew the roster's TTL now and then."""
-        assert self.parameter_store is not None
-        if time.monotonic() - self._refreshed > self.parameter_store.ttl_s / 4:
-            self._refreshed = time.monotonic()
-            self.parameter_store.refresh(self.generation, self.session)
-
-    def _leave_roster(self) -> None:
-        assert self.parameter_store is not None
-        parameters = self.parameter_store if self._in_order else self.parameter_store.impatient()
-        try:
-            parameters.leave(rank=self.rank, generation=self.generation, worker_id=self.worker_id, session=self.session)
-        except StoreError:
-            return  # the store is gone or ending: everything there has a TTL
-        finally:
-            parameters.close()
+    def _begin(
+        self,
+        kind: str,
+        detail: str,
+        leaves: list[Any],
+        segments: list[Segment],
+        table: Any,
+        give: Callable[[], Any],
+        *,
+        reduce: bool,
+    ) -> Work:
+        session = self._session
+        if session is None:
+            if self._closed:
+                raise CollectiveError("this communicator can do no more: it was closed; open a new one")
+            self._alone += 1
+            for segment in segments:
+                if segment.target is not segment.source:
+                    segment.target[...] = segment.source
+            return Work(None, self._alone, give)
+        codecs = sorted({leaf.codec for leaf in leaves if leaf.array.dtype.kind == "f"}) if kind == "allreduce" else []
+        text = f"{kind}({', '.join(filter(None, (describe(leaves) if leaves else '', detail, '+'.join(codecs))))})"
+        # Paths, dtypes and shapes of all leaves enter the digest; the text names only the first few.
+        full = (
+            kind,
+            detail,
+            self.world_size,
+            self.chunk_bytes,
+            *((leaf.path, leaf.dtype, leaf.array.shape, leaf.codec) for leaf in leaves),
+        )
+        step = session.submit(
+            reduce=reduce,
+            operation=OPERATIONS.get(detail, 0),
+            digest=int.from_bytes(blake2b(repr(full).encode(), digest_size=8).digest(), "little"),
+            description=text[:450].encode(),
+            segments=[
+                (
+                    WIRE_DTYPES[segment.type.dtype],
+                    wire_codec(segment.type.dtype, segment.type.codec),
+                    segment.source,
+                    segment.target,
+                    segment.target.dtype.itemsize,
+                )
+                for segment in segments
+            ],
+            table=table,
+        )
+        return Work(session, step, give)
 
 
 def forgo_farewells() -> None:
     """This process ends in an error: the others shall not hear of its leaving before its error is seen."""
     for communicator in list(_open):
-        communicator._in_order = False
+        communicator.forgo_farewell()
 
 
 @atexit.register

@@ -57,12 +57,29 @@ class Connections:
             sock.close()
         self._sockets = []
 
-    def run(self, engine: _native.Engine, timeout_ms: int, flush: bool = False) -> tuple[int, int, int]:
-        """Move bytes for at most `timeout_ms`: (ENDED | AGAIN | CONNECTION_LOST, lane, errno)."""
-        if self._tls:
-            return self._run_tls(engine, timeout_ms, flush)
-        up, down, tokens = self._sockets
-        return engine.run(up.fileno(), down.fileno(), tokens.fileno(), timeout_ms, flush)
+    @property
+    def tls(self) -> bool:
+        """Whether `run` must move the bytes; otherwise the native transport does, over `descriptors`."""
+        return self._tls
+
+    def descriptors(self) -> list[int] | None:
+        """The lanes' sockets for the native transport, None when they speak TLS."""
+        return None if self._tls else [sock.fileno() for sock in self._sockets]
+
+    def run(self, engine: _native.Engine, step: int | None, timeout_ms: int, flush: bool) -> int:
+        """Move bytes by TLS for at most `timeout_ms`, or wait for the thread that does: ENDED, AGAIN or CONNECTION_LOST.
+
+        Ends with collective `step`; None stands for as long as there is something to do.
+        """
+        if not engine.take():
+            return engine.run(step or 0, timeout_ms, flush)
+        lost = False
+        try:
+            outcome = self._run_tls(engine, step, timeout_ms, flush)
+            lost = outcome == _native.CONNECTION_LOST
+        finally:
+            engine.release(lost)
+        return outcome
 
     def _connect(self, timeout_s: float) -> socket.socket:
         options = self._options
@@ -115,8 +132,9 @@ class Connections:
                 kind = StoreAuthError if command[0] == "AUTH" else StoreError
                 raise kind(f"{redact(self._url)} refused {command[0]}: {reply}")
 
-    def _run_tls(self, engine: _native.Engine, timeout_ms: int, flush: bool) -> tuple[int, int, int]:
+    def _run_tls(self, engine: _native.Engine, step: int | None, timeout_ms: int, flush: bool) -> int:
         deadline = time.monotonic() + timeout_ms / 1000
+        wake = engine.wake_fd()
         while True:
             moved = False
             waiting_to_write: list[socket.socket] = []
@@ -124,15 +142,18 @@ class Connections:
                 try:
                     moved |= _send(engine, lane, sock, waiting_to_write)
                     moved |= _receive(engine, lane, sock, waiting_to_write)
-                except OSError as error:
-                    return _native.CONNECTION_LOST, lane, error.errno or 0
-            if engine.fatal()[0] != _native.OK or (engine.flushed() if flush else engine.any_ended()):
-                return _native.ENDED, 0, 0
+                except OSError:
+                    return _native.CONNECTION_LOST
+            if engine.fatal()[0] != _native.OK or (engine.flushed() if flush else step is not None and engine.has_ended(step)):
+                return _native.ENDED
             left = deadline - time.monotonic()
             if left <= 0:
-                return _native.AGAIN, 0, 0
+                return _native.AGAIN
             if not moved:
-                select.select(self._sockets, waiting_to_write, [], left)
+                readers: list[Any] = [*self._sockets, wake]
+                ready, _, _ = select.select(readers, waiting_to_write, [], left)
+                if wake in ready:
+                    engine.drain()
 
 
 def _send(engine: _native.Engine, lane: int, sock: socket.socket, waiting_to_write: list[socket.socket]) -> bool:

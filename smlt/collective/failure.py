@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import redis
 
@@ -21,7 +21,7 @@ from smlt.errors import (
 from smlt.store.parameter import redact
 
 if TYPE_CHECKING:
-    from smlt.collective.communicator import Communicator
+    from smlt.collective.session import Session
 
 #: Separates the ranks from the words in the text of a LOST token.
 SEPARATOR = "\x1f"
@@ -29,44 +29,44 @@ SEPARATOR = "\x1f"
 _TOKEN_STEP, _TOKEN_RANK = struct.Struct("<Q"), struct.Struct("<H")
 
 
-def raise_failure(comm: Communicator, status: int, message: str, step: int) -> NoReturn:
-    """Raise what `status` and `message` of the native engine mean."""
-    where = f"collective {step} of job {comm.job}, rank {comm.rank} of {comm.world_size}"
-    store = redact(comm.parameter_store.url) if comm.parameter_store else ""
+def failure(session: Session, status: int, message: str, step: int) -> Exception:
+    """The exception for `status` and `message` of the native engine."""
+    where = f"collective {step} of job {session.job}, rank {session.rank} of {session.world_size}"
+    store = redact(session.parameters.url)
     if status == _native.MISMATCH:
-        raise MismatchError(f"{where}: the workers do not agree: {message}")
+        return MismatchError(f"{where}: the workers do not agree: {message}")
     if status == _native.LOST:
         ranks, _, text = message.partition(SEPARATOR)
-        raise WorkerLostError(f"{where}: {text}", [int(r) for r in ranks.split(",") if r.isdigit()], step)
+        return WorkerLostError(f"{where}: {text}", [int(r) for r in ranks.split(",") if r.isdigit()], step)
     if status == _native.FENCED:
-        raise FencedError(f"{where}: {message}")
+        return FencedError(f"{where}: {message}")
     if status == _native.ABORTED and message.startswith(f"timeout{SEPARATOR}"):
-        raise CollectiveTimeout(f"{where}: {message.partition(SEPARATOR)[2]}")
+        return CollectiveTimeout(f"{where}: {message.partition(SEPARATOR)[2]}")
     if status == _native.ABORTED:
-        raise CollectiveError(f"{where} was ended: {message}")
+        return CollectiveError(f"{where} was ended: {message}")
     if status == _native.STORE_FULL:
-        raise StoreFull(
+        return StoreFull(
             f"{where}: the store at {store} is full ({message}); it needs room for about the encoded gradient times the "
             "number of workers: raise its maxmemory"
         )
     if status == _native.STORE_DENIED:
-        raise StoreAuthError(f"{where}: the store at {store} refused a command: {message}")
+        return StoreAuthError(f"{where}: the store at {store} refused a command: {message}")
     if status == _native.NO_MEMORY:
-        raise MemoryError(f"{where}: {message}")
+        return MemoryError(f"{where}: {message}")
     if status in (_native.PROTOCOL, _native.VANISHED, _native.STORE_ERROR):
-        raise StoreError(f"{where}: {message} (store {store})")
-    raise CollectiveError(f"{where}: {message}")
+        return StoreError(f"{where}: {message} (store {store})")
+    return CollectiveError(f"{where}: {message}")
 
 
-def farewell(comm: Communicator) -> bytes:
+def farewell(session: Session) -> bytes:
     """What the others are told when they call a collective that this worker, having left, will not come to."""
-    return f"{comm.rank}{SEPARATOR}rank {comm.rank} has left the job: it called {comm.step} collectives".encode()
+    return f"{session.rank}{SEPARATOR}rank {session.rank} has left the job: it called {session.calls} collectives".encode()
 
 
-def diagnose_timeout(comm: Communicator, engine: _native.Engine, step: int) -> tuple[int, str]:
+def diagnose_timeout(session: Session, engine: _native.Engine, step: int) -> tuple[int, str]:
     """Which workers did not come to collective `step` before its deadline: (status, text) to abort it with."""
-    missing = _absent_ranks(comm, engine, step)
-    limit = f"within {comm.timeout_s:g} s"
+    missing = _absent_ranks(session, engine, step)
+    limit = f"within {session.timeout_s:g} s"
     if missing:
         names = ", ".join(map(str, missing))
         text = f"rank{'s' if len(missing) > 1 else ''} {names} did not take part {limit}; started, crashed or still busy?"
@@ -74,21 +74,20 @@ def diagnose_timeout(comm: Communicator, engine: _native.Engine, step: int) -> t
     owner = engine.missing_owner(step)
     waited_for = f"the aggregate of rank {owner}" if owner >= 0 else "the store's confirmation"
     return _native.ABORTED, (
-        f"timeout{SEPARATOR}not complete {limit} though every worker takes part: rank {comm.rank} waits for {waited_for}; "
+        f"timeout{SEPARATOR}not complete {limit} though every worker takes part: rank {session.rank} waits for {waited_for}; "
         "raise timeout_s, or look whether the store or that worker is overloaded"
     )
 
 
-def _absent_ranks(comm: Communicator, engine: _native.Engine, step: int) -> list[int]:
-    if comm.rank == 0:  # rank 0 hears from everyone in every collective
-        return [rank for rank in range(1, comm.world_size) if not engine.has_joined(step, rank)]
-    present = {comm.rank}
-    assert comm.parameter_store is not None
-    parameters = comm.parameter_store.impatient()
-    prefix = parameters.session_prefix(comm.session)
+def _absent_ranks(session: Session, engine: _native.Engine, step: int) -> list[int]:
+    if session.rank == 0:  # rank 0 hears from everyone in every collective
+        return [rank for rank in range(1, session.world_size) if not engine.has_joined(step, rank)]
+    present = {session.rank}
+    parameters = session.parameters.impatient()
+    prefix = parameters.session_prefix(session.number)
     try:
         # What rank 0 was told is still in its stream; what rank 0 did shows in the streams it writes to.
-        for stream in ["agg", *(f"in:{rank}" for rank in range(comm.world_size))]:
+        for stream in ["agg", *(f"in:{rank}" for rank in range(session.world_size))]:
             for _, fields in parameters.client.xrange(f"{prefix}{stream}"):
                 token = fields.get(b"t", b"")
                 if len(token) >= 40 and _TOKEN_STEP.unpack_from(token, 8)[0] >= step:
@@ -98,7 +97,7 @@ def _absent_ranks(comm: Communicator, engine: _native.Engine, step: int) -> list
     finally:
         parameters.close()
     # Rank 0 says nothing in a small collective before it has heard from all: it is to blame only when all others came.
-    others = [rank for rank in range(1, comm.world_size) if rank not in present]
+    others = [rank for rank in range(1, session.world_size) if rank not in present]
     if others:
         return others
     return [] if 0 in present else [0]

@@ -1,0 +1,210 @@
+"""One meeting of the workers: this worker's place in the roster, its connections, its engine, and who waits for what."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+from smlt.collective import _native
+from smlt.collective.connection import Connections
+from smlt.collective.failure import diagnose_timeout, failure, farewell
+from smlt.collective.plan import CHUNK_ELEMENTS
+from smlt.errors import CollectiveError, StoreError, StoreUnavailable
+from smlt.store.parameter import ParameterStore
+
+#: The native loop comes back this often, so that Ctrl-C and deadlines are seen.
+SLICE_MS = 50
+#: How long to wait before connecting again after a lost connection, doubling up to the last.
+RECONNECT_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+class Session:
+    """A worker's membership in a job of at least two workers, from registration to leaving.
+
+    Collectives are begun by `submit` and waited for by `finish`, from any thread. Raises what `Communicator` raises.
+    """
+
+    def __init__(
+        self,
+        parameters: ParameterStore,
+        *,
+        rank: int,
+        world_size: int,
+        generation: int,
+        worker_id: str,
+        timeout_s: float,
+        chunk_bytes: int,
+    ) -> None:
+        self.parameters, self.job = parameters, parameters.job
+        self.rank, self.world_size, self.generation, self.worker_id = rank, world_size, generation, worker_id
+        self.timeout_s = timeout_s
+        self.calls = 0  # collectives begun
+        self.ended = ""  # why no more collectives can be called
+        self.in_order = True  # no collective has failed
+        self._pid = os.getpid()
+        self._order = threading.Lock()  # numbers are given in the order of the calls
+        self._reconnecting = threading.Lock()
+        self._background: threading.Thread | None = None
+        parameters.check()
+        self.number = parameters.register(rank=rank, world_size=world_size, generation=generation, worker_id=worker_id)
+        self._refreshed = time.monotonic()
+        try:
+            self._connections = Connections(parameters.url, timeout_s=min(10.0, timeout_s))
+            self._engine = _native.Engine(
+                rank,
+                world_size,
+                generation,
+                parameters.session_prefix(self.number).encode(),
+                parameters.key("ctl").encode(),
+                int(parameters.ttl_s * 1000),
+                CHUNK_ELEMENTS,
+                chunk_bytes,
+            )
+            self._connections.open()
+            self._engine.connected(self._connections.descriptors())
+        except BaseException:
+            self._leave_roster()
+            raise
+
+    @property
+    def usable(self) -> bool:
+        """Whether more collectives can be called."""
+        return not self.ended and os.getpid() == self._pid
+
+    # ---- collectives ----
+
+    def submit(self, **plan: Any) -> int:
+        """Begin a collective (see `_native.Engine.submit`); returns its step. CollectiveError when none can be begun."""
+        with self._order:
+            self.check_usable()
+            self._refresh()
+            self.calls += 1
+            return self._engine.submit(**plan)
+
+    def check_usable(self) -> None:
+        """CollectiveError when no more collectives can be called."""
+        if self.ended:
+            raise CollectiveError(f"this communicator can do no more: {self.ended}; open a new one")
+        if os.getpid() != self._pid:
+            raise CollectiveError("a communicator does not survive fork: open one in the child process")
+
+    def start_progress(self) -> None:
+        """From now on collectives move while nobody waits for them."""
+        if self._connections.tls and self._background is None:
+            self._background = threading.Thread(target=self._drive_tls, name="smlt-progress", daemon=True)
+            self._background.start()
+        elif not self._connections.tls:
+            self._engine.start()
+
+    def has_ended(self, step: int) -> bool:
+        """Whether a collective has ended, one way or another."""
+        return self._engine.has_ended(step)
+
+    def finish(self, step: int, deadline: float, until: float) -> bool:
+        """Move bytes until the collective has ended; raise when it failed, or when `deadline` (monotonic) has passed.
+
+        False when it has not ended at `until`, which is no failure.
+        """
+        try:
+            while True:
+                status, message = self._engine.state(step)
+                if status != _native.ACTIVE:
+                    break
+                now = time.monotonic()
+                if now >= deadline:
+                    status, message = diagnose_timeout(self, self._engine, step)
+                    self._engine.abandon(step, status, message.encode()[:1000], True)
+                    break
+                if now >= until:
+                    return False
+                left_ms = int((min(deadline, until) - now) * 1000)
+                if self._run(step, max(1, min(SLICE_MS, left_ms))) == _native.CONNECTION_LOST:
+                    self._reconnect(step, deadline)
+        except BaseException as error:
+            # Ctrl-C, or the store is gone for good: the other workers hear of it if that is still possible.
+            self.in_order = False
+            self.ended = f"collective {step} was interrupted ({type(error).__name__})"
+            text = f"rank {self.rank} left collective {step}: {type(error).__name__}"
+            self._engine.abandon(step, _native.ABORTED, text.encode(), not isinstance(error, StoreError))
+            if not isinstance(error, StoreUnavailable):
+                self._flush(1.0)
+            self._engine.retire(step)
+            raise
+        if status == _native.OK:
+            self._engine.retire(step)
+            return True
+        if status != _native.MISMATCH:  # after a mismatch all workers go on alike
+            self.in_order = False
+            self.ended = self.ended or f"collective {step} failed: {message}"
+            self._engine.abandon(step, status, message.encode()[:1000], False)
+        self._flush(2.0)
+        self._engine.retire(step)
+        raise failure(self, status, message, step)
+
+    def close(self, why: str) -> None:
+        """Leave the job; collectives under way end in error. The last worker to leave deletes what is left in the store."""
+        self.ended = self.ended or why
+        if os.getpid() != self._pid:
+            return
+        self._engine.stop()
+        if self._background is not None:
+            self._background.join()
+        if self.in_order:
+            self._engine.leave(farewell(self))
+        self._flush(2.0)
+        self._connections.close()
+        self._leave_roster()
+
+    # ---- inside ----
+
+    def _run(self, step: int, timeout_ms: int, flush: bool = False) -> int:
+        if self._connections.tls:
+            return self._connections.run(self._engine, step, timeout_ms, flush)
+        return self._engine.run(step, timeout_ms, flush)
+
+    def _drive_tls(self) -> None:
+        while not self.ended:
+            if self._engine.wait_for_work(SLICE_MS):
+                self._connections.run(self._engine, None, SLICE_MS, flush=False)
+
+    def _reconnect(self, step: int, deadline: float) -> None:
+        """Open the lanes anew, until the collective's deadline, and redo what was not confirmed (invariant 5)."""
+        with self._reconnecting:
+            if self._engine.run(step, 0) != _native.CONNECTION_LOST:
+                return  # another thread has done it
+            for attempt in range(1_000_000):
+                try:
+                    self._connections.open(deadline)
+                    break
+                except StoreUnavailable as error:
+                    pause = RECONNECT_PAUSES_S[min(attempt, len(RECONNECT_PAUSES_S) - 1)]
+                    if time.monotonic() + pause >= deadline:
+                        raise StoreUnavailable(f"{error}; gave up after {self.timeout_s:g} s") from error
+                    time.sleep(pause)
+            self._engine.reconnected()
+            self._engine.connected(self._connections.descriptors())
+
+    def _flush(self, limit_s: float) -> None:
+        """Send what is queued (deletions, aborts) and hear that it arrived; on failure the keys' TTL does the work."""
+        deadline = time.monotonic() + limit_s
+        while not self._engine.flushed() and self._engine.fatal()[0] == _native.OK:
+            left = deadline - time.monotonic()
+            if left <= 0 or self._run(0, int(left * 1000) + 1, flush=True) == _native.CONNECTION_LOST:
+                return
+
+    def _refresh(self) -> None:
+        """Renew the roster's TTL now and then."""
+        if time.monotonic() - self._refreshed > self.parameters.ttl_s / 4:
+            self._refreshed = time.monotonic()
+            self.parameters.refresh(self.generation, self.number)
+
+    def _leave_roster(self) -> None:
+        parameters = self.parameters if self.in_order else self.parameters.impatient()
+        try:
+            parameters.leave(rank=self.rank, generation=self.generation, worker_id=self.worker_id, session=self.number)
+        except StoreError:
+            return  # the store is gone or ending: everything there has a TTL
+        finally:
+            parameters.close()

@@ -1,0 +1,77 @@
+"""The handle of an asynchronous collective."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from smlt.collective.session import Session
+from smlt.errors import SmltError
+
+
+class Work:
+    """A collective under way, as `Communicator.allreduce_async` returns it. For use from any thread.
+
+    The memory of the input and of `out` belongs to the collective until `wait` has returned or raised, or `done` is true.
+    """
+
+    def __init__(self, session: Session | None, step: int, give: Callable[[], Any]) -> None:
+        self._session, self._step, self._give = session, step, give
+        self._deadline = time.monotonic() + session.timeout_s if session is not None else math.inf
+        self._lock = threading.RLock()
+        self._settled = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    @property
+    def step(self) -> int:
+        """The collective's number."""
+        return self._step
+
+    def wait(self, timeout_s: float | None = None) -> Any:
+        """The result, as the blocking call would return it.
+
+        Raises what the blocking call raises, again on every call; TimeoutError when it has not ended after `timeout_s`
+        seconds (default: the communicator's deadline, counted from the call that began it), and then goes on.
+        """
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        if not self._lock.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0)):
+            raise TimeoutError(f"collective {self._step} has not ended after {timeout_s:g} s")
+        try:
+            if not self._settled and not self._settle(until):
+                raise TimeoutError(f"collective {self._step} has not ended after {timeout_s:g} s")
+            if self._error is not None:
+                raise self._error
+            return self._value
+        finally:
+            self._lock.release()
+
+    def done(self) -> bool:
+        """Whether it has ended, well or not; never waits."""
+        return self._settled or self._session is None or self._session.has_ended(self._step)
+
+    def exception(self) -> SmltError | None:
+        """Wait for the end; how it failed, None when it did not."""
+        try:
+            self.wait()
+        except SmltError as error:
+            return error
+        return None
+
+    def _settle(self, until: float) -> bool:
+        try:
+            if self._session is not None and not self._session.finish(self._step, self._deadline, until):
+                return False
+            self._value = self._give()
+        except BaseException as error:
+            self._error = error
+        self._settled = True
+        self._give = _nothing  # lets go of the caller's memory
+        return True
+
+
+def _nothing() -> None:
+    return None
