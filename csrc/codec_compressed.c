@@ -99,7 +99,10 @@ static int bf16_encode_float(void *wire, const void *source, size_t n, int expon
 static void bf16_expand_float(void *target, const void *wire, size_t n, int exponent, int shift) {
     float scale = smlt_power_of_two(-shift);
     (void)exponent;
-    for (size_t i = 0; i < n; i++) STORE(float, target, i, smlt_float_from_bf16(LOAD(uint16_t, wire, i)) * scale);
+    for (size_t i = 0; i < n; i++) {
+        float value = smlt_float_from_bf16(LOAD(uint16_t, wire, i));
+        STORE(float, target, i, shift ? value * scale : value); /* a compiler may drop the factor 1, which quiets NaNs */
+    }
 }
 
 /* ---- int8 ---- */

@@ -106,8 +106,14 @@ KERNEL int bf16_encode(void *wire, const void *source, size_t n, int exponent) {
 PART void bf16_apply(float *target, const void *wire, size_t n, float scale, applied how) {
     const uint16_t *shorts = wire;
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) apply(target + i, (vf)(load_shorts(shorts + i) << 16) * scale, how);
-    for (; i < n; i++) apply_one(target, i, smlt_float_from_bf16(LOAD(uint16_t, shorts, i)) * scale, how);
+    for (; i + LANES <= n; i += LANES) {
+        vf x = (vf)(load_shorts(shorts + i) << 16);
+        apply(target + i, how == DECODE ? x : x * scale, how);
+    }
+    for (; i < n; i++) {
+        float x = smlt_float_from_bf16(LOAD(uint16_t, shorts, i));
+        apply_one(target, i, how == DECODE ? x : x * scale, how);
+    }
 }
 
 KERNEL void bf16_decode(void *target, const void *wire, size_t n, int exponent) {
