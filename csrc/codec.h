@@ -5,6 +5,16 @@
  *   fp16  IEEE 754 binary16 times a power of two, one exponent a chunk, so that the chunk's largest finite magnitude
  *         lies in [2^14, 2^15): nothing overflows, 1e30 and 1e-30 survive. One encoding errs by at most
  *         max(2^-11 |x|, 2^-39 max|x|) for an element x of the chunk. Inf and NaN pass as themselves.
+ *   bf16  float32 rounded to its upper 16 bits, to nearest, ties to even. One encoding errs by at most
+ *         max(2^-8 |x|, 2^-134). Finite values stay finite: what would round to Inf becomes the largest bfloat16.
+ *         Inf and NaN pass as themselves.
+ *   int8  blocks of 256 elements, the last one of a chunk perhaps shorter: a header of 2 bytes, then a signed byte an
+ *         element. The header is the block's scale s as a bfloat16, value = code * s, with s = max|x| / 127 rounded up
+ *         to a bfloat16 (0 for a block of zeros, else 2^-126 at least; at most what keeps 127 s finite). The header's
+ *         sign bit marks a block that holds Inf or NaN: there 127, -127 and -128 mean Inf, -Inf and NaN, and
+ *         s = max|x| / 126 over the finite values, whose codes lie in [-126, 126].
+ *         One encoding errs by at most max(max|x| / 250, 2^-126), the maximum taken over the finite values of the block:
+ *         half a step, and a step is at most 1 + 2^-7 times max|x| / 126.
  * Sums of floats are taken in the array's own width in the order given; a mean of integers is the exact quotient
  * rounded to nearest, ties to even; sums of integers wrap, as NumPy's do.
  */
@@ -15,34 +25,49 @@
 #include <stdint.h>
 
 typedef enum {
-    SMLT_FLOAT32,
-    SMLT_FLOAT64,
-    SMLT_INT8,
-    SMLT_INT16,
-    SMLT_INT32,
-    SMLT_INT64,
-    SMLT_UINT8,
-    SMLT_UINT16,
-    SMLT_UINT32,
-    SMLT_UINT64,
+    SMLT_DTYPE_FLOAT32,
+    SMLT_DTYPE_FLOAT64,
+    SMLT_DTYPE_INT8,
+    SMLT_DTYPE_INT16,
+    SMLT_DTYPE_INT32,
+    SMLT_DTYPE_INT64,
+    SMLT_DTYPE_UINT8,
+    SMLT_DTYPE_UINT16,
+    SMLT_DTYPE_UINT32,
+    SMLT_DTYPE_UINT64,
     SMLT_DTYPES
 } smlt_dtype;
 
-typedef enum { SMLT_RAW, SMLT_FP16, SMLT_CODECS } smlt_codec;
+typedef enum { SMLT_RAW, SMLT_FP16, SMLT_BF16, SMLT_INT8, SMLT_CODECS } smlt_codec;
 
 typedef enum { SMLT_MEAN, SMLT_SUM, SMLT_MIN, SMLT_MAX, SMLT_OPERATIONS } smlt_operation;
 
+/* As `exponent` of an encoding: find the scales (the exponent of fp16, the block headers of int8). */
 #define SMLT_CHOOSE_EXPONENT INT32_MIN
+/* As `exponent` of an int8 encoding: the block headers already lie in `wire`, use their scales. Values that were decoded
+ * with these headers give the same bytes again. */
+#define SMLT_KEEP_SCALES (INT32_MIN + 1)
 
+#define SMLT_INT8_BLOCK 256
+
+/* Pointers to the wire and to the caller's elements may lie at any address. `wire` points at the beginning of a block,
+ * and `n` covers whole blocks except at the end of a chunk: a chunk decoded in pieces gives the bits of the whole. */
 typedef struct {
-    size_t element_bytes;     /* in the caller's buffers */
-    size_t wire_bytes;        /* on the wire */
-    size_t accumulator_bytes; /* in the accumulator, >= element_bytes */
+    size_t element_bytes;      /* in the caller's buffers */
+    size_t wire_bytes;         /* an element's on the wire, without block headers */
+    size_t accumulator_bytes;  /* in the accumulator, >= element_bytes */
+    size_t block_elements;     /* elements that share a block header on the wire; 1 when there is none */
+    size_t block_header_bytes; /* 0 when there is none */
 
-    /* Encode `n` elements; returns the exponent e of the scale: value = wire * 2^e. Given the exponent with which a
-     * value was decoded, the same wire value comes out again. */
+    /* Encode `n` elements; returns the exponent e of the scale: value = wire * 2^e (0 but for fp16). Given the exponent
+     * with which a value was decoded, the same wire value comes out again. */
     int (*encode)(void *wire, const void *source, size_t n, int exponent);
     void (*decode)(void *target, const void *wire, size_t n, int exponent);
+
+    /* Encode value = source + residual (NULL: zeros) and keep in `next_residual`, which may be `residual`, what the
+     * encoding lost: value - decode(encode(value)), 0 where the value is not finite. Integers lose nothing and have no
+     * residual: theirs is ignored. Returns the exponent, as `encode` does. */
+    int (*encode_feedback)(void *wire, const void *source, const void *residual, void *next_residual, size_t n, int exponent);
 
     /* accumulator (op)= value * 2^-shift; `first` stores instead. From the wire, and from a caller's buffer. */
     void (*reduce)(void *accumulator, const void *wire, size_t n, int exponent, int shift, int first);
@@ -53,27 +78,21 @@ typedef struct {
     int (*finish)(void *accumulator, size_t n, int world_size, int shift);
 } smlt_kernel;
 
-/* 1 and `*kernel` filled; 0 when there is no such kernel (fp16 of integers, values out of range). */
+/* 1 and `*kernel` filled; 0 when there is no such kernel: integers have none but raw, float64 has neither bf16 nor int8,
+ * whose range it exceeds; or numbers out of range. */
 int smlt_kernel_select(smlt_kernel *kernel, int dtype, int codec, int operation);
 
-/* The instruction sets this machine can use, best last: "portable", "avx2". NULL past the end. */
+/* Bytes that a chunk of `n` elements takes on the wire. */
+size_t smlt_wire_size(const smlt_kernel *kernel, size_t n);
+/* How many of the `left` remaining elements of a chunk can be decoded from `bytes` bytes that begin at a block's start:
+ * whole blocks, or everything when the last partial block is complete. */
+size_t smlt_wire_elements(const smlt_kernel *kernel, size_t bytes, size_t left);
+
+/* The instruction sets this machine can use, best last: "portable", then "avx2", "avx512" or "neon". NULL past the end.
+ * All give the same bits: a sum that is NaN is always the same NaN. */
 const char *smlt_codec_path(int index);
 /* Use the named path from now on (tests compare the paths bit for bit); 0 when this machine lacks it. */
 int smlt_codec_use(const char *path);
 const char *smlt_codec_current(void);
-
-/* The vector kernels of codec_x86.c replace the portable ones where they exist. */
-int smlt_avx2_supported(void);
-void smlt_avx2_override(smlt_kernel *kernel, int dtype, int codec, int operation);
-
-/* Shared by the paths: the exponent for a chunk whose largest finite magnitude has these float32 bits, and 2^e. */
-int smlt_fp16_exponent(uint32_t largest_bits);
-/* Under the largest exponent of a dtype (113 for float32), rounding up to 2^15 would decode to Inf: round down. */
-void smlt_fp16_saturate(void *wire, size_t n);
-#define SMLT_FP16_EXPONENT_MAX 113
-float smlt_power_of_two(int exponent);
-
-uint16_t smlt_half_from_float(float value);
-float smlt_float_from_half(uint16_t half);
 
 #endif

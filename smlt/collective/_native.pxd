@@ -33,16 +33,22 @@ cdef extern from "resp.h" nogil:
 
 cdef extern from "codec.h" nogil:
     int SMLT_CHOOSE_EXPONENT
+    int SMLT_KEEP_SCALES
     ctypedef struct smlt_kernel:
         size_t element_bytes
         size_t wire_bytes
         size_t accumulator_bytes
+        size_t block_elements
+        size_t block_header_bytes
         int (*encode)(void *wire, const void *source, size_t n, int exponent)
+        int (*encode_feedback)(void *wire, const void *source, const void *residual, void *next_residual, size_t n, int exponent)
         void (*decode)(void *target, const void *wire, size_t n, int exponent)
         void (*reduce)(void *accumulator, const void *wire, size_t n, int exponent, int shift, int first)
         void (*reduce_own)(void *accumulator, const void *source, size_t n, int exponent, int shift, int first)
         int (*finish)(void *accumulator, size_t n, int world_size, int shift)
     int smlt_kernel_select(smlt_kernel *kernel, int dtype, int codec, int operation)
+    size_t smlt_wire_size(const smlt_kernel *kernel, size_t n)
+    size_t smlt_wire_elements(const smlt_kernel *kernel, size_t bytes, size_t left)
     const char *smlt_codec_path(int index)
     int smlt_codec_use(const char *path)
     const char *smlt_codec_current()

@@ -426,11 +426,14 @@ def use_codec_path(str path):
         raise ValueError(f"this machine has no codec path {path!r}; it has {codec_paths()}")
 
 
+KEEP_SCALES = SMLT_KEEP_SCALES
+
+
 cdef class Kernel:
     """One (dtype, codec, operation) of csrc/codec.h on plain buffers, as it is: for the tests and benchmarks."""
 
     cdef smlt_kernel kernel
-    cdef readonly size_t element_bytes, wire_bytes, accumulator_bytes
+    cdef readonly size_t element_bytes, wire_bytes, accumulator_bytes, block_elements, block_header_bytes
 
     def __cinit__(self, int dtype, int codec, int operation):
         if not smlt_kernel_select(&self.kernel, dtype, codec, operation):
@@ -438,24 +441,54 @@ cdef class Kernel:
         self.element_bytes = self.kernel.element_bytes
         self.wire_bytes = self.kernel.wire_bytes
         self.accumulator_bytes = self.kernel.accumulator_bytes
+        self.block_elements = self.kernel.block_elements
+        self.block_header_bytes = self.kernel.block_header_bytes
+
+    def wire_size(self, size_t n):
+        """Bytes that `n` elements take on the wire."""
+        return smlt_wire_size(&self.kernel, n)
+
+    def wire_elements(self, size_t length, size_t left):
+        """How many of the `left` remaining elements can be decoded from `length` bytes that begin at a block's start."""
+        return smlt_wire_elements(&self.kernel, length, left)
 
     def encode(self, const unsigned char[::1] source, unsigned char[::1] wire, exponent=None):
-        """Encode; returns the exponent of the scale."""
+        """Encode; returns the exponent of the scale. With KEEP_SCALES the int8 headers already lie in `wire`."""
         cdef size_t n = source.shape[0] // self.kernel.element_bytes
         cdef int chosen = SMLT_CHOOSE_EXPONENT if exponent is None else exponent
-        if <size_t>wire.shape[0] < n * self.kernel.wire_bytes:
+        if <size_t>wire.shape[0] < smlt_wire_size(&self.kernel, n):
             raise ValueError("wire is too short")
         return self.kernel.encode(&wire[0], &source[0], n, chosen) if n else 0
 
+    def encode_feedback(self, const unsigned char[::1] source, const unsigned char[::1] residual,
+                        unsigned char[::1] next_residual, unsigned char[::1] wire, exponent=None):
+        """Encode source + residual (None: zeros), keep what was lost in `next_residual`; returns the exponent."""
+        cdef size_t n = source.shape[0] // self.kernel.element_bytes, length = source.shape[0]
+        cdef int chosen = SMLT_CHOOSE_EXPONENT if exponent is None else exponent
+        if <size_t>wire.shape[0] < smlt_wire_size(&self.kernel, n):
+            raise ValueError("wire is too short")
+        if <size_t>next_residual.shape[0] < length or (residual is not None and <size_t>residual.shape[0] < length):
+            raise ValueError("residual is too short")
+        cdef const void *kept = NULL
+        if n == 0:
+            return 0
+        if residual is not None:
+            kept = &residual[0]
+        return self.kernel.encode_feedback(&wire[0], &source[0], kept, &next_residual[0], n, chosen)
+
     def decode(self, const unsigned char[::1] wire, int exponent, unsigned char[::1] target):
         cdef size_t n = target.shape[0] // self.kernel.element_bytes
-        if <size_t>wire.shape[0] < n * self.kernel.wire_bytes:
+        if <size_t>wire.shape[0] < smlt_wire_size(&self.kernel, n):
             raise ValueError("wire is too short")
         if n:
             self.kernel.decode(&target[0], &wire[0], n, exponent)
 
     def reduce(self, unsigned char[::1] accumulator, const unsigned char[::1] wire, int exponent, int shift, bint first):
-        cdef size_t n = wire.shape[0] // self.kernel.wire_bytes
+        """Reduce as many elements as `wire` holds, the last block perhaps partial."""
+        cdef size_t length = wire.shape[0], header = self.kernel.block_header_bytes
+        cdef size_t blocks = (length + smlt_wire_size(&self.kernel, self.kernel.block_elements) - 1) // smlt_wire_size(
+            &self.kernel, self.kernel.block_elements)
+        cdef size_t n = (length - blocks * header) // self.kernel.wire_bytes if length > blocks * header else 0
         if <size_t>accumulator.shape[0] < n * self.kernel.accumulator_bytes:
             raise ValueError("accumulator is too short")
         if n:

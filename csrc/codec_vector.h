@@ -1,0 +1,283 @@
+/* The float32 kernels for vectors of any width: included once by each instruction set's file, which first defines
+ *   TARGET, OVERRIDE    the target attribute; the name of the function that puts the kernels into the table
+ *   vf, vi, LANES       vectors of LANES floats and of LANES int32_t
+ *   load_floats         load_halves (fp16 to float), load_shorts, load_bytes (sign-extended), all from any address
+ *   store_floats        store_halves, store_shorts (the low halves of 2 vectors), store_bytes (the low bytes of 4)
+ *   larger(a, b), where_greater(a, b, x, y) = a > b ? x : y, for vi; one_nan_each, limited, rounded for vf
+ * What remains at the end of a chunk, and rare blocks, go to the scalar code of the portable path.
+ */
+#define KERNEL TARGET static
+#define PART TARGET static inline __attribute__((always_inline))
+
+typedef enum { DECODE, FIRST, ADD } applied; /* what happens to a value from the wire; a constant wherever it is passed */
+
+PART vi vector_bits(vf value) { return (vi)value; }
+
+PART uint32_t largest_lane(vi values) {
+    uint32_t lanes[LANES], result = 0;
+    memcpy(lanes, &values, sizeof lanes);
+    for (int k = 0; k < LANES; k++)
+        if (lanes[k] > result) result = lanes[k];
+    return result;
+}
+
+PART void apply(float *target, vf x, applied how) {
+    if (how == DECODE)
+        store_floats(target, x);
+    else
+        store_floats(target, one_nan_each(how == FIRST ? x : load_floats(target) + x));
+}
+
+PART void apply_one(float *target, size_t i, float x, applied how) {
+    STORE(float, target, i, how == DECODE ? x : one_nan(how == FIRST ? x : LOAD(float, target, i) + x));
+}
+
+/* ---- fp16 ---- */
+
+KERNEL int half_exponent(const void *source, size_t n) {
+    const float *values = source;
+    vi largest = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) { /* magnitudes are below 2^31: signed comparison orders them */
+        vi magnitude = vector_bits(load_floats(values + i)) & MAGNITUDE;
+        largest = larger(largest, where_greater((vi){0} + INFINITY_BITS, magnitude, magnitude, (vi){0}));
+    }
+    uint32_t result = largest_lane(largest);
+    for (; i < n; i++) {
+        uint32_t magnitude = bits_of(LOAD(float, values, i)) & MAGNITUDE;
+        if (magnitude < INFINITY_BITS && magnitude > result) result = magnitude;
+    }
+    return result ? smlt_fp16_exponent(result) : SMLT_CHOOSE_EXPONENT;
+}
+
+KERNEL int half_encode(void *wire, const void *source, size_t n, int exponent) {
+    const float *values = source;
+    uint16_t *halves = wire;
+    if (exponent == SMLT_CHOOSE_EXPONENT) exponent = half_exponent(source, n);
+    if (exponent == SMLT_CHOOSE_EXPONENT) exponent = 0;
+    float scale = smlt_power_of_two(-exponent);
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) store_halves(halves + i, load_floats(values + i) * scale);
+    for (; i < n; i++) STORE(uint16_t, halves, i, smlt_half_from_float(LOAD(float, values, i) * scale));
+    if (exponent == SMLT_FP16_EXPONENT_MAX) smlt_fp16_saturate(wire, n);
+    return exponent;
+}
+
+PART void half_apply(float *target, const void *wire, size_t n, float scale, applied how) {
+    const uint16_t *halves = wire;
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) apply(target + i, load_halves(halves + i) * scale, how);
+    for (; i < n; i++) apply_one(target, i, smlt_float_from_half(LOAD(uint16_t, halves, i)) * scale, how);
+}
+
+KERNEL void half_decode(void *target, const void *wire, size_t n, int exponent) {
+    half_apply(target, wire, n, smlt_power_of_two(exponent), DECODE);
+}
+
+KERNEL void half_reduce(void *accumulator, const void *wire, size_t n, int exponent, int shift, int first) {
+    float scale = smlt_power_of_two(exponent - shift);
+    if (first)
+        half_apply(accumulator, wire, n, scale, FIRST);
+    else
+        half_apply(accumulator, wire, n, scale, ADD);
+}
+
+/* ---- bf16 ---- */
+
+PART vi bf16_from_floats(vf values) {
+    vi bits = vector_bits(values), magnitude = bits & MAGNITUDE, infinity = (vi){0} + INFINITY_BITS;
+    vi finite = where_greater(magnitude, (vi){0} + 0x7f7f7fff, (vi){0} + 0x7f7f0000, magnitude); /* would round to Inf */
+    vi nearest = finite + 0x7fff + (finite >> 16 & 1);
+    vi passed = where_greater(magnitude, infinity, magnitude | 0x400000, magnitude);
+    return (where_greater(infinity, magnitude, nearest, passed) >> 16) | (bits >> 16 & 0x8000);
+}
+
+KERNEL int bf16_encode(void *wire, const void *source, size_t n, int exponent) {
+    const float *values = source;
+    uint16_t *shorts = wire;
+    (void)exponent;
+    size_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
+        store_shorts(shorts + i, bf16_from_floats(load_floats(values + i)), bf16_from_floats(load_floats(values + i + LANES)));
+    for (; i < n; i++) STORE(uint16_t, shorts, i, smlt_bf16_from_float(LOAD(float, values, i)));
+    return 0;
+}
+
+PART void bf16_apply(float *target, const void *wire, size_t n, float scale, applied how) {
+    const uint16_t *shorts = wire;
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vf x = (vf)(load_shorts(shorts + i) << 16);
+        apply(target + i, how == DECODE ? x : x * scale, how);
+    }
+    for (; i < n; i++) {
+        float x = smlt_float_from_bf16(LOAD(uint16_t, shorts, i));
+        apply_one(target, i, how == DECODE ? x : x * scale, how);
+    }
+}
+
+KERNEL void bf16_decode(void *target, const void *wire, size_t n, int exponent) {
+    (void)exponent;
+    bf16_apply(target, wire, n, 1.0f, DECODE);
+}
+
+KERNEL void bf16_reduce(void *accumulator, const void *wire, size_t n, int exponent, int shift, int first) {
+    float scale = smlt_power_of_two(-shift);
+    (void)exponent;
+    if (first)
+        bf16_apply(accumulator, wire, n, scale, FIRST);
+    else
+        bf16_apply(accumulator, wire, n, scale, ADD);
+}
+
+/* ---- int8 ---- */
+
+#define BLOCK SMLT_INT8_BLOCK
+#define BLOCK_BYTES (SMLT_INT8_HEADER + BLOCK)
+
+PART void int8_encode_block(char *wire, const float *values, int keep_scale) {
+    vi largest = {0};
+    for (size_t i = 0; i < BLOCK; i += LANES) largest = larger(largest, vector_bits(load_floats(values + i)) & MAGNITUDE);
+    uint32_t largest_bits = largest_lane(largest);
+    uint16_t header = keep_scale ? LOAD(uint16_t, wire, 0) : smlt_int8_header(largest_bits, 0);
+    if (largest_bits >= INFINITY_BITS || header & SMLT_INT8_NOT_FINITE) {
+        smlt_int8_encode_block(wire, values, BLOCK, keep_scale);
+        return;
+    }
+    STORE(uint16_t, wire, 0, header);
+    float inverse = smlt_int8_inverse(header);
+    for (size_t i = 0; i < BLOCK; i += 4 * LANES) {
+        vi codes[4];
+        for (int k = 0; k < 4; k++) codes[k] = rounded(limited(load_floats(values + i + k * LANES) * inverse, 127.0f));
+        store_bytes(wire + SMLT_INT8_HEADER + i, codes[0], codes[1], codes[2], codes[3]);
+    }
+}
+
+KERNEL int int8_encode(void *wire, const void *source, size_t n, int exponent) {
+    const float *values = source;
+    int keep_scales = exponent == SMLT_KEEP_SCALES;
+    char *block = wire;
+    for (; n >= BLOCK; n -= BLOCK, block += BLOCK_BYTES, values += BLOCK) int8_encode_block(block, values, keep_scales);
+    if (n) smlt_int8_encode_block(block, values, n, keep_scales);
+    return 0;
+}
+
+PART void int8_apply(float *target, const void *wire, size_t n, int shift, applied how) {
+    const char *block = wire;
+    float power = smlt_power_of_two(-shift);
+    for (; n; block += BLOCK_BYTES, target += BLOCK) {
+        uint16_t header = LOAD(uint16_t, block, 0);
+        float scale = smlt_float_from_bf16(header) * power, values[BLOCK];
+        if (n >= BLOCK && !(header & SMLT_INT8_NOT_FINITE)) {
+            for (size_t i = 0; i < BLOCK; i += LANES)
+                apply(target + i, __builtin_convertvector(load_bytes(block + SMLT_INT8_HEADER + i), vf) * scale, how);
+            n -= BLOCK;
+            continue;
+        }
+        size_t count = n < BLOCK ? n : BLOCK;
+        smlt_int8_expand_block(values, block, count, shift);
+        for (size_t i = 0; i < count; i++) apply_one(target, i, values[i], how);
+        n -= count;
+    }
+}
+
+KERNEL void int8_decode(void *target, const void *wire, size_t n, int exponent) {
+    (void)exponent;
+    int8_apply(target, wire, n, 0, DECODE);
+}
+
+KERNEL void int8_reduce(void *accumulator, const void *wire, size_t n, int exponent, int shift, int first) {
+    (void)exponent;
+    if (first)
+        int8_apply(accumulator, wire, n, shift, FIRST);
+    else
+        int8_apply(accumulator, wire, n, shift, ADD);
+}
+
+/* ---- raw ---- */
+
+PART void raw_apply(float *sums, const float *values, size_t n, float scale, applied how) {
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) apply(sums + i, load_floats(values + i) * scale, how);
+    for (; i < n; i++) apply_one(sums, i, LOAD(float, values, i) * scale, how);
+}
+
+KERNEL void raw_reduce(void *accumulator, const void *source, size_t n, int exponent, int shift, int first) {
+    float scale = smlt_power_of_two(-shift);
+    (void)exponent;
+    if (first)
+        raw_apply(accumulator, source, n, scale, FIRST);
+    else
+        raw_apply(accumulator, source, n, scale, ADD);
+}
+
+KERNEL int finish_mean(void *accumulator, size_t n, int world_size, int shift) {
+    float *sums = accumulator, divisor = (float)world_size, scale = smlt_power_of_two(shift);
+    vi largest = {0};
+    size_t i = 0;
+    int not_finite = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vf mean = load_floats(sums + i) / divisor * scale;
+        largest = larger(largest, vector_bits(mean) & MAGNITUDE);
+        store_floats(sums + i, mean);
+    }
+    for (; i < n; i++) {
+        float mean = LOAD(float, sums, i) / divisor * scale;
+        not_finite |= !(mean - mean == 0);
+        STORE(float, sums, i, mean);
+    }
+    return not_finite || largest_lane(largest) >= INFINITY_BITS;
+}
+
+/* ---- error feedback ---- */
+
+KERNEL void add(void *values, const void *source, const void *residual, size_t n) {
+    const float *own = source, *kept = residual;
+    float *sums = values;
+    size_t i = 0;
+    if (kept)
+        for (; i + LANES <= n; i += LANES) store_floats(sums + i, one_nan_each(load_floats(own + i) + load_floats(kept + i)));
+    else
+        for (; i + LANES <= n; i += LANES) store_floats(sums + i, one_nan_each(load_floats(own + i) + 0.0f));
+    smlt_add_float(sums + i, own + i, kept ? kept + i : NULL, n - i);
+}
+
+KERNEL void subtract(void *residual, const void *values, const void *decoded, size_t n) {
+    const float *wanted = values, *got = decoded;
+    float *lost = residual;
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vi bits = vector_bits(load_floats(wanted + i) - load_floats(got + i));
+        store_floats(lost + i, (vf)where_greater((vi){0} + INFINITY_BITS, bits & MAGNITUDE, bits, (vi){0}));
+    }
+    smlt_subtract_float(lost + i, wanted + i, got + i, n - i);
+}
+
+FEEDBACK(half_feedback, sizeof(float), 2, 0, add, subtract, half_exponent, half_encode, half_decode)
+FEEDBACK(bf16_feedback, sizeof(float), 2, 0, add, subtract, NULL, bf16_encode, bf16_decode)
+FEEDBACK(int8_feedback, sizeof(float), 1, SMLT_INT8_HEADER, add, subtract, NULL, int8_encode, int8_decode)
+
+void OVERRIDE(smlt_kernel *kernel, int dtype, int codec, int operation) {
+    static const struct {
+        int (*encode)(void *, const void *, size_t, int);
+        void (*decode)(void *, const void *, size_t, int);
+        void (*reduce)(void *, const void *, size_t, int, int, int);
+        int (*encode_feedback)(void *, const void *, const void *, void *, size_t, int);
+    } kernels[SMLT_CODECS] = {
+        [SMLT_RAW] = {NULL, NULL, raw_reduce, NULL},
+        [SMLT_FP16] = {half_encode, half_decode, half_reduce, half_feedback},
+        [SMLT_BF16] = {bf16_encode, bf16_decode, bf16_reduce, bf16_feedback},
+        [SMLT_INT8] = {int8_encode, int8_decode, int8_reduce, int8_feedback},
+    };
+    if (dtype != SMLT_DTYPE_FLOAT32) return;
+    if (codec != SMLT_RAW) {
+        kernel->encode = kernels[codec].encode;
+        kernel->decode = kernels[codec].decode;
+        kernel->encode_feedback = kernels[codec].encode_feedback;
+    }
+    if (operation == SMLT_SUM || operation == SMLT_MEAN) {
+        kernel->reduce = kernels[codec].reduce;
+        kernel->reduce_own = raw_reduce;
+    }
+    if (operation == SMLT_MEAN) kernel->finish = finish_mean;
+}
