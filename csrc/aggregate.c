@@ -33,8 +33,9 @@ smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, cons
     for (int i = 0; i < STREAMS; i++) strcpy(engine->stream_id[i], "0-0");
     engine->completed_by = calloc((size_t)world_size, sizeof *engine->completed_by);
     engine->expiry_set_ms = calloc((size_t)world_size + 1, sizeof *engine->expiry_set_ms);
-    engine->accumulator = malloc(chunk_elements * 16); /* the widest: 128-bit sums of a mean of int64 */
-    int complete = engine->completed_by && engine->expiry_set_ms && engine->accumulator &&
+    engine->accumulator = malloc(chunk_elements * 16);                  /* the widest: 128-bit sums of a mean of int64 */
+    engine->one_shot_accumulator = malloc(SMLT_ONE_SHOT_BYTES_MAX * 8); /* a mean of bytes is summed in 64 bits */
+    int complete = engine->one_shot_accumulator && engine->completed_by && engine->expiry_set_ms && engine->accumulator &&
                    smlt_pool_init(&engine->pool, BULK_MESSAGES, SMLT_HEADER_BYTES + chunk_bytes);
     for (int lane = 0; lane < SMLT_LANES; lane++) complete = smlt_lane_init(&engine->lanes[lane], INPUT_BYTES) && complete;
     if (complete) return engine;
@@ -42,20 +43,14 @@ smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, cons
     return NULL;
 }
 
-static void collective_free(collective *c) {
-    free(c->memory);
-    free(c->description);
-    free(c->segments);
-    free(c);
-}
-
 void smlt_engine_free(smlt_engine *engine) {
     if (!engine) return;
     while (engine->active) {
         collective *next = engine->active->next;
-        collective_free(engine->active);
+        free(engine->active);
         engine->active = next;
     }
+    free(engine->spare);
     for (int lane = 0; lane < SMLT_LANES; lane++) smlt_lane_free(&engine->lanes[lane], &engine->pool);
     smlt_pool_free(&engine->pool);
     resp_buffer_free(&engine->early);
@@ -63,6 +58,7 @@ void smlt_engine_free(smlt_engine *engine) {
     free(engine->completed_by);
     free(engine->expiry_set_ms);
     free(engine->accumulator);
+    free(engine->one_shot_accumulator);
     free(engine);
 }
 
@@ -79,111 +75,22 @@ const smlt_error *smlt_engine_fatal(const smlt_engine *engine) { return &engine-
 
 /* ---- beginning a collective ---- */
 
-static int plan_is_sound(const smlt_engine *engine, const smlt_plan *plan, const typed_segment *segments) {
-    if (plan->chunk_count < 1 || (plan->reduce && plan->chunks[0].owner != 0)) return 0;
-    for (int i = 0; i < plan->chunk_count; i++) {
-        const smlt_chunk *chunk = &plan->chunks[i];
-        if (chunk->segment < 0 || chunk->segment >= plan->segment_count) return 0;
-        if (chunk->owner < (i ? chunk[-1].owner : 0) || chunk->owner >= engine->world_size) return 0;
-        const typed_segment *typed = &segments[chunk->segment];
-        if (chunk->count < 0 || (uint64_t)chunk->count > engine->chunk_elements) return 0;
-        if ((size_t)chunk->count * typed->kernel.wire_bytes > engine->chunk_bytes) return 0;
-        int reads_source = plan->reduce || chunk->owner == engine->rank;
-        if (reads_source && (chunk->source < 0 || chunk->source > typed->segment.source_count - chunk->count)) return 0;
-        if (chunk->target < 0 || chunk->target > typed->segment.target_count - chunk->count) return 0;
-    }
-    return 1;
-}
-
-/* Round by round, one chunk for each owner, beginning behind this rank: every owner hears from everyone early, and no
- * two workers press on the same owner first. A copy's owner publishes its own chunks in order. */
-static int order_uploads(const smlt_engine *engine, collective *c) {
-    if (!c->reduce) {
-        for (uint32_t chunk = c->own_first; chunk < c->own_end; chunk++) c->uploads[c->upload_count++] = chunk;
-        return 1;
-    }
-    uint32_t ranks = (uint32_t)engine->world_size, foreign = c->chunk_count - (c->own_end - c->own_first);
-    uint32_t *start = calloc(ranks + 1, sizeof *start); /* start[owner]: its first chunk */
-    if (!start) return 0;
-    for (uint32_t owner = 0, chunk = 0; owner <= ranks; owner++) {
-        while (chunk < c->chunk_count && c->chunks[chunk].owner < (int32_t)owner) chunk++;
-        start[owner] = chunk;
-    }
-    for (uint32_t round = 0; c->upload_count < foreign; round++)
-        for (uint32_t k = 1; k < ranks; k++) {
-            uint32_t owner = ((uint32_t)engine->rank + k) % ranks, chunk = start[owner] + round;
-            if (chunk < start[owner + 1]) c->uploads[c->upload_count++] = chunk;
-        }
-    free(start);
-    return 1;
-}
-
-static int allocate_arrays(const smlt_engine *engine, collective *c) {
-    size_t chunks = c->chunk_count, own = c->own_end - c->own_first, ranks = (size_t)engine->world_size;
-    size_t bytes = chunks * (4 * sizeof(uint32_t) + 2) + own * (2 * sizeof(uint32_t) + 1 + ranks) + ranks;
-    char *memory = c->memory = calloc(bytes + 1, 1);
-    if (!memory) return 0;
-    /* four-byte arrays first: everything stays aligned */
-    c->uploads = (uint32_t *)memory, memory += chunks * sizeof(uint32_t);
-    c->contributions.chunks = (uint32_t *)memory, memory += chunks * sizeof(uint32_t);
-    c->aggregates.chunks = (uint32_t *)memory, memory += chunks * sizeof(uint32_t);
-    c->republish.chunks = (uint32_t *)memory, memory += chunks * sizeof(uint32_t);
-    c->exponent = (int32_t *)memory, memory += own * sizeof(int32_t);
-    c->arrived_count = (uint32_t *)memory, memory += own * sizeof(uint32_t);
-    c->upload_state = (uint8_t *)memory, memory += chunks;
-    c->chunk_state = (uint8_t *)memory, memory += chunks;
-    c->shift = (uint8_t *)memory, memory += own;
-    c->arrived = (uint8_t *)memory, memory += own * ranks;
-    c->joined = (uint8_t *)memory;
-    return 1;
-}
-
-static collective *collective_new(const smlt_engine *engine, const smlt_plan *plan) {
-    collective *c = calloc(1, sizeof *c);
-    if (!c) return NULL;
-    c->digest = plan->digest;
-    c->reduce = plan->reduce;
-    c->chunks = plan->chunks;
-    c->chunk_count = c->chunks_left = (uint32_t)plan->chunk_count;
-    c->result.status = SMLT_ACTIVE;
-    c->description = strdup(plan->description);
-    c->segments = calloc((size_t)plan->segment_count, sizeof *c->segments);
-    if (!c->description || !c->segments) goto fail;
-    for (int i = 0; i < plan->segment_count; i++) {
-        const smlt_segment *segment = &plan->segments[i];
-        c->segments[i].segment = *segment;
-        if (!smlt_kernel_select(&c->segments[i].kernel, segment->dtype, segment->codec, plan->operation)) goto fail;
-    }
-    if (!plan_is_sound(engine, plan, c->segments)) goto fail;
-    while (c->own_first < c->chunk_count && c->chunks[c->own_first].owner < engine->rank) c->own_first++;
-    for (c->own_end = c->own_first; c->own_end < c->chunk_count && c->chunks[c->own_end].owner == engine->rank;) c->own_end++;
-    if (!allocate_arrays(engine, c) || !order_uploads(engine, c)) goto fail;
-    c->uploads_left = c->upload_count;
-    c->tokens_left = c->chunk_count - (c->reduce ? 0 : c->upload_count);
-    c->hello_left = !c->reduce && engine->rank != 0; /* a reduce says hello with its first contribution to rank 0 */
-    if (engine->rank == 0) {
-        c->joined[0] = 1;
-        c->joined_left = engine->world_size - 1;
-    }
-    return c;
-fail:
-    collective_free(c);
-    return NULL;
-}
-
-/* Tokens that came before their collective was begun here. */
+/* Tokens, and one-shot parts, that came before their collective was begun here. */
 static smlt_status replay_early_tokens(smlt_engine *engine) {
     resp_buffer early = engine->early;
     engine->early = (resp_buffer){0};
     smlt_status status = SMLT_OK;
     for (size_t at = 0; at < early.length && status == SMLT_OK;) {
-        uint16_t length;
+        uint32_t lengths[2]; /* of the token, of the part */
         smlt_token token;
-        memcpy(&length, early.data + at, sizeof length);
-        at += sizeof length;
-        if (smlt_token_parse(early.data + at, length, &token))
-            status = smlt_take_token(engine, &token, early.data + at, length);
-        at += length;
+        memcpy(lengths, early.data + at, sizeof lengths);
+        at += sizeof lengths;
+        if (smlt_token_parse(early.data + at, lengths[0], &token)) {
+            status = smlt_take_token(engine, &token, early.data + at, lengths[0]);
+            if (token.kind == SMLT_TOKEN_PART && status == SMLT_OK)
+                status = smlt_take_part(engine, &token, early.data + at, lengths[0], early.data + at + lengths[0], lengths[1]);
+        }
+        at += lengths[0] + lengths[1];
     }
     if (engine->early.length == 0 && !engine->early.data) { /* keep the storage for the next time */
         resp_buffer_clear(&early);
@@ -210,7 +117,7 @@ static int remember(smlt_engine *engine, const collective *c) {
         engine->past_capacity = capacity;
     }
     remains *entry = &engine->past[engine->past_count++];
-    *entry = (remains){.step = c->step, .own_first = c->own_first, .own_end = c->own_end};
+    *entry = (remains){.step = c->step, .own_first = c->own_first, .own_end = c->own_end, .newest = engine->newest_seen};
     strcpy(entry->inbox_id, engine->stream_id[INBOX]);
     strcpy(entry->outbox_id, engine->stream_id[OUTBOX]);
     return 1;
@@ -277,18 +184,21 @@ void smlt_chunk_complete(smlt_engine *engine, collective *c, uint32_t chunk) {
 
 smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint64_t *step) {
     if (engine->fatal.status != SMLT_OK) return engine->fatal.status;
-    collective *c = collective_new(engine, plan), **last = &engine->active;
+    collective *c = smlt_collective_new(engine, plan), **last = &engine->active;
     if (!c) return SMLT_NO_MEMORY;
     c->step = engine->last_step + 1;
     if (!remember(engine, c)) {
-        collective_free(c);
+        smlt_collective_free(engine, c);
         return SMLT_NO_MEMORY;
     }
     while (*last) last = &(*last)->next;
     *last = c;
     *step = engine->last_step = c->step;
     if (engine->failed_step) end_after_failure(engine, c);
-    if (c->step <= engine->early_dropped) smlt_ask_existence(engine, c);
+    if (c->step <= engine->early_dropped) {
+        smlt_ask_existence(engine, c);
+        engine->rewind = 1;
+    }
     return replay_early_tokens(engine);
 }
 
@@ -322,10 +232,10 @@ void smlt_engine_retire(smlt_engine *engine, uint64_t step) {
             *link = c->next;
             if (c->recovered) { /* keys that were written twice, or whose deletion was lost with the connection */
                 smlt_delete_uploads(engine, c);
-                for (uint32_t chunk = c->own_first; c->reduce && chunk < c->own_end; chunk++)
+                for (uint32_t chunk = c->own_first; c->algorithm == SMLT_HIERARCHICAL && chunk < c->own_end; chunk++)
                     smlt_delete_contributions(engine, c, chunk);
             }
-            collective_free(c);
+            smlt_collective_free(engine, c);
             break;
         }
 }
@@ -343,6 +253,11 @@ void smlt_engine_leave(smlt_engine *engine, const char *text) {
 
 int smlt_engine_missing_owner(smlt_engine *engine, uint64_t step) {
     collective *c = smlt_find(engine, step);
+    if (c && c->algorithm == SMLT_ONE_SHOT) {
+        for (int rank = 0; rank < engine->world_size; rank++)
+            if (rank != engine->rank && !c->parts.arrived[rank]) return rank;
+        return -1;
+    }
     for (uint32_t chunk = 0; c && chunk < c->chunk_count; chunk++)
         if (c->chunk_state[chunk] != CHUNK_DONE && c->chunks[chunk].owner != engine->rank) return c->chunks[chunk].owner;
     return -1;
@@ -401,28 +316,43 @@ static void delete_what_everyone_has_read(smlt_engine *engine) {
     for (int rank = 0; rank < engine->world_size; rank++)
         if (engine->completed_by[rank] < completed) completed = engine->completed_by[rank];
     while (engine->past_first < engine->past_count && engine->past[engine->past_first].step <= completed)
-        smlt_delete_remains(engine, &engine->past[engine->past_first++]);
+        smlt_delete_remains(engine, &engine->past[engine->past_first++], completed);
 }
 
-static smlt_status keep_for_later(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length) {
+static smlt_status keep_for_later(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length,
+                                  const char *part, size_t part_length) {
     if (token->step > engine->last_step + AHEAD_MAX) return SMLT_OK;
-    if (engine->early.length + length > EARLY_BYTES_MAX) {
-        engine->early_dropped = token->step; /* chunks of collectives up to here are looked for by key */
+    if (engine->early.length + length + part_length > EARLY_BYTES_MAX) { /* looked for again when that step begins */
+        if (!engine->rewind_id[0]) strcpy(engine->rewind_id, engine->before_id);
+        if (token->step > engine->early_dropped) engine->early_dropped = token->step;
         return SMLT_OK;
     }
-    uint16_t size = (uint16_t)length;
-    resp_append(&engine->early, &size, sizeof size);
+    uint32_t lengths[2] = {(uint32_t)length, (uint32_t)part_length};
+    resp_append(&engine->early, lengths, sizeof lengths);
     resp_append(&engine->early, bytes, length);
+    resp_append(&engine->early, part, part_length);
     return engine->early.failed ? smlt_fail_engine(engine, SMLT_NO_MEMORY, "out of memory for arrival tokens") : SMLT_OK;
+}
+
+smlt_status smlt_take_part(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length, const char *part,
+                           size_t part_length) {
+    if (token->rank >= engine->world_size || token->rank == engine->rank) return SMLT_OK;
+    if (token->step > engine->last_step) return keep_for_later(engine, token, bytes, length, part, part_length);
+    collective *c = smlt_find(engine, token->step);
+    if (c && c->result.status == SMLT_ACTIVE && c->algorithm == SMLT_ONE_SHOT && token->digest == c->digest)
+        smlt_part_is_there(engine, c, token->rank, part, part_length);
+    return SMLT_OK;
 }
 
 smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length) {
     if (token->rank >= engine->world_size) return SMLT_OK;
+    if (token->step > engine->newest_seen) engine->newest_seen = token->step;
     if (token->completed > engine->completed_by[token->rank] && token->rank != engine->rank) {
         engine->completed_by[token->rank] = token->completed;
         delete_what_everyone_has_read(engine);
     }
-    if (token->step > engine->last_step) return keep_for_later(engine, token, bytes, length);
+    if (token->step > engine->last_step)
+        return token->kind == SMLT_TOKEN_PART ? SMLT_OK : keep_for_later(engine, token, bytes, length, NULL, 0);
     collective *c = smlt_find(engine, token->step);
     if (!c || c->result.status != SMLT_ACTIVE) return SMLT_OK;
     if (token->kind == SMLT_TOKEN_ABORT) {
@@ -434,9 +364,9 @@ smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const 
     smlt_status status = check_caller(engine, c, token);
     if (token->kind == SMLT_TOKEN_HELLO || token->digest != c->digest || token->chunk >= c->chunk_count) return status;
     int owner = c->chunks[token->chunk].owner;
-    if (token->kind == SMLT_TOKEN_CONTRIBUTION && c->reduce && owner == engine->rank)
+    if (token->kind == SMLT_TOKEN_CONTRIBUTION && c->algorithm == SMLT_HIERARCHICAL && owner == engine->rank)
         smlt_contribution_is_there(engine, c, token->chunk, token->rank);
-    else if (token->kind == SMLT_TOKEN_AGGREGATE && owner == token->rank)
+    else if (token->kind == SMLT_TOKEN_AGGREGATE && c->algorithm != SMLT_ONE_SHOT && owner == token->rank)
         smlt_aggregate_is_there(c, token->chunk);
     return status;
 }
@@ -445,12 +375,16 @@ smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const 
 
 static void recover(smlt_engine *engine, collective *c) {
     c->recovered = 1;
+    if (c->algorithm == SMLT_ONE_SHOT) { /* reading goes on where it was: no token is lost */
+        c->parts.unsent = c->uploads_left > 0;
+        return;
+    }
     c->upload_next = 0;
     for (uint32_t i = 0; i < c->upload_count; i++) {
         uint8_t *state = &c->upload_state[i];
         /* An aggregate that came down holds this worker's contribution: the upload arrived, and in place its memory
          * already holds the result. */
-        if (*state == UPLOAD_SENT && c->reduce && c->chunk_state[c->uploads[i]] == CHUNK_DONE) {
+        if (*state == UPLOAD_SENT && c->algorithm == SMLT_HIERARCHICAL && c->chunk_state[c->uploads[i]] == CHUNK_DONE) {
             *state = UPLOAD_STORED;
             c->uploads_left--;
         } else if (*state == UPLOAD_SENT) {
@@ -462,7 +396,8 @@ static void recover(smlt_engine *engine, collective *c) {
     c->republish = (fetch_queue){c->republish.chunks, 0, 0};
     for (uint32_t chunk = 0; chunk < c->chunk_count; chunk++) {
         int own = chunk >= c->own_first && chunk < c->own_end;
-        if (c->reduce && c->chunk_state[chunk] == CHUNK_PUBLISHED) c->republish.chunks[c->republish.count++] = chunk;
+        if (c->algorithm == SMLT_HIERARCHICAL && c->chunk_state[chunk] == CHUNK_PUBLISHED)
+            c->republish.chunks[c->republish.count++] = chunk;
         if (c->chunk_state[chunk] == CHUNK_READY || c->chunk_state[chunk] == CHUNK_REQUESTED)
             queue_fetch(own ? &c->contributions : &c->aggregates, c, chunk);
     }

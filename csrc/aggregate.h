@@ -7,6 +7,8 @@
  *           contributions with one MGET in rank order, adds them to its own as they stream in, publishes the result.
  *   copy    the owner publishes its own data (broadcast, allgather).
  *   Then everyone fetches each published chunk, told by tokens.
+ *   one shot  (small reductions) everyone's contribution travels inside a token that everyone reads; each worker adds
+ *           them all, in rank order: one way through the store instead of two.
  *
  * Three lanes, so that nothing waits behind anything else: UP carries uploads and aggregates, DOWN the MGETs, TOKENS the
  * blocking XREAD. Rank 0 hears of every worker in every collective and checks that all called the same (invariant 7).
@@ -49,6 +51,8 @@ typedef struct {
     const void *source;
     void *target; /* may be the same memory as source */
     int64_t source_count, target_count;
+    const void *residual; /* error feedback: what earlier encodings lost, element by element as in source; or NULL */
+    void *next_residual;  /* receives what this one loses; NULL: no error feedback. Other memory than residual */
 } smlt_segment;
 
 typedef struct {
@@ -56,8 +60,16 @@ typedef struct {
     int64_t source, target, count; /* elements of the segment; chunks are sorted by owner */
 } smlt_chunk;
 
+typedef enum {
+    SMLT_COPY,         /* owners publish their own data */
+    SMLT_HIERARCHICAL, /* owners aggregate the contributions to their chunks */
+    SMLT_ONE_SHOT      /* everybody reads everybody's contribution; owners mean nothing */
+} smlt_algorithm;
+
+#define SMLT_ONE_SHOT_BYTES_MAX (64u << 10) /* of a contribution: it travels inside its arrival token */
+
 typedef struct {
-    int reduce; /* 1: reduce; 0: copy */
+    smlt_algorithm algorithm;
     int operation;
     uint64_t digest;         /* equal on all workers that call the same */
     const char *description; /* of the call, for the message when they do not */

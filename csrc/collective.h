@@ -10,6 +10,7 @@
 #define EARLY_BYTES_MAX (16u << 20)      /* tokens kept for collectives not begun here */
 #define FETCH_WINDOW_BYTES (4u << 20)    /* requested and not received: bounds the server's output buffer */
 #define FETCH_TOGETHER_BYTES (64u << 10) /* aggregates that one MGET asks for */
+#define TRIM_BYTES (64u << 10)           /* of tokens read before the streams are trimmed again */
 #define UPLOAD_WINDOW_BYTES (256u << 10) /* encoded and not sent */
 #define BULK_MESSAGES 6
 #define INPUT_BYTES (256u << 10)
@@ -31,8 +32,9 @@ typedef struct {
 typedef struct collective {
     struct collective *next; /* by step */
     uint64_t step, digest;
-    int reduce, recovered; /* recovered: a connection was lost on the way */
-    smlt_error result;     /* status SMLT_ACTIVE until it ends */
+    smlt_algorithm algorithm;
+    int recovered;     /* a connection was lost on the way */
+    smlt_error result; /* status SMLT_ACTIVE until it ends */
     char *description;
 
     typed_segment *segments;
@@ -46,24 +48,34 @@ typedef struct collective {
 
     uint8_t *chunk_state;
     int32_t *exponent; /* of own published chunks */
-    uint8_t *shift;    /* of own chunks: 2^-shift while adding, so that a mean does not overflow */
-    uint8_t *arrived;  /* own chunk x rank */
+    char *headers;     /* of their blocks, one chunk after the other; `headers_at` says where. NULL when there are none */
+    size_t *headers_at;
+    uint8_t *shift;   /* of own chunks: 2^-shift while adding, so that a mean does not overflow */
+    uint8_t *arrived; /* own chunk x rank */
     uint32_t *arrived_count;
     uint32_t chunks_left; /* not CHUNK_DONE */
     uint32_t tokens_left; /* CHUNK_WAITING for tokens */
     uint8_t *joined;      /* on rank 0, by rank: took part, with the same digest */
     int joined_left;
 
+    struct { /* one-shot: everyone's contribution, encoded, by rank */
+        char *bytes;
+        size_t size;
+        uint8_t *arrived;
+        int unsent, encoded; /* this worker's own */
+    } parts;
+
     fetch_queue contributions, aggregates; /* to be fetched */
     fetch_queue republish;                 /* own aggregates that a lost connection may have swallowed */
-    void *memory;                          /* one block for all the arrays above */
+    size_t block_size;                     /* of the block that holds this and all the arrays above */
 } collective;
 
 /* What is to be deleted once every worker has completed `step`. */
 typedef struct {
     uint64_t step;
     uint32_t own_first, own_end;
-    char inbox_id[48], outbox_id[48]; /* last read when `step` began: everything before is of collectives past */
+    char inbox_id[48], outbox_id[48]; /* last read when `step` began */
+    uint64_t newest;                  /* the newest step of which a token had been read by then */
 } remains;
 
 struct smlt_engine {
@@ -84,13 +96,20 @@ struct smlt_engine {
     uint64_t *completed_by; /* by rank, what its tokens say */
     int64_t *expiry_set_ms; /* by rank: inbox; [world_size]: outbox */
 
-    resp_buffer early;      /* tokens of collectives not begun here: length (2 bytes), token */
+    resp_buffer early;      /* tokens of collectives not begun here: two lengths (4 bytes each), token, one-shot part */
     uint64_t early_dropped; /* the last step of which a token was not kept */
+    char rewind_id[48];     /* where to read the common stream again, for one-shot parts that were not kept; or "" */
+    char before_id[48];     /* the entry before the one under way */
+    int rewind;             /* do so */
     remains *past;
     size_t past_first, past_count, past_capacity;
-    uint32_t tokens_since_trim;
+    size_t token_bytes_since_trim;
+    uint64_t newest_seen; /* step of a token */
 
-    char *accumulator;
+    char *spare; /* the block of a collective that is over, for the next one */
+    size_t spare_size;
+    char *accumulator;          /* of the contributions that come down */
+    char *one_shot_accumulator; /* another: those may be half way through */
     size_t chunk_elements, chunk_bytes, fetch_outstanding;
     int waiting_for_tokens; /* an XREAD is under way */
 
@@ -101,18 +120,32 @@ struct smlt_engine {
     } reading;
     struct { /* the XREAD reply under way */
         int stream, is_value;
-        char id[48], field[16], control_kind[16];
+        char field[16], control_kind[16];
+        char token[SMLT_TOKEN_MAX]; /* of the entry under way */
+        size_t token_length;
     } tokens;
 };
 
 static inline uint32_t others(const smlt_engine *engine) { return (uint32_t)engine->world_size - 1; }
+
+/* plan.c */
+collective *smlt_collective_new(smlt_engine *engine, const smlt_plan *plan); /* NULL: no memory, or unsound */
+void smlt_collective_free(smlt_engine *engine, collective *c);
+
+/* one_shot.c */
+size_t smlt_part_size(const smlt_plan *plan);
+const char *smlt_own_part(smlt_engine *engine, collective *c);
+void smlt_part_is_there(smlt_engine *engine, collective *c, int rank, const char *bytes, size_t length);
 
 /* aggregate.c */
 smlt_status smlt_fail_engine(smlt_engine *engine, smlt_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 collective *smlt_find(smlt_engine *engine, uint64_t step);
 void smlt_end_collective(smlt_engine *engine, collective *c, smlt_status status, const char *message, size_t length);
+/* A token read from a stream (`bytes`: as it was read), or a one-shot part with its token. */
 smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length);
+smlt_status smlt_take_part(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length, const char *part,
+                           size_t part_length);
 void smlt_contribution_is_there(smlt_engine *engine, collective *c, uint32_t chunk, int rank);
 void smlt_aggregate_is_there(collective *c, uint32_t chunk);
 void smlt_end_if_complete(smlt_engine *engine, collective *c);
@@ -123,11 +156,14 @@ void smlt_compose(smlt_engine *engine, int lane);
 void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk, const void *elements, int exponent);
 void smlt_delete_contributions(smlt_engine *engine, collective *c, uint32_t chunk);
 void smlt_delete_uploads(smlt_engine *engine, collective *c);
-void smlt_delete_remains(smlt_engine *engine, const remains *past);
+void smlt_delete_remains(smlt_engine *engine, const remains *past, uint64_t completed);
 void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length);
 void smlt_ask_existence(smlt_engine *engine, collective *c);
 
+int smlt_encode_contribution(const typed_segment *typed, const smlt_chunk *chunk, void *wire);
+
 /* receive.c */
+uint8_t smlt_shift_for(int world_size);
 smlt_status smlt_decode(smlt_engine *engine, int lane);
 
 #endif

@@ -38,6 +38,7 @@ void smlt_pool_give(smlt_message_pool *pool, smlt_message *message);
 typedef enum {
     EXPECT_CONTRIBUTION_STORED, /* SET of my contribution to `chunk` */
     EXPECT_AGGREGATE_STORED,    /* SET of an aggregate of mine */
+    EXPECT_PART_STORED,         /* XADD of my one-shot contribution */
     EXPECT_IGNORED,             /* XADD, PEXPIRE, UNLINK, XTRIM: only an error matters */
     EXPECT_TOKENS,              /* XREAD */
     EXPECT_CONTRIBUTIONS,       /* MGET of all others' contributions to `chunk` */

@@ -56,7 +56,7 @@ static smlt_status chunk_bulk_begins(smlt_engine *engine, collective *c, const s
     if (!c) return SMLT_OK;
     uint32_t chunk = element_chunk(engine, c, expected);
     const typed_segment *typed = &c->segments[c->chunks[chunk].segment];
-    if (item->integer != (int64_t)(SMLT_HEADER_BYTES + (size_t)c->chunks[chunk].count * typed->kernel.wire_bytes))
+    if (item->integer != (int64_t)(SMLT_HEADER_BYTES + smlt_wire_size(&typed->kernel, (size_t)c->chunks[chunk].count)))
         return not_as_asked(engine, SMLT_LANE_DOWN, "a chunk of another length than planned");
     if (expected->kind == EXPECT_CONTRIBUTIONS && (int)engine->reading.element == engine->rank) add_own(engine, c, chunk);
     return SMLT_OK;
@@ -93,9 +93,9 @@ static smlt_status chunk_data(smlt_engine *engine, collective *c, const smlt_exp
     uint32_t chunk_index = element_chunk(engine, c, expected);
     const smlt_chunk *chunk = &c->chunks[chunk_index];
     const typed_segment *typed = &c->segments[chunk->segment];
-    size_t n = length / typed->kernel.wire_bytes, done = engine->reading.elements_done;
+    size_t done = engine->reading.elements_done;
+    size_t n = smlt_wire_elements(&typed->kernel, length, (size_t)chunk->count - done);
     if (n == 0) return SMLT_OK;
-    if (n > (size_t)chunk->count - done) n = (size_t)chunk->count - done; /* the length was checked: this is belt and braces */
     if (expected->kind == EXPECT_CONTRIBUTIONS) {
         int first = engine->rank != 0 && engine->reading.element == 0;
         typed->kernel.reduce(engine->accumulator + done * typed->kernel.accumulator_bytes, bytes, n,
@@ -105,12 +105,12 @@ static smlt_status chunk_data(smlt_engine *engine, collective *c, const smlt_exp
         typed->kernel.decode(target, bytes, n, engine->reading.header.exponent);
     }
     engine->reading.elements_done += (uint32_t)n;
-    *taken += n * typed->kernel.wire_bytes;
+    *taken += smlt_wire_size(&typed->kernel, n);
     return SMLT_OK;
 }
 
 /* 2^-shift for the second try: so many values of any size cannot overflow. */
-static uint8_t shift_for(int world_size) {
+uint8_t smlt_shift_for(int world_size) {
     uint8_t shift = 1;
     while ((1L << shift) < world_size) shift++;
     return shift;
@@ -123,7 +123,7 @@ static void contributions_complete(smlt_engine *engine, collective *c, uint32_t 
     if (engine->rank == engine->world_size - 1) add_own(engine, c, chunk_index);
     int not_finite = typed->kernel.finish(engine->accumulator, (size_t)chunk->count, engine->world_size, *shift);
     if (not_finite && *shift == 0) { /* rare: fetch again and add smaller, lest a sum overflow whose mean does not */
-        *shift = shift_for(engine->world_size);
+        *shift = smlt_shift_for(engine->world_size);
         smlt_pool_unreserve_bulk(&engine->pool);
         c->chunk_state[chunk_index] = CHUNK_READY;
         c->contributions.chunks[--c->contributions.first] = chunk_index;
@@ -207,9 +207,18 @@ static smlt_status stream_value(smlt_engine *engine, const char *bytes, size_t l
         return strcmp(field, "text") == 0 ? control_event(engine, bytes, length) : SMLT_OK;
     }
     smlt_token token;
-    if (strcmp(field, "t") != 0 || !smlt_token_parse(bytes, length, &token)) return SMLT_OK; /* not one of ours: no hint */
-    engine->tokens_since_trim++;
-    return smlt_take_token(engine, &token, bytes, length);
+    engine->token_bytes_since_trim += length;
+    if (strcmp(field, "t") == 0) {
+        engine->tokens.token_length = 0;
+        if (!smlt_token_parse(bytes, length, &token)) return SMLT_OK; /* not one of ours: no hint */
+        memcpy(engine->tokens.token, bytes, length);
+        engine->tokens.token_length = length;
+        return smlt_take_token(engine, &token, bytes, length);
+    }
+    const char *before = engine->tokens.token;
+    if (strcmp(field, "p") != 0 || !smlt_token_parse(before, engine->tokens.token_length, &token)) return SMLT_OK;
+    if (token.kind != SMLT_TOKEN_PART) return SMLT_OK;
+    return smlt_take_part(engine, &token, before, engine->tokens.token_length, bytes, length);
 }
 
 /* Reply: [[stream, [[id, [field, value, ...]], ...]], ...]; the depth tells which string this is. */
@@ -225,6 +234,8 @@ static smlt_status stream_string(smlt_engine *engine, const resp_item *item) {
     if (item->depth == 4) {
         if (item->length >= sizeof engine->stream_id[0])
             return not_as_asked(engine, SMLT_LANE_TOKENS, "an entry's name is too long");
+        if (engine->tokens.stream == OUTBOX) strcpy(engine->before_id, engine->stream_id[OUTBOX]);
+        engine->tokens.token_length = 0;
         copy_text(engine->stream_id[engine->tokens.stream], sizeof engine->stream_id[0], item->data, item->length);
         engine->tokens.is_value = 0;
         return SMLT_OK;
@@ -237,6 +248,8 @@ static smlt_status stream_string(smlt_engine *engine, const resp_item *item) {
     return SMLT_OK;
 }
 
+#define STREAM_VALUE_MAX (SMLT_ONE_SHOT_BYTES_MAX + 4 * SMLT_TOKEN_MAX)
+
 static smlt_status tokens_event(smlt_engine *engine, resp_event event, const resp_item *item, const resp_decoder *decoder,
                                 size_t *taken) {
     smlt_status status = SMLT_OK;
@@ -245,8 +258,7 @@ static smlt_status tokens_event(smlt_engine *engine, resp_event event, const res
         *taken = item->length;
         status = stream_string(engine, item);
     } else if (event == RESP_BULK) {
-        if (item->integer > 4 * SMLT_TOKEN_MAX || item->depth < 2)
-            status = not_as_asked(engine, SMLT_LANE_TOKENS, "not a token");
+        if (item->integer > STREAM_VALUE_MAX || item->depth < 2) status = not_as_asked(engine, SMLT_LANE_TOKENS, "not a token");
     } else if (event != RESP_ARRAY && event != RESP_BULK_END && event != RESP_NIL) {
         status = not_as_asked(engine, SMLT_LANE_TOKENS, "not the entries of a stream");
     }
@@ -266,7 +278,7 @@ static void contribution_stored(smlt_engine *engine, const smlt_expectation *exp
 static void aggregate_stored(smlt_engine *engine, const smlt_expectation *expected) {
     collective *c = smlt_find(engine, expected->step);
     if (!c || c->result.status != SMLT_ACTIVE) return;
-    if (c->reduce) {
+    if (c->algorithm == SMLT_HIERARCHICAL) {
         smlt_delete_contributions(engine, c, expected->chunk);
     } else {
         uint8_t *state = &c->upload_state[expected->chunk - c->own_first];
@@ -276,9 +288,17 @@ static void aggregate_stored(smlt_engine *engine, const smlt_expectation *expect
     smlt_chunk_complete(engine, c, expected->chunk);
 }
 
+static void part_stored(smlt_engine *engine, const smlt_expectation *expected) {
+    collective *c = smlt_find(engine, expected->step);
+    if (!c) return;
+    c->uploads_left = 0;
+    smlt_end_if_complete(engine, c);
+}
+
 static smlt_status confirmation(smlt_engine *engine, int lane, const smlt_expectation *expected, resp_event event,
                                 const resp_item *item, size_t *taken) {
     if (event == RESP_DATA) *taken = item->length; /* an XADD's entry name */
+    if (expected->kind == EXPECT_PART_STORED && item->last) part_stored(engine, expected);
     if (!item->last) return event == RESP_ARRAY ? not_as_asked(engine, lane, "a list where a confirmation must be") : SMLT_OK;
     collective *c = smlt_find(engine, expected->step);
     switch (expected->kind) {

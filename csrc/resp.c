@@ -1,6 +1,5 @@
 #include "resp.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -131,14 +130,26 @@ void resp_append(resp_buffer *buffer, const void *bytes, size_t length) {
     buffer->length += length;
 }
 
-static void append_header(resp_buffer *buffer, char type, long long number) {
-    char line[32];
-    resp_append(buffer, line, (size_t)snprintf(line, sizeof line, "%c%lld\r\n", type, number));
+size_t resp_decimal(char digits[20], uint64_t number) {
+    char reversed[20];
+    size_t count = 0;
+    do reversed[count++] = (char)('0' + number % 10);
+    while (number /= 10);
+    for (size_t i = 0; i < count; i++) digits[i] = reversed[count - 1 - i];
+    return count;
 }
 
-void resp_append_array(resp_buffer *buffer, size_t elements) { append_header(buffer, '*', (long long)elements); }
+static void append_header(resp_buffer *buffer, char type, uint64_t number) {
+    char line[24] = {type};
+    size_t length = 1 + resp_decimal(line + 1, number);
+    line[length] = '\r';
+    line[length + 1] = '\n';
+    resp_append(buffer, line, length + 2);
+}
 
-void resp_append_bulk_header(resp_buffer *buffer, size_t length) { append_header(buffer, '$', (long long)length); }
+void resp_append_array(resp_buffer *buffer, size_t elements) { append_header(buffer, '*', elements); }
+
+void resp_append_bulk_header(resp_buffer *buffer, size_t length) { append_header(buffer, '$', length); }
 
 void resp_append_bulk(resp_buffer *buffer, const void *bytes, size_t length) {
     resp_append_bulk_header(buffer, length);
@@ -149,6 +160,7 @@ void resp_append_bulk(resp_buffer *buffer, const void *bytes, size_t length) {
 void resp_append_text(resp_buffer *buffer, const char *text) { resp_append_bulk(buffer, text, strlen(text)); }
 
 void resp_append_number(resp_buffer *buffer, int64_t number) {
-    char text[24];
-    resp_append_bulk(buffer, text, (size_t)snprintf(text, sizeof text, "%lld", (long long)number));
+    char text[24] = {'-'};
+    size_t sign = number < 0;
+    resp_append_bulk(buffer, text, sign + resp_decimal(text + sign, sign ? 0 - (uint64_t)number : (uint64_t)number));
 }

@@ -50,6 +50,9 @@ resp_event resp_next(resp_decoder *decoder, const char *bytes, size_t length, si
 /* After RESP_DATA: the caller has used `count` (<= item.length) bytes of content. */
 void resp_take(resp_decoder *decoder, size_t count);
 
+/* Decimal digits of `number`, not terminated; returns how many. Keys and headers are made by the thousand. */
+size_t resp_decimal(char digits[20], uint64_t number);
+
 /* A growable byte buffer. `failed` is set when memory ran out; appending then does nothing. */
 typedef struct {
     char *data;

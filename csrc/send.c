@@ -42,7 +42,9 @@ static void append_expiry(smlt_engine *engine, resp_buffer *buffer, const char *
     expect_nothing(engine);
 }
 
-static void append_token(smlt_engine *engine, resp_buffer *buffer, int to_rank, smlt_token token) {
+/* Beside the token a one-shot part, when there is one. */
+static void append_entry(smlt_engine *engine, resp_buffer *buffer, int to_rank, smlt_token token, const char *part,
+                         size_t part_length, smlt_expectation expectation) {
     char key[SMLT_KEY_MAX], bytes[SMLT_TOKEN_MAX];
     token.rank = (uint16_t)engine->rank;
     token.completed = engine->completed;
@@ -50,14 +52,22 @@ static void append_token(smlt_engine *engine, resp_buffer *buffer, int to_rank, 
         smlt_key_inbox(key, engine->prefix, to_rank);
     else
         smlt_key_outbox(key, engine->prefix);
-    resp_append_array(buffer, 5);
+    resp_append_array(buffer, part ? 7 : 5);
     resp_append_text(buffer, "XADD");
     resp_append_text(buffer, key);
     resp_append_text(buffer, "*");
     resp_append_text(buffer, "t");
     resp_append_bulk(buffer, bytes, smlt_token_pack(bytes, &token));
-    expect_nothing(engine);
+    if (part) {
+        resp_append_text(buffer, "p");
+        resp_append_bulk(buffer, part, part_length);
+    }
+    expect(engine, SMLT_LANE_UP, expectation);
     append_expiry(engine, buffer, key, &engine->expiry_set_ms[to_rank >= 0 ? to_rank : engine->world_size]);
+}
+
+static void append_token(smlt_engine *engine, resp_buffer *buffer, int to_rank, smlt_token token) {
+    append_entry(engine, buffer, to_rank, token, NULL, 0, (smlt_expectation){.kind = EXPECT_IGNORED});
 }
 
 void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length) {
@@ -104,17 +114,38 @@ static void begin_set(smlt_engine *engine, collective *c, uint32_t chunk, smlt_m
     resp_append_number(&message->tail, engine->ttl_ms);
 }
 
+/* Encode this worker's elements of a chunk, with what earlier encodings lost where there is error feedback. */
+int smlt_encode_contribution(const typed_segment *typed, const smlt_chunk *chunk, void *wire) {
+    size_t offset = (size_t)chunk->source * typed->kernel.element_bytes, n = (size_t)chunk->count;
+    const char *source = (const char *)typed->segment.source + offset, *residual = typed->segment.residual;
+    if (!typed->segment.next_residual) return typed->kernel.encode(wire, source, n, SMLT_CHOOSE_EXPONENT);
+    return typed->kernel.encode_feedback(wire, source, residual ? residual + offset : NULL,
+                                         (char *)typed->segment.next_residual + offset, n, SMLT_CHOOSE_EXPONENT);
+}
+
+static void compose_part(smlt_engine *engine, collective *c) {
+    smlt_message *message = new_text(engine);
+    if (!message) return;
+    append_entry(engine, &message->head, -1,
+                 (smlt_token){.kind = SMLT_TOKEN_PART,
+                              .step = c->step,
+                              .digest = c->digest,
+                              .text = c->description,
+                              .text_length = strlen(c->description)},
+                 smlt_own_part(engine, c), c->parts.size, (smlt_expectation){.kind = EXPECT_PART_STORED, .step = c->step});
+    c->parts.unsent = 0;
+    queue(engine, SMLT_LANE_UP, message);
+}
+
 static void compose_contribution(smlt_engine *engine, collective *c, uint32_t upload) {
     uint32_t chunk_index = c->uploads[upload];
     const smlt_chunk *chunk = &c->chunks[chunk_index];
     const typed_segment *typed = &c->segments[chunk->segment];
-    const char *source = (const char *)typed->segment.source + (size_t)chunk->source * typed->kernel.element_bytes;
     smlt_message *message = smlt_pool_take_bulk(&engine->pool);
-    int exponent =
-        typed->kernel.encode(message->payload + SMLT_HEADER_BYTES, source, (size_t)chunk->count, SMLT_CHOOSE_EXPONENT);
+    int exponent = smlt_encode_contribution(typed, chunk, message->payload + SMLT_HEADER_BYTES);
     char key[SMLT_KEY_MAX];
     size_t key_length = smlt_key_contribution(key, engine->prefix, c->step, chunk_index, engine->rank);
-    begin_set(engine, c, chunk_index, message, key, key_length, (size_t)chunk->count * typed->kernel.wire_bytes, exponent);
+    begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
     expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_CONTRIBUTION_STORED, .step = c->step, .first = upload});
     smlt_token token = {.kind = SMLT_TOKEN_CONTRIBUTION, .step = c->step, .digest = c->digest, .chunk = chunk_index};
     if (chunk_index == 0) { /* rank 0 hears what this worker called */
@@ -126,6 +157,32 @@ static void compose_contribution(smlt_engine *engine, collective *c, uint32_t up
     queue(engine, SMLT_LANE_UP, message);
 }
 
+/* With an exponent given, the bytes are those of the first time: block headers were kept, what was lost is known. */
+static int encode_aggregate(collective *c, uint32_t chunk_index, char *wire, const void *elements, int exponent) {
+    const smlt_chunk *chunk = &c->chunks[chunk_index];
+    const typed_segment *typed = &c->segments[chunk->segment];
+    const smlt_kernel *kernel = &typed->kernel;
+    size_t n = (size_t)chunk->count, offset = (size_t)chunk->source * kernel->element_bytes, blocks = 0;
+    size_t block_bytes = kernel->block_header_bytes + kernel->block_elements * kernel->wire_bytes;
+    char *headers = c->headers + c->headers_at[chunk_index - c->own_first];
+    if (kernel->block_header_bytes) blocks = (n + kernel->block_elements - 1) / kernel->block_elements;
+    if (exponent != SMLT_CHOOSE_EXPONENT) {
+        for (size_t i = 0; i < blocks; i++)
+            memcpy(wire + i * block_bytes, headers + i * kernel->block_header_bytes, kernel->block_header_bytes);
+        return kernel->encode(wire, elements, n, blocks ? SMLT_KEEP_SCALES : exponent);
+    }
+    if (typed->segment.next_residual && c->algorithm == SMLT_HIERARCHICAL) {
+        const char *residual = typed->segment.residual;
+        exponent = kernel->encode_feedback(wire, elements, residual ? residual + offset : NULL,
+                                           (char *)typed->segment.next_residual + offset, n, exponent);
+    } else {
+        exponent = kernel->encode(wire, elements, n, exponent);
+    }
+    for (size_t i = 0; i < blocks; i++)
+        memcpy(headers + i * kernel->block_header_bytes, wire + i * block_bytes, kernel->block_header_bytes);
+    return exponent;
+}
+
 /* Publish an own chunk; a bulk message was reserved. What everyone will decode is written to this worker's target too:
  * the same bytes everywhere (invariant 1). With an exponent given, elements decoded before are encoded again. */
 void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, const void *elements, int exponent) {
@@ -134,13 +191,13 @@ void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, cons
     smlt_message *message = smlt_pool_take_bulk(&engine->pool);
     char *wire = message->payload + SMLT_HEADER_BYTES;
     char *target = (char *)typed->segment.target + (size_t)chunk->target * typed->kernel.element_bytes;
-    exponent = typed->kernel.encode(wire, elements, (size_t)chunk->count, exponent);
+    exponent = encode_aggregate(c, chunk_index, wire, elements, exponent);
     typed->kernel.decode(target, wire, (size_t)chunk->count, exponent);
     c->exponent[chunk_index - c->own_first] = exponent;
     c->chunk_state[chunk_index] = CHUNK_PUBLISHED;
     char key[SMLT_KEY_MAX];
     size_t key_length = smlt_key_aggregate(key, engine->prefix, c->step, chunk_index);
-    begin_set(engine, c, chunk_index, message, key, key_length, (size_t)chunk->count * typed->kernel.wire_bytes, exponent);
+    begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
     expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_AGGREGATE_STORED, .step = c->step, .chunk = chunk_index});
     append_token(engine, &message->tail, -1,
                  (smlt_token){.kind = SMLT_TOKEN_AGGREGATE, .step = c->step, .digest = c->digest, .chunk = chunk_index});
@@ -174,7 +231,7 @@ static int compose_upload(smlt_engine *engine, collective *c) {
     }
     while (c->upload_next < c->upload_count && c->upload_state[c->upload_next] != UPLOAD_UNSENT) c->upload_next++;
     if (c->upload_next == c->upload_count) return 0;
-    if (c->reduce)
+    if (c->algorithm == SMLT_HIERARCHICAL)
         compose_contribution(engine, c, c->upload_next++);
     else
         compose_copy(engine, c, c->upload_next++);
@@ -186,6 +243,7 @@ static void compose_uploads(smlt_engine *engine) {
     for (collective *c = engine->active; c; c = c->next) {
         if (c->result.status != SMLT_ACTIVE) continue;
         if (c->hello_left) compose_hello(engine, c);
+        if (c->parts.unsent) compose_part(engine, c);
         while (lane->queued_bytes < UPLOAD_WINDOW_BYTES && smlt_pool_reserve_bulk(&engine->pool))
             if (!compose_upload(engine, c)) {
                 smlt_pool_unreserve_bulk(&engine->pool);
@@ -197,7 +255,7 @@ static void compose_uploads(smlt_engine *engine) {
 /* ---- chunks coming down ---- */
 
 static size_t chunk_wire_bytes(const collective *c, uint32_t chunk) {
-    return SMLT_HEADER_BYTES + (size_t)c->chunks[chunk].count * c->segments[c->chunks[chunk].segment].kernel.wire_bytes;
+    return SMLT_HEADER_BYTES + smlt_wire_size(&c->segments[c->chunks[chunk].segment].kernel, (size_t)c->chunks[chunk].count);
 }
 
 static void compose_contributions_fetch(smlt_engine *engine, collective *c, smlt_message *message) {
@@ -266,6 +324,9 @@ static void compose_wait(smlt_engine *engine) {
     if (engine->waiting_for_tokens || !tokens_are_missing(engine)) return;
     smlt_message *message = new_text(engine);
     if (!message) return;
+    if (engine->rewind && engine->rewind_id[0]) strcpy(engine->stream_id[OUTBOX], engine->rewind_id);
+    if (engine->rewind) engine->rewind_id[0] = 0, engine->early_dropped = 0;
+    engine->rewind = 0;
     resp_buffer *buffer = &message->head;
     resp_append_array(buffer, 6 + 2 * STREAMS);
     resp_append_text(buffer, "XREAD");
@@ -301,6 +362,7 @@ static void ask(smlt_engine *engine, smlt_message *message, const char *key, siz
 }
 
 void smlt_ask_existence(smlt_engine *engine, collective *c) {
+    if (c->algorithm == SMLT_ONE_SHOT) return; /* its tokens are the data: they are read again */
     smlt_message *message = new_text(engine);
     if (!message) return;
     char key[SMLT_KEY_MAX];
@@ -312,7 +374,7 @@ void smlt_ask_existence(smlt_engine *engine, collective *c) {
             continue;
         }
         const uint8_t *arrived = c->arrived + (size_t)(chunk - c->own_first) * (size_t)engine->world_size;
-        for (int rank = 0; c->reduce && rank < engine->world_size; rank++)
+        for (int rank = 0; c->algorithm == SMLT_HIERARCHICAL && rank < engine->world_size; rank++)
             if (rank != engine->rank && !arrived[rank])
                 ask(engine, message, key, smlt_key_contribution(key, engine->prefix, c->step, chunk, rank),
                     (smlt_expectation){
@@ -340,7 +402,7 @@ void smlt_delete_contributions(smlt_engine *engine, collective *c, uint32_t chun
 void smlt_delete_uploads(smlt_engine *engine, collective *c) {
     uint32_t sent = 0;
     for (uint32_t i = 0; i < c->upload_count; i++) sent += c->upload_state[i] != UPLOAD_UNSENT;
-    smlt_message *message = c->reduce && sent ? new_text(engine) : NULL;
+    smlt_message *message = c->algorithm == SMLT_HIERARCHICAL && sent ? new_text(engine) : NULL;
     if (!message) return;
     char key[SMLT_KEY_MAX];
     resp_append_array(&message->head, 1 + sent);
@@ -363,7 +425,7 @@ static void append_trim(smlt_engine *engine, resp_buffer *buffer, int stream, co
     expect_nothing(engine);
 }
 
-void smlt_delete_remains(smlt_engine *engine, const remains *past) {
+void smlt_delete_remains(smlt_engine *engine, const remains *past, uint64_t completed) {
     smlt_message *message = new_text(engine);
     if (!message) return;
     char key[SMLT_KEY_MAX];
@@ -374,8 +436,9 @@ void smlt_delete_remains(smlt_engine *engine, const remains *past) {
             resp_append_bulk(&message->head, key, smlt_key_aggregate(key, engine->prefix, past->step, chunk));
         expect_nothing(engine);
     }
-    if (engine->tokens_since_trim > 512) {
-        engine->tokens_since_trim = 0;
+    /* What all workers have read: tokens of collectives that all have completed. */
+    if (engine->token_bytes_since_trim > TRIM_BYTES && past->newest <= completed) {
+        engine->token_bytes_since_trim = 0;
         append_trim(engine, &message->head, INBOX, past->inbox_id);
         if (engine->rank == 0) append_trim(engine, &message->head, OUTBOX, past->outbox_id);
     }

@@ -1,22 +1,42 @@
 #include "wire.h"
 
-#include <stdio.h>
 #include <string.h>
 
+#include "resp.h"
+
+/* SMLT_KEY_MAX leaves room for three numbers of 20 digits behind the longest prefix. */
+static char *append_text(char *at, const char *text) {
+    size_t length = strlen(text);
+    memcpy(at, text, length + 1);
+    return at + length;
+}
+
+static char *append_number(char *at, uint64_t number) {
+    at += resp_decimal(at, number);
+    *at = 0;
+    return at;
+}
+
+static char *append_chunk(char *at, const char *prefix, uint64_t step, const char *kind, uint32_t chunk) {
+    at = append_number(append_text(at, prefix), step);
+    return append_number(append_text(at, kind), chunk);
+}
+
 size_t smlt_key_contribution(char key[SMLT_KEY_MAX], const char *prefix, uint64_t step, uint32_t chunk, int rank) {
-    return (size_t)snprintf(key, SMLT_KEY_MAX, "%s%llu:u:%u:%d", prefix, (unsigned long long)step, chunk, rank);
+    char *end = append_chunk(key, prefix, step, ":u:", chunk);
+    return (size_t)(append_number(append_text(end, ":"), (uint64_t)rank) - key);
 }
 
 size_t smlt_key_aggregate(char key[SMLT_KEY_MAX], const char *prefix, uint64_t step, uint32_t chunk) {
-    return (size_t)snprintf(key, SMLT_KEY_MAX, "%s%llu:a:%u", prefix, (unsigned long long)step, chunk);
+    return (size_t)(append_chunk(key, prefix, step, ":a:", chunk) - key);
 }
 
 size_t smlt_key_inbox(char key[SMLT_KEY_MAX], const char *prefix, int rank) {
-    return (size_t)snprintf(key, SMLT_KEY_MAX, "%sin:%d", prefix, rank);
+    return (size_t)(append_number(append_text(append_text(key, prefix), "in:"), (uint64_t)rank) - key);
 }
 
 size_t smlt_key_outbox(char key[SMLT_KEY_MAX], const char *prefix) {
-    return (size_t)snprintf(key, SMLT_KEY_MAX, "%sagg", prefix);
+    return (size_t)(append_text(append_text(key, prefix), "agg") - key);
 }
 
 static void put(char *bytes, uint64_t value, int count) {
@@ -82,6 +102,6 @@ int smlt_token_parse(const char *bytes, size_t length, smlt_token *token) {
     token->rank = (uint16_t)get(bytes + 32, 2);
     token->text_length = get(bytes + 34, 2);
     token->text = bytes + SMLT_TOKEN_BYTES;
-    return token->kind >= SMLT_TOKEN_CONTRIBUTION && token->kind <= SMLT_TOKEN_ABORT &&
+    return token->kind >= SMLT_TOKEN_CONTRIBUTION && token->kind <= SMLT_TOKEN_PART &&
            token->text_length == length - SMLT_TOKEN_BYTES;
 }

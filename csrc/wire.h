@@ -3,7 +3,10 @@
  *   <prefix><step>:u:<chunk>:<rank>   a worker's contribution to a chunk, read by the chunk's owner
  *   <prefix><step>:a:<chunk>          the aggregated chunk, read by everyone
  *   <prefix>in:<rank>                 stream of tokens for one worker: contributions to its chunks have arrived
- *   <prefix>agg                       stream of tokens for everyone: aggregated chunks, and aborts
+ *   <prefix>agg                       stream of tokens for everyone: aggregated chunks, one-shot contributions, aborts
+ *
+ * An entry of a stream has the field "t", the token, and for a one-shot contribution "p": for each chunk the exponent (4
+ * bytes) and the encoded elements.
  *
  * The prefix names the job, generation and session (smlt/store/parameter.py), so another generation's keys are other
  * keys (invariant 4). Numbers are little-endian. Everything read back is checked before it is used.
@@ -43,7 +46,8 @@ typedef enum {
     SMLT_TOKEN_CONTRIBUTION = 1, /* `rank` has uploaded its contribution to `chunk` */
     SMLT_TOKEN_AGGREGATE = 2,    /* `rank` has published the aggregated `chunk` */
     SMLT_TOKEN_HELLO = 3,        /* `rank` takes part in `step`; nothing uploaded */
-    SMLT_TOKEN_ABORT = 4         /* `step` ends in error for everyone: `status` and `text` say why */
+    SMLT_TOKEN_ABORT = 4,        /* `step` ends in error for everyone: `status` and `text` say why */
+    SMLT_TOKEN_PART = 5          /* `rank`'s contribution to a one-shot reduction lies beside this token */
 } smlt_token_kind;
 
 typedef struct {

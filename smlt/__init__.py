@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Any
 from smlt._version import __version__
 
 if TYPE_CHECKING:
-    from smlt.collective.api import allgather, allreduce, barrier, broadcast, finalize, init, rank, world_size
+    from smlt.collective.api import allgather, allreduce, allreduce_async, barrier, broadcast, finalize, init, rank, world_size
     from smlt.collective.communicator import Communicator
+    from smlt.collective.feedback import ErrorFeedback
+    from smlt.collective.work import Work
     from smlt.worker.task import Task
 
 # A name here is imported when it is first used: a cold start pays for what it touches.
 _HOME = {
     "Communicator": "smlt.collective.communicator",
+    "ErrorFeedback": "smlt.collective.feedback",
     "Task": "smlt.worker.task",
+    "Work": "smlt.collective.work",
     "allgather": "smlt.collective.api",
     "allreduce": "smlt.collective.api",
+    "allreduce_async": "smlt.collective.api",
     "barrier": "smlt.collective.api",
     "broadcast": "smlt.collective.api",
     "finalize": "smlt.collective.api",
@@ -27,10 +32,13 @@ _HOME = {
 
 __all__ = [
     "Communicator",
+    "ErrorFeedback",
     "Task",
+    "Work",
     "__version__",
     "allgather",
     "allreduce",
+    "allreduce_async",
     "barrier",
     "broadcast",
     "finalize",

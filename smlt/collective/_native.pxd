@@ -69,14 +69,19 @@ cdef extern from "aggregate.h" nogil:
         void *target
         int64_t source_count
         int64_t target_count
+        const void *residual
+        void *next_residual
     ctypedef struct smlt_chunk:
         int32_t segment
         int32_t owner
         int64_t source
         int64_t target
         int64_t count
+    ctypedef enum smlt_algorithm:
+        SMLT_COPY, SMLT_HIERARCHICAL, SMLT_ONE_SHOT
+    size_t SMLT_ONE_SHOT_BYTES_MAX
     ctypedef struct smlt_plan:
-        int reduce
+        smlt_algorithm algorithm
         int operation
         uint64_t digest
         const char *description

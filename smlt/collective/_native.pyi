@@ -2,6 +2,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 LANES: Final[int]
+COPY: Final[int]
+HIERARCHICAL: Final[int]
+ONE_SHOT: Final[int]
+ONE_SHOT_BYTES_MAX: Final[int]
 OK: Final[int]
 ACTIVE: Final[int]
 NO_MEMORY: Final[int]
@@ -38,11 +42,11 @@ class Engine:
     def submit(
         self,
         *,
-        reduce: bool,
+        algorithm: int,
         operation: int,
         digest: int,
         description: bytes,
-        segments: Sequence[tuple[int, int, Any, Any, int]],
+        segments: Sequence[tuple[int, int, Any, Any, int, Any, Any]],
         table: ChunkTable,
     ) -> int: ...
     def connected(self, sockets: Sequence[int] | None) -> None: ...

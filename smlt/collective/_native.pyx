@@ -13,6 +13,10 @@ cdef extern from "Python.h":
     int PyBUF_WRITE
 
 LANES = SMLT_LANES
+COPY = SMLT_COPY
+HIERARCHICAL = SMLT_HIERARCHICAL
+ONE_SHOT = SMLT_ONE_SHOT
+ONE_SHOT_BYTES_MAX = SMLT_ONE_SHOT_BYTES_MAX
 OK = SMLT_OK
 ACTIVE = SMLT_ACTIVE
 NO_MEMORY = SMLT_NO_MEMORY
@@ -103,14 +107,14 @@ cdef class Engine:
         with nogil:
             smlt_progress_lock(self.progress)
 
-    def submit(self, *, bint reduce, int operation, uint64_t digest, bytes description, segments, ChunkTable table):
-        """Begin a collective; returns its step. `segments`: (dtype, codec, source, target, itemsize) each.
+    def submit(self, *, int algorithm, int operation, uint64_t digest, bytes description, segments, ChunkTable table):
+        """Begin a collective; returns its step. `segments`: (dtype, codec, source, target, itemsize, residual, next) each.
 
         Source and target are contiguous buffers (source may be None on a worker that only receives) and are held until
-        `retire`. Raises BufferError for memory that cannot be used, ValueError for a plan that does not fit it.
+        `retire`, as are residual and next residual (None without error feedback; residual None: zeros). Raises BufferError for memory that cannot be used, ValueError for a plan that does not fit it.
         """
         cdef int count = len(segments)
-        cdef Held held = Held(2 * count)
+        cdef Held held = Held(4 * count)
         cdef smlt_segment *native = <smlt_segment *>calloc(count if count else 1, sizeof(smlt_segment))
         cdef smlt_plan plan
         cdef uint64_t step = 0
@@ -119,7 +123,7 @@ cdef class Engine:
             raise MemoryError
         try:
             held.table = table
-            for i, (dtype, codec, source, target, itemsize) in enumerate(segments):
+            for i, (dtype, codec, source, target, itemsize, residual, next_residual) in enumerate(segments):
                 native[i].dtype = dtype
                 native[i].codec = codec
                 if source is not None:
@@ -129,7 +133,14 @@ cdef class Engine:
                 view = held.hold(target, PyBUF_ANY_CONTIGUOUS | PyBUF_WRITABLE)
                 native[i].target = view.buf
                 native[i].target_count = view.len // <Py_ssize_t>itemsize
-            plan.reduce = reduce
+                if next_residual is not None:
+                    view = held.hold(next_residual, PyBUF_ANY_CONTIGUOUS | PyBUF_WRITABLE)
+                    native[i].next_residual = view.buf
+                    if view.len < native[i].source_count * <Py_ssize_t>itemsize:
+                        raise ValueError("a residual is shorter than its source")
+                    if residual is not None:
+                        native[i].residual = held.hold(residual, PyBUF_ANY_CONTIGUOUS).buf
+            plan.algorithm = <smlt_algorithm>algorithm
             plan.operation = operation
             plan.digest = digest
             plan.description = description

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from smlt.collective.communicator import Communicator
+from smlt.collective.feedback import ErrorFeedback
+from smlt.collective.work import Work
 from smlt.errors import CollectiveError, ConfigError
 
 _current: Communicator | None = None
@@ -91,12 +93,29 @@ def _communicator() -> Communicator:
     return _current
 
 
-def allreduce(x: Any, op: str = "mean", codec: str | Mapping[str, str] | None = None, out: Any = None) -> Any:
+def allreduce(
+    x: Any,
+    op: str = "mean",
+    codec: str | Mapping[str, str] | None = None,
+    out: Any = None,
+    feedback: ErrorFeedback | None = None,
+) -> Any:
     """Reduce `x` (array, tensor, number, or nested dict/list/tuple) over all workers: op "mean", "sum", "min" or "max".
 
     Integer arrays keep their dtype: their mean is rounded to nearest. All about it: `help(smlt.Communicator.allreduce)`.
     """
-    return _communicator().allreduce(x, op, codec, out)
+    return _communicator().allreduce(x, op, codec, out, feedback)
+
+
+def allreduce_async(
+    x: Any,
+    op: str = "mean",
+    codec: str | Mapping[str, str] | None = None,
+    out: Any = None,
+    feedback: ErrorFeedback | None = None,
+) -> Work:
+    """Begin an all-reduce and return its handle at once: see `Communicator.allreduce_async`."""
+    return _communicator().allreduce_async(x, op, codec, out, feedback)
 
 
 def broadcast(x: Any, root: int = 0, out: Any = None) -> Any:

@@ -8,21 +8,23 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
-from hashlib import blake2b
 from types import TracebackType
 from typing import Any
 
 from smlt.collective.codecs import OPERATIONS, WIRE_DTYPES, check_codec, check_operation, wire_codec
+from smlt.collective.feedback import ErrorFeedback, Residual
 from smlt.collective.plan import (
     CHUNK_BYTES,
     CHUNK_BYTES_MAX,
     CHUNK_BYTES_MIN,
-    allgather_table,
-    broadcast_table,
-    reduce_table,
+    Plan,
+    allgather_plan,
+    broadcast_plan,
+    reduce_plan,
 )
 from smlt.collective.session import Session
-from smlt.collective.structure import Segment, check_outs, describe, flatten, fuse, rebuild, results
+from smlt.collective.structure import Leaf, Segment, check_outs, describe_call, flatten, fuse, rebuild, results
+from smlt.collective.tuning import ALGORITHMS, LOCAL, Tuning
 from smlt.collective.work import Work
 from smlt.errors import CollectiveError, ConfigError
 from smlt.store.parameter import ParameterStore
@@ -47,11 +49,19 @@ class Communicator:
     timeout_s
         Deadline of every collective, in seconds. Also the longest wait for the store when a connection is lost.
     codec
-        What floats travel as unless a call says otherwise: "fp16" or "fp32" (see `smlt.collective.codecs`).
+        What floats travel as unless a call says otherwise: "fp32", "fp16", "bf16" or "int8" (see
+        `smlt.collective.codecs`).
     worker_id
         Names this worker in the roster; unique by default.
     chunk_bytes
-        Size of a chunk on the wire; the same on all workers. The default suits most links.
+        Size of a chunk on the wire, at most; the same on all workers. By default `tuning` tells.
+    algorithm
+        "auto" lets `tuning` choose for each size. "one-shot": everybody reads everybody's (values of up to 64 KiB
+        only). "hierarchical": each of several workers aggregates a shard. "centralised": rank 0 aggregates everything, as
+        parameter servers do; to compare with.
+    tuning
+        What a message costs (see `smlt.collective.tuning`); by default what `smlt doctor --tune` has measured. All
+        workers use that of whoever joined first.
 
     All workers must call the same collectives in the same order, from whichever threads.
 
@@ -73,7 +83,9 @@ class Communicator:
         timeout_s: float = 300.0,
         codec: str = "fp16",
         worker_id: str | None = None,
-        chunk_bytes: int = CHUNK_BYTES,
+        chunk_bytes: int | None = None,
+        algorithm: str = "auto",
+        tuning: Tuning | None = None,
     ) -> None:
         if world_size < 1 or world_size > 65535:
             raise ConfigError(f"world_size {world_size} is not between 1 and 65535")
@@ -81,13 +93,16 @@ class Communicator:
             raise ConfigError(f"rank {rank} is not one of the {world_size} workers: 0 to {world_size - 1}")
         if not 0 < timeout_s <= TIMEOUT_MAX_S:
             raise ConfigError(f"timeout_s {timeout_s} is not above 0 and at most {TIMEOUT_MAX_S} (a week)")
-        if not CHUNK_BYTES_MIN <= chunk_bytes <= CHUNK_BYTES_MAX:
+        if chunk_bytes is not None and not CHUNK_BYTES_MIN <= chunk_bytes <= CHUNK_BYTES_MAX:
             raise ConfigError(f"chunk_bytes {chunk_bytes} is not between {CHUNK_BYTES_MIN} and {CHUNK_BYTES_MAX}")
+        if algorithm not in ALGORITHMS:
+            raise ConfigError(f"unknown algorithm {algorithm!r}; known: {', '.join(ALGORITHMS)}")
         if world_size > 1 and store is None:
             raise ConfigError(f"{world_size} workers need a store: give its URL, for example redis://localhost:6379")
         self.job, self.rank, self.world_size, self.generation = job, rank, world_size, generation
         self.timeout_s, self.codec = float(timeout_s), check_codec(codec)
-        self.chunk_bytes = chunk_bytes
+        self.algorithm, self.tuning = algorithm, tuning or LOCAL
+        self.chunk_bytes = chunk_bytes or CHUNK_BYTES
         self.worker_id = worker_id or uuid.uuid4().hex
         self.parameter_store: ParameterStore | None = None
         self._session: Session | None = None
@@ -107,7 +122,9 @@ class Communicator:
                 worker_id=self.worker_id,
                 timeout_s=self.timeout_s,
                 chunk_bytes=chunk_bytes,
+                tuning=tuning,
             )
+            self.tuning, self.chunk_bytes = self._session.tuning, self._session.chunk_bytes
         _open.add(self)
 
     # ---- what a caller sees ----
@@ -122,7 +139,14 @@ class Communicator:
         """Whether more collectives can be called: not closed, and none failed in a way that ends the job."""
         return self._session.usable if self._session is not None else not self._closed
 
-    def allreduce(self, x: Any, op: str = "mean", codec: str | Mapping[str, str] | None = None, out: Any = None) -> Any:
+    def allreduce(
+        self,
+        x: Any,
+        op: str = "mean",
+        codec: str | Mapping[str, str] | None = None,
+        out: Any = None,
+        feedback: ErrorFeedback | None = None,
+    ) -> Any:
         """Reduce `x` over all workers; every worker receives the same bytes.
 
         Parameters
@@ -139,15 +163,24 @@ class Communicator:
         out
             Where to put the result, of the structure of `x`; may be `x` itself. Contiguous arrays of float32, float64 and
             integers are read and written in place without a copy.
+        feedback
+            What earlier calls with a lossy codec lost is added to `x`, and kept for the next call (`smlt.ErrorFeedback`).
 
         Returns the reduced value with the structure, types and dtypes of `x` (PyTorch tensors detached); `out` if given.
 
         Raises MismatchError on every worker when they called different things, WorkerLostError when one did not come
         within `timeout_s`, CollectiveTimeout, FencedError, StoreError and its children.
         """
-        return self._begin_allreduce(x, op, codec, out).wait()
+        return self._begin_allreduce(x, op, codec, out, feedback).wait()
 
-    def allreduce_async(self, x: Any, op: str = "mean", codec: str | Mapping[str, str] | None = None, out: Any = None) -> Work:
+    def allreduce_async(
+        self,
+        x: Any,
+        op: str = "mean",
+        codec: str | Mapping[str, str] | None = None,
+        out: Any = None,
+        feedback: ErrorFeedback | None = None,
+    ) -> Work:
         """Begin an all-reduce and return its handle at once: `wait()` gives what `allreduce` would have returned.
 
         Arguments and errors as for `allreduce`; errors of the collective itself come out of `wait`. A native thread moves
@@ -159,7 +192,7 @@ class Communicator:
         >>> ...  # compute something else
         >>> work.wait()  # doctest: +SKIP
         """
-        work = self._begin_allreduce(x, op, codec, out)
+        work = self._begin_allreduce(x, op, codec, out, feedback)
         if self._session is not None:
             self._session.start_progress()
         return work
@@ -178,15 +211,14 @@ class Communicator:
             outs = flatten(out, "fp32")
             check_outs(leaves, outs)
         segments = fuse(leaves, outs)
-        table = broadcast_table(tuple(segment.type for segment in segments), root, self.chunk_bytes)
+        plan = broadcast_plan(tuple(segment.type for segment in segments), root, self.chunk_bytes)
         return self._begin(
             "broadcast",
             f"root={root}",
             leaves,
             segments,
-            table,
+            plan,
             lambda: self._give(x, leaves, segments, out, outs),
-            reduce=False,
         ).wait()
 
     def allgather(self, x: Any) -> Any:
@@ -197,20 +229,20 @@ class Communicator:
         """
         leaves = flatten(x, "fp32")
         segments = fuse(leaves, None, target_times=self.world_size)
-        table = allgather_table(tuple(segment.type for segment in segments), self.world_size, self.chunk_bytes)
+        plan = allgather_plan(tuple(segment.type for segment in segments), self.world_size, self.chunk_bytes)
 
         def give() -> Any:
             arrays = results(leaves, segments, world_size=self.world_size)
             restored = [array if leaf.is_number else leaf.restore(array) for leaf, array in zip(leaves, arrays, strict=True)]
             return rebuild(x, iter(restored))
 
-        return self._begin("allgather", "", leaves, segments, table, give, reduce=False).wait()
+        return self._begin("allgather", "", leaves, segments, plan, give).wait()
 
     def barrier(self) -> None:
         """Return when every worker has called it. Errors as for `allreduce`."""
         segments = fuse([], None)
-        table = reduce_table((segments[0].type,), self.world_size, self.chunk_bytes)
-        self._begin("barrier", "", [], segments, table, lambda: None, reduce=True).wait()
+        plan = reduce_plan((segments[0].type,), self.world_size, self.chunk_bytes, self.tuning, self.algorithm)
+        self._begin("barrier", "", [], segments, plan, lambda: None).wait()
 
     def close(self) -> None:
         """Leave the job. The last worker to leave deletes what is left in the store. Safe to call twice."""
@@ -242,26 +274,42 @@ class Communicator:
 
     # ---- one collective ----
 
-    def _begin_allreduce(self, x: Any, op: str, codec: str | Mapping[str, str] | None, out: Any) -> Work:
+    def _begin_allreduce(
+        self, x: Any, op: str, codec: str | Mapping[str, str] | None, out: Any, feedback: ErrorFeedback | None
+    ) -> Work:
         check_operation(op)
         leaves = flatten(x, self.codec if codec is None else codec, floats=op == "mean")
         if op in ("mean", "sum") and any(leaf.array.dtype.kind == "b" for leaf in leaves):
             raise ConfigError(f'booleans have no {op}: use op="max" for any, op="min" for all')
+        if feedback is not None and op not in ("mean", "sum"):
+            raise ConfigError(f"error feedback goes with a mean or a sum, not with {op}")
         outs = None
         if out is not None:
             outs = flatten(out, self.codec)
             check_outs(leaves, outs)
         segments = fuse(leaves, outs)
-        table = reduce_table(tuple(segment.type for segment in segments), self.world_size, self.chunk_bytes)
-        return self._begin(
-            "allreduce", op, leaves, segments, table, lambda: self._give(x, leaves, segments, out, outs), reduce=True
+        plan = reduce_plan(
+            tuple(segment.type for segment in segments), self.world_size, self.chunk_bytes, self.tuning, self.algorithm
         )
+        if feedback is None or self._session is None:  # alone, nothing is encoded
+            return self._begin("allreduce", op, leaves, segments, plan, lambda: self._give(x, leaves, segments, out, outs))
+        residuals = feedback.begin([segment.type for segment in segments])
+        try:
+            work = self._begin(
+                "allreduce", op, leaves, segments, plan, lambda: self._give(x, leaves, segments, out, outs), residuals
+            )
+        except BaseException:
+            feedback.end(complete=False)
+            raise
+        work.then(lambda complete: feedback.end(complete=complete))
+        return work
 
-    def _give(self, x: Any, leaves: list[Any], segments: list[Segment], out: Any, outs: list[Any] | None) -> Any:
+    def _give(self, x: Any, leaves: list[Leaf], segments: list[Segment], out: Any, outs: list[Leaf] | None) -> Any:
         arrays = results(leaves, segments)
         if outs is None:
             return rebuild(x, iter(leaf.restore(array) for leaf, array in zip(leaves, arrays, strict=True)))
         for array, target in zip(arrays, outs, strict=True):
+            assert target.write is not None  # check_outs has seen to it
             target.write(array)
         return out
 
@@ -269,12 +317,11 @@ class Communicator:
         self,
         kind: str,
         detail: str,
-        leaves: list[Any],
+        leaves: list[Leaf],
         segments: list[Segment],
-        table: Any,
+        plan: Plan,
         give: Callable[[], Any],
-        *,
-        reduce: bool,
+        residuals: list[Residual] | None = None,
     ) -> Work:
         session = self._session
         if session is None:
@@ -285,21 +332,13 @@ class Communicator:
                 if segment.target is not segment.source:
                     segment.target[...] = segment.source
             return Work(None, self._alone, give)
-        codecs = sorted({leaf.codec for leaf in leaves if leaf.array.dtype.kind == "f"}) if kind == "allreduce" else []
-        text = f"{kind}({', '.join(filter(None, (describe(leaves) if leaves else '', detail, '+'.join(codecs))))})"
-        # Paths, dtypes and shapes of all leaves enter the digest; the text names only the first few.
-        full = (
-            kind,
-            detail,
-            self.world_size,
-            self.chunk_bytes,
-            *((leaf.path, leaf.dtype, leaf.array.shape, leaf.codec) for leaf in leaves),
-        )
+        signature = tuple((leaf.path, leaf.dtype, leaf.array.shape, leaf.codec) for leaf in leaves)
+        digest, description = describe_call(kind, detail, self.world_size, self.chunk_bytes, plan.algorithm, signature)
         step = session.submit(
-            reduce=reduce,
+            algorithm=plan.algorithm,
             operation=OPERATIONS.get(detail, 0),
-            digest=int.from_bytes(blake2b(repr(full).encode(), digest_size=8).digest(), "little"),
-            description=text[:450].encode(),
+            digest=digest,
+            description=description,
             segments=[
                 (
                     WIRE_DTYPES[segment.type.dtype],
@@ -307,10 +346,11 @@ class Communicator:
                     segment.source,
                     segment.target,
                     segment.target.dtype.itemsize,
+                    *(residuals[index] if residuals is not None else (None, None)),
                 )
-                for segment in segments
+                for index, segment in enumerate(segments)
             ],
-            table=table,
+            table=plan.table,
         )
         return Work(session, step, give)
 

@@ -1,9 +1,9 @@
 """How a collective is cut: segments into shards, one shard an owner, shards into chunks.
 
-A segment is a run of elements of one dtype and codec. All segments of a collective, laid end to end in wire bytes, are
-cut in m nearly equal shards; shard i is owned (aggregated and published) by rank i. m is the world size, less when the
-shards would be so small that a message costs more than its content. Plans depend on nothing but their arguments, so
-every worker cuts alike; they are cached, for a training run repeats one plan.
+A segment is a run of elements of one dtype and codec. All segments of a reduction, laid end to end in wire bytes, are
+cut in m nearly equal shards; shard i is owned (aggregated and published) by rank i. `smlt.collective.tuning` chooses m,
+or the one-shot algorithm, which has no owners. Plans depend on nothing but their arguments, so every worker cuts
+alike; they are cached, for a training run repeats one plan.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from functools import lru_cache
 from itertools import pairwise
 
 from smlt.collective import _native
-from smlt.collective.codecs import wire_bytes
+from smlt.collective.codecs import block_elements, wire_bytes, wire_size
+from smlt.collective.tuning import Tuning, choose
 
-#: A chunk's content on the wire. Smaller chunks cost commands, larger ones cost overlap and cache (docs/architecture.md).
+#: A chunk's content on the wire, at most: an encoded chunk, its source and the accumulator fit in a core's cache together.
 CHUNK_BYTES = 256 * 1024
 CHUNK_BYTES_MIN, CHUNK_BYTES_MAX = 64, 8 << 20
+#: What `tuning` chooses from.
+CHUNK_BYTES_TUNED_MIN = 64 * 1024
 CHUNK_ELEMENTS = 131_072
-#: Below this a shard is not worth an owner of its own.
-SHARD_BYTES_MIN = 16 * 1024
+#: Beside each chunk of a one-shot contribution (csrc/one_shot.c).
+PART_HEADER_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,48 @@ class SegmentType:
 Row = tuple[int, int, int, int, int]  # segment, owner, source, target, count
 
 
-def _chunks(segment: int, owner: int, start: int, end: int, element_bytes: int, chunk_bytes: int) -> list[Row]:
+def _chunks(segment: int, kind: SegmentType, owner: int, start: int, end: int, chunk_bytes: int) -> list[Row]:
     """Elements [start, end) of a segment in equal chunks within the limits."""
     count = end - start
-    limit = min(chunk_bytes // element_bytes, CHUNK_ELEMENTS)
+    block = block_elements(kind.dtype, kind.codec)
+    limit = min(chunk_bytes // wire_bytes(kind.dtype, kind.codec), CHUNK_ELEMENTS)
+    while wire_size(kind.dtype, kind.codec, limit) > chunk_bytes:
+        limit -= 1 if limit <= block else block
     pieces = -(-count // limit)
-    cuts = [start + count * i // pieces for i in range(pieces + 1)]
+    even = -(-count // pieces)
+    if pieces > 1 and -(-even // block) * block <= limit:
+        even = -(-even // block) * block  # whole blocks
+    cuts = [*range(start, end, even), end]
     return [(segment, owner, a, a, b - a) for a, b in pairwise(cuts)]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A collective's algorithm (`_native.COPY`, HIERARCHICAL or ONE_SHOT) and its chunks."""
+
+    algorithm: int
+    table: _native.ChunkTable
+
+
 @lru_cache(maxsize=256)
-def reduce_table(segments: tuple[SegmentType, ...], world_size: int, chunk_bytes: int) -> _native.ChunkTable:
-    """The chunks of an all-reduce of `segments` over `world_size` workers."""
+def reduce_plan(
+    segments: tuple[SegmentType, ...], world_size: int, chunk_bytes: int, tuning: Tuning, algorithm: str = "auto"
+) -> Plan:
+    """How to reduce `segments` over `world_size` workers."""
+    size = sum(wire_size(s.dtype, s.codec, s.count) for s in segments)
+    headers = PART_HEADER_BYTES * len(segments)
+    fits = all(wire_size(s.dtype, s.codec, s.count) <= chunk_bytes and s.count <= CHUNK_ELEMENTS for s in segments)
+    limit = _native.ONE_SHOT_BYTES_MAX - headers if fits else -1
+    name, shards = choose(tuning, algorithm, world_size, size, limit)
+    if name == "one-shot":
+        rows = [(index, 0, 0, 0, segment.count) for index, segment in enumerate(segments)]
+        return Plan(_native.ONE_SHOT, _native.ChunkTable(rows))
+    return Plan(_native.HIERARCHICAL, _native.ChunkTable(_shard_rows(segments, shards, chunk_bytes)))
+
+
+def _shard_rows(segments: tuple[SegmentType, ...], shards: int, chunk_bytes: int) -> list[Row]:
     sizes = [wire_bytes(s.dtype, s.codec) for s in segments]
     total = sum(size * s.count for size, s in zip(sizes, segments, strict=True))
-    shards = max(1, min(world_size, -(-total // min(SHARD_BYTES_MIN, chunk_bytes))))
     rows: list[Row] = []
     for shard in range(shards):
         low, high, offset = total * shard // shards, total * (shard + 1) // shards, 0
@@ -58,35 +88,33 @@ def reduce_table(segments: tuple[SegmentType, ...], world_size: int, chunk_bytes
             start = min(max(-(-(low - offset) // size), 0), segment.count)
             end = min(max(-(-(high - offset) // size), 0), segment.count)
             if start < end:
-                rows += _chunks(index, shard, start, end, size, chunk_bytes)
+                rows += _chunks(index, segment, shard, start, end, chunk_bytes)
             offset += size * segment.count
     if not rows or rows[0][1] != 0:  # nothing to send (a barrier): rank 0 still hears from everyone
         rows.insert(0, (0, 0, 0, 0, 0))
-    return _native.ChunkTable(rows)
+    return rows
 
 
 @lru_cache(maxsize=256)
-def broadcast_table(segments: tuple[SegmentType, ...], root: int, chunk_bytes: int) -> _native.ChunkTable:
-    """The chunks of a broadcast: all owned by `root`."""
+def broadcast_plan(segments: tuple[SegmentType, ...], root: int, chunk_bytes: int) -> Plan:
+    """How to broadcast `segments`: all chunks owned by `root`."""
     rows: list[Row] = []
     for index, segment in enumerate(segments):
         if segment.count:
-            size = wire_bytes(segment.dtype, segment.codec)
-            rows += _chunks(index, root, 0, segment.count, size, chunk_bytes)
-    return _native.ChunkTable(rows or [(0, root, 0, 0, 0)])
+            rows += _chunks(index, segment, root, 0, segment.count, chunk_bytes)
+    return Plan(_native.COPY, _native.ChunkTable(rows or [(0, root, 0, 0, 0)]))
 
 
 @lru_cache(maxsize=256)
-def allgather_table(segments: tuple[SegmentType, ...], world_size: int, chunk_bytes: int) -> _native.ChunkTable:
-    """The chunks of an all-gather: each rank's part, owned by it, at its place in the result."""
+def allgather_plan(segments: tuple[SegmentType, ...], world_size: int, chunk_bytes: int) -> Plan:
+    """How to gather `segments`: each rank's part, owned by it, at its place in the result."""
     rows: list[Row] = []
     for rank in range(world_size):
         before = len(rows)
         for index, segment in enumerate(segments):
             if segment.count:
-                size = wire_bytes(segment.dtype, segment.codec)
-                for _, _, source, _, count in _chunks(index, rank, 0, segment.count, size, chunk_bytes):
+                for _, _, source, _, count in _chunks(index, segment, rank, 0, segment.count, chunk_bytes):
                     rows.append((index, rank, source, rank * segment.count + source, count))
         if len(rows) == before:
             rows.append((0, rank, 0, 0, 0))
-    return _native.ChunkTable(rows)
+    return Plan(_native.COPY, _native.ChunkTable(rows))

@@ -10,7 +10,10 @@ from typing import Any
 from smlt.collective import _native
 from smlt.collective.connection import Connections
 from smlt.collective.failure import diagnose_timeout, failure, farewell
-from smlt.collective.plan import CHUNK_ELEMENTS
+from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_TUNED_MIN, CHUNK_ELEMENTS
+from smlt.collective.tuning import Tuning
+from smlt.collective.tuning import chunk_bytes as tuned_chunk_bytes
+from smlt.collective.tuning import load as load_tuning
 from smlt.errors import CollectiveError, StoreError, StoreUnavailable
 from smlt.store.parameter import ParameterStore
 
@@ -35,7 +38,8 @@ class Session:
         generation: int,
         worker_id: str,
         timeout_s: float,
-        chunk_bytes: int,
+        chunk_bytes: int | None,
+        tuning: Tuning | None,
     ) -> None:
         self.parameters, self.job = parameters, parameters.job
         self.rank, self.world_size, self.generation, self.worker_id = rank, world_size, generation, worker_id
@@ -48,7 +52,12 @@ class Session:
         self._reconnecting = threading.Lock()
         self._background: threading.Thread | None = None
         parameters.check()
-        self.number = parameters.register(rank=rank, world_size=world_size, generation=generation, worker_id=worker_id)
+        proposed = tuning or load_tuning(parameters.url)
+        self.number, agreed = parameters.register(
+            rank=rank, world_size=world_size, generation=generation, worker_id=worker_id, tuning=proposed.to_json()
+        )
+        self.tuning = Tuning.from_json(agreed)
+        self.chunk_bytes = chunk_bytes or tuned_chunk_bytes(self.tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
         self._refreshed = time.monotonic()
         try:
             self._connections = Connections(parameters.url, timeout_s=min(10.0, timeout_s))
@@ -60,7 +69,7 @@ class Session:
                 parameters.key("ctl").encode(),
                 int(parameters.ttl_s * 1000),
                 CHUNK_ELEMENTS,
-                chunk_bytes,
+                self.chunk_bytes,
             )
             self._connections.open()
             self._engine.connected(self._connections.descriptors())

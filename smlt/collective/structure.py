@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -173,12 +175,30 @@ def rebuild(value: Any, results: Iterator[Any]) -> Any:
     return next(results)
 
 
-def describe(leaves: list[Leaf]) -> str:
+#: What the workers must agree on for a leaf: path, dtype, shape, codec.
+Signature = tuple[str, str, tuple[int, ...], str]
+
+
+def _describe(leaves: tuple[Signature, ...]) -> str:
     """The leaves in words, for an error message: float32[64, 10], or {w: float32[64, 10], b: float32[10]}."""
-    texts = [f"{leaf.path + ': ' if leaf.path else ''}{leaf.dtype}{list(leaf.array.shape)}" for leaf in leaves[:8]]
+    texts = [f"{path + ': ' if path else ''}{dtype}{list(shape)}" for path, dtype, shape, _ in leaves[:8]]
     if len(leaves) > 8:
         texts.append(f"and {len(leaves) - 8} more")
-    return texts[0] if len(leaves) == 1 and not leaves[0].path else "{" + ", ".join(texts) + "}"
+    return texts[0] if len(leaves) == 1 and not leaves[0][0] else "{" + ", ".join(texts) + "}"
+
+
+@lru_cache(maxsize=256)
+def describe_call(
+    kind: str, detail: str, world_size: int, chunk_bytes: int, algorithm: int, leaves: tuple[Signature, ...]
+) -> tuple[int, bytes]:
+    """The digest and the description of a call, equal on all workers that call the same.
+
+    All leaves enter the digest; the text names only the first few.
+    """
+    digest = blake2b(repr((kind, detail, world_size, chunk_bytes, algorithm, leaves)).encode(), digest_size=8).digest()
+    codecs = "+".join(sorted({codec for _, dtype, _, codec in leaves if "float" in dtype})) if kind == "allreduce" else ""
+    text = f"{kind}({', '.join(filter(None, (_describe(leaves) if leaves else '', detail, codecs)))})"
+    return int.from_bytes(digest, "little"), text[:450].encode()
 
 
 def is_plain(array: Array, dtype: str) -> bool:

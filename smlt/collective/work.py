@@ -20,11 +20,16 @@ class Work:
 
     def __init__(self, session: Session | None, step: int, give: Callable[[], Any]) -> None:
         self._session, self._step, self._give = session, step, give
+        self._then: Callable[[bool], None] | None = None
         self._deadline = time.monotonic() + session.timeout_s if session is not None else math.inf
         self._lock = threading.RLock()
         self._settled = False
         self._value: Any = None
         self._error: BaseException | None = None
+
+    def then(self, settle: Callable[[bool], None]) -> None:
+        """For the communicator: what to do when it has ended, told whether it is complete."""
+        self._then = settle
 
     @property
     def step(self) -> int:
@@ -68,8 +73,10 @@ class Work:
             self._value = self._give()
         except BaseException as error:
             self._error = error
+        if self._then is not None:
+            self._then(self._error is None)
         self._settled = True
-        self._give = _nothing  # lets go of the caller's memory
+        self._give, self._then = _nothing, None  # lets go of the caller's memory
         return True
 
 

@@ -3,7 +3,8 @@
 Everything here is small and goes through redis-py; the chunks of the collectives go through csrc. Keys:
 
     smlt:{J.0}:session:<g>       name of the session of generation g that workers may still join
-    smlt:{J.0}:roster:<g>.<s>    hash: rank -> who holds it; world_size; left, how many have left again
+    smlt:{J.0}:roster:<g>.<s>    hash: rank -> who holds it; world_size; left, how many have left again;
+                                 tuning, of whoever joined first
     smlt:{J.0}:ctl               stream that wakes blocked workers: kind ("abort" | "generation"), text
     smlt:{J.0}:meta:<rank>       stream of a worker's reports, one JSON object each
     smlt:{J.0}:control           "stop": end together at the next step boundary
@@ -38,7 +39,7 @@ SCHEMES = ("redis", "rediss", "unix")
 REPORTS_KEPT = 10_000
 
 # KEYS: session pointer, roster prefix, current generation.
-# ARGV: rank, world size, worker id, holder (JSON), fresh session name, ttl ms, the worker's generation.
+# ARGV: rank, world size, worker id, holder (JSON), fresh session name, ttl ms, the worker's generation, its tuning.
 # The generation is compared here, not before: one opened in between must fence this worker too (invariant 4).
 _REGISTER = """
 local current = redis.call('GET', KEYS[3])
@@ -54,9 +55,10 @@ if size and size ~= ARGV[2] then return {'size', size} end
 local holder = redis.call('HGET', roster, ARGV[1])
 if holder and cjson.decode(holder)['worker_id'] ~= ARGV[3] then return {'taken', holder} end
 redis.call('HSET', roster, 'world_size', ARGV[2], ARGV[1], ARGV[4])
+redis.call('HSETNX', roster, 'tuning', ARGV[8])
 redis.call('PEXPIRE', roster, ARGV[6])
 redis.call('SET', KEYS[1], session, 'PX', ARGV[6])
-return {'ok', session}
+return {'ok', session, redis.call('HGET', roster, 'tuning')}
 """
 
 # KEYS: session pointer, roster. ARGV: rank, worker id, session. Returns 1 when nobody is left.
@@ -65,7 +67,7 @@ local holder = redis.call('HGET', KEYS[2], ARGV[1])
 if not holder or cjson.decode(holder)['worker_id'] ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('HINCRBY', KEYS[2], 'left', 1)
-if redis.call('HLEN', KEYS[2]) > 2 then return 0 end
+if redis.call('HLEN', KEYS[2]) > 3 then return 0 end
 redis.call('DEL', KEYS[2])
 if redis.call('GET', KEYS[1]) == ARGV[3] then redis.call('DEL', KEYS[1]) end
 return 1
@@ -249,8 +251,10 @@ class ParameterStore:
 
     # ---- membership ----
 
-    def register(self, *, rank: int, world_size: int, generation: int, worker_id: str) -> str:
-        """Take `rank` in the roster; returns the session's name. The same worker may ask again: nothing changes.
+    def register(self, *, rank: int, world_size: int, generation: int, worker_id: str, tuning: str = "{}") -> tuple[str, str]:
+        """Take `rank` in the roster; returns the session's name, and the `tuning` of whoever joined first.
+
+        The same worker may ask again: nothing changes.
 
         FencedError when another worker holds the rank or a newer generation has begun; ConfigError when the workers that
         are there expect another world size.
@@ -272,6 +276,7 @@ class ParameterStore:
                 secrets.token_hex(4),
                 self._ttl_ms,
                 generation,
+                tuning,
             )
         kind, value = answer[0].decode(), answer[1].decode()
         if kind == "fenced":
@@ -285,7 +290,7 @@ class ParameterStore:
                 f"rank {rank} of job {self.job} is held by another worker (process {other['pid']} on {other['host']}, for "
                 f"{since:.0f} s); give each worker its own rank, and each new run its own job name"
             )
-        return f"{generation}.{value}"
+        return f"{generation}.{value}", answer[2].decode()
 
     def leave(self, *, rank: int, generation: int, worker_id: str, session: str) -> bool:
         """Give the rank back. The last worker to leave deletes the session's keys; True for that one."""

@@ -191,7 +191,7 @@ def test_a_full_store() -> None:
 
 def test_a_rank_belongs_to_one_worker(parameters: ParameterStore) -> None:
     def register(worker: str, rank: int = 0, size: int = 2) -> str:
-        return parameters.register(rank=rank, world_size=size, generation=1, worker_id=worker)
+        return parameters.register(rank=rank, world_size=size, generation=1, worker_id=worker)[0]
 
     session = register("a")
     assert register("a") == session
@@ -210,7 +210,7 @@ def test_a_worker_of_an_older_generation_is_fenced(parameters: ParameterStore) -
     with pytest.raises(FencedError, match="is at generation 2; this worker is of generation 1"):
         parameters.register(rank=0, world_size=2, generation=1, worker_id="late")
     assert not any(b"roster" in key for key in parameters.client.scan_iter(match=f"smlt:{{{parameters.job}.*"))
-    assert parameters.register(rank=0, world_size=2, generation=2, worker_id="new").startswith("2.")
+    assert parameters.register(rank=0, world_size=2, generation=2, worker_id="new")[0].startswith("2.")
 
 
 def test_a_generation_that_opens_while_a_worker_registers_fences_it(
@@ -229,12 +229,12 @@ def test_a_generation_that_opens_while_a_worker_registers_fences_it(
 
 
 def test_the_last_to_leave_deletes_the_session(parameters: ParameterStore) -> None:
-    sessions = [parameters.register(rank=r, world_size=2, generation=1, worker_id=str(r)) for r in range(2)]
+    sessions = [parameters.register(rank=r, world_size=2, generation=1, worker_id=str(r))[0] for r in range(2)]
     parameters.client.set(parameters.session_prefix(sessions[0]) + "1:u:0:1", b"chunk")
     leave = {"generation": 1, "session": sessions[0]}
     assert not parameters.leave(rank=0, worker_id="not me", **leave)
     assert not parameters.leave(rank=0, worker_id="0", **leave)
-    assert parameters.register(rank=0, world_size=2, generation=1, worker_id="again") != sessions[0]  # a new session
+    assert parameters.register(rank=0, world_size=2, generation=1, worker_id="again")[0] != sessions[0]  # a new session
     assert parameters.leave(rank=1, worker_id="1", **leave)
     keys = [key.decode() for key in parameters.client.scan_iter(match=f"smlt:{{{parameters.job}.*")]
     assert not any(sessions[0] in key for key in keys)

@@ -1,0 +1,177 @@
+/* From a plan to the state of a collective: checked, ordered, with all the arrays it needs in one block of memory. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "collective.h"
+
+/* The block is kept for the next collective: a training run repeats itself and allocates nothing. */
+static char *take_block(smlt_engine *engine, size_t *size) {
+    char *block = engine->spare;
+    if (!block || engine->spare_size < *size) return malloc(*size);
+    *size = engine->spare_size;
+    engine->spare = NULL;
+    return block;
+}
+
+void smlt_collective_free(smlt_engine *engine, collective *c) {
+    size_t size = c->block_size;
+    if (engine->spare && engine->spare_size >= size) {
+        free(c);
+        return;
+    }
+    free(engine->spare);
+    engine->spare = (char *)c;
+    engine->spare_size = size;
+}
+
+static int reads_source(const smlt_engine *engine, const smlt_plan *plan, const smlt_chunk *chunk) {
+    return plan->algorithm != SMLT_COPY || chunk->owner == engine->rank;
+}
+
+static int chunk_is_sound(const smlt_engine *engine, const smlt_plan *plan, int index) {
+    const smlt_chunk *chunk = &plan->chunks[index];
+    if (chunk->segment < 0 || chunk->segment >= plan->segment_count) return 0;
+    if (chunk->owner < (index ? chunk[-1].owner : 0) || chunk->owner >= engine->world_size) return 0;
+    if (chunk->count < 0 || (uint64_t)chunk->count > engine->chunk_elements) return 0;
+    const smlt_segment *segment = &plan->segments[chunk->segment];
+    smlt_kernel kernel;
+    if (!smlt_kernel_select(&kernel, segment->dtype, segment->codec, plan->operation)) return 0;
+    if (smlt_wire_size(&kernel, (size_t)chunk->count) > engine->chunk_bytes) return 0;
+    if (reads_source(engine, plan, chunk) && (chunk->source < 0 || chunk->source > segment->source_count - chunk->count))
+        return 0;
+    return chunk->target >= 0 && chunk->target <= segment->target_count - chunk->count;
+}
+
+static int plan_is_sound(const smlt_engine *engine, const smlt_plan *plan) {
+    if (plan->chunk_count < 1 || (plan->algorithm == SMLT_HIERARCHICAL && plan->chunks[0].owner != 0)) return 0;
+    for (int i = 0; i < plan->chunk_count; i++)
+        if (!chunk_is_sound(engine, plan, i)) return 0;
+    return 1;
+}
+
+/* Round by round, one chunk for each owner, beginning behind this rank: every owner hears from everyone early, and no
+ * two workers press on the same owner first. A copy's owner publishes its own chunks in order. */
+static void order_uploads(const smlt_engine *engine, collective *c, uint32_t *start) {
+    if (c->algorithm == SMLT_COPY)
+        for (uint32_t chunk = c->own_first; chunk < c->own_end; chunk++) c->uploads[c->upload_count++] = chunk;
+    if (c->algorithm != SMLT_HIERARCHICAL) return;
+    uint32_t ranks = (uint32_t)engine->world_size, foreign = c->chunk_count - (c->own_end - c->own_first);
+    for (uint32_t owner = 0, chunk = 0; owner <= ranks; owner++) {
+        while (chunk < c->chunk_count && c->chunks[chunk].owner < (int32_t)owner) chunk++;
+        start[owner] = chunk;
+    }
+    for (uint32_t round = 0; c->upload_count < foreign; round++)
+        for (uint32_t k = 1; k < ranks; k++) {
+            uint32_t owner = ((uint32_t)engine->rank + k) % ranks, chunk = start[owner] + round;
+            if (chunk < start[owner + 1]) c->uploads[c->upload_count++] = chunk;
+        }
+}
+
+/* What the arrays of a collective need: counted with a NULL block first, laid out with the block then. */
+typedef struct {
+    char *block;
+    size_t used;
+} layout;
+
+static void *room(layout *memory, size_t count, size_t size) {
+    memory->used = (memory->used + 15) / 16 * 16;
+    void *at = memory->block ? memory->block + memory->used : NULL;
+    memory->used += count * size;
+    return at;
+}
+
+/* The owner keeps the block headers of what it published, to publish the same bytes again after a lost connection. */
+static size_t headers_size(const smlt_plan *plan, const collective *c, size_t *at) {
+    size_t size = 0;
+    for (uint32_t chunk = c->own_first; chunk < c->own_end; chunk++) {
+        const smlt_segment *segment = &plan->segments[plan->chunks[chunk].segment];
+        smlt_kernel kernel;
+        smlt_kernel_select(&kernel, segment->dtype, segment->codec, plan->operation);
+        if (at) at[chunk - c->own_first] = size;
+        size +=
+            smlt_wire_size(&kernel, (size_t)plan->chunks[chunk].count) - (size_t)plan->chunks[chunk].count * kernel.wire_bytes;
+    }
+    return size;
+}
+
+static uint32_t *lay_out(const smlt_engine *engine, const smlt_plan *plan, collective *c, layout *memory) {
+    size_t chunks = c->chunk_count, own = c->own_end - c->own_first, ranks = (size_t)engine->world_size;
+    c->segments = room(memory, (size_t)plan->segment_count, sizeof *c->segments);
+    c->uploads = room(memory, chunks, sizeof *c->uploads);
+    c->contributions.chunks = room(memory, own, sizeof *c->uploads);
+    c->aggregates.chunks = room(memory, chunks, sizeof *c->uploads);
+    c->republish.chunks = room(memory, own, sizeof *c->uploads);
+    c->exponent = room(memory, own, sizeof *c->exponent);
+    c->headers_at = room(memory, own, sizeof *c->headers_at);
+    c->arrived_count = room(memory, own, sizeof *c->arrived_count);
+    uint32_t *start = room(memory, ranks + 1, sizeof *start); /* start[owner]: its first chunk */
+    c->upload_state = room(memory, chunks, 1);
+    c->chunk_state = room(memory, chunks, 1);
+    c->shift = room(memory, own, 1);
+    c->arrived = room(memory, own * ranks, 1);
+    c->joined = room(memory, ranks, 1);
+    c->headers = room(memory, headers_size(plan, c, NULL), 1);
+    c->description = room(memory, strlen(plan->description) + 1, 1);
+    return start;
+}
+
+static void set_parts(const smlt_engine *engine, collective *c, layout *memory) {
+    if (c->algorithm != SMLT_ONE_SHOT) return;
+    c->parts.arrived = room(memory, (size_t)engine->world_size, 1);
+    c->parts.bytes = room(memory, (size_t)engine->world_size, c->parts.size);
+}
+
+static void set_counters(const smlt_engine *engine, collective *c) {
+    c->chunks_left = c->chunk_count;
+    c->uploads_left = c->upload_count;
+    c->tokens_left = c->chunk_count - (c->algorithm == SMLT_COPY ? c->upload_count : 0);
+    c->hello_left = c->algorithm == SMLT_COPY && engine->rank != 0; /* others say hello with what they contribute */
+    if (c->algorithm == SMLT_ONE_SHOT) {
+        c->parts.unsent = 1;
+        c->uploads_left = 1;
+        c->tokens_left = others(engine);
+    }
+    if (engine->rank == 0) {
+        c->joined[0] = 1;
+        c->joined_left = engine->world_size - 1;
+    }
+}
+
+collective *smlt_collective_new(smlt_engine *engine, const smlt_plan *plan) {
+    if (!plan_is_sound(engine, plan)) return NULL;
+    collective draft = {.digest = plan->digest,
+                        .algorithm = plan->algorithm,
+                        .chunks = plan->chunks,
+                        .chunk_count = (uint32_t)plan->chunk_count,
+                        .result.status = SMLT_ACTIVE};
+    if (plan->algorithm != SMLT_ONE_SHOT) {
+        while (draft.own_first < draft.chunk_count && draft.chunks[draft.own_first].owner < engine->rank) draft.own_first++;
+        draft.own_end = draft.own_first;
+        while (draft.own_end < draft.chunk_count && draft.chunks[draft.own_end].owner == engine->rank) draft.own_end++;
+    } else {
+        draft.parts.size = smlt_part_size(plan);
+        if (draft.parts.size > SMLT_ONE_SHOT_BYTES_MAX) return NULL;
+    }
+    layout counted = {.used = sizeof draft};
+    lay_out(engine, plan, &draft, &counted);
+    set_parts(engine, &draft, &counted);
+
+    draft.block_size = counted.used;
+    char *block = take_block(engine, &draft.block_size);
+    if (!block) return NULL;
+    memset(block, 0, counted.used);
+    collective *c = (collective *)block;
+    *c = draft;
+    layout memory = {.block = block, .used = sizeof draft};
+    uint32_t *start = lay_out(engine, plan, c, &memory);
+    set_parts(engine, c, &memory);
+    strcpy(c->description, plan->description);
+    for (int i = 0; i < plan->segment_count; i++) {
+        c->segments[i].segment = plan->segments[i];
+        smlt_kernel_select(&c->segments[i].kernel, plan->segments[i].dtype, plan->segments[i].codec, plan->operation);
+    }
+    headers_size(plan, c, c->headers_at);
+    order_uploads(engine, c, start);
+    set_counters(engine, c);
+    return c;
+}
