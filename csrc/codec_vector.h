@@ -34,27 +34,27 @@ PART void apply_one(float *target, size_t i, float x, applied how) {
 
 /* ---- fp16 ---- */
 
-KERNEL int half_exponent(const void *source, size_t n) {
-    const float *values = source;
+/* The exponent for source + residual (NULL: none). */
+KERNEL int half_exponent(const float *source, const float *residual, size_t n) {
     vi largest = {0};
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) { /* magnitudes are below 2^31: signed comparison orders them */
-        vi magnitude = vector_bits(load_floats(values + i)) & MAGNITUDE;
+        vf value = residual ? load_floats(source + i) + load_floats(residual + i) : load_floats(source + i);
+        vi magnitude = vector_bits(value) & MAGNITUDE;
         largest = larger(largest, where_greater((vi){0} + INFINITY_BITS, magnitude, magnitude, (vi){0}));
     }
     uint32_t result = largest_lane(largest);
     for (; i < n; i++) {
-        uint32_t magnitude = bits_of(LOAD(float, values, i)) & MAGNITUDE;
+        uint32_t magnitude = bits_of(LOAD(float, source, i) + (residual ? LOAD(float, residual, i) : 0)) & MAGNITUDE;
         if (magnitude < INFINITY_BITS && magnitude > result) result = magnitude;
     }
-    return result ? smlt_fp16_exponent(result) : SMLT_CHOOSE_EXPONENT;
+    return result ? smlt_fp16_exponent(result) : 0;
 }
 
 KERNEL int half_encode(void *wire, const void *source, size_t n, int exponent) {
     const float *values = source;
     uint16_t *halves = wire;
-    if (exponent == SMLT_CHOOSE_EXPONENT) exponent = half_exponent(source, n);
-    if (exponent == SMLT_CHOOSE_EXPONENT) exponent = 0;
+    if (exponent == SMLT_CHOOSE_EXPONENT) exponent = half_exponent(values, NULL, n);
     float scale = smlt_power_of_two(-exponent);
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) store_halves(halves + i, load_floats(values + i) * scale);
@@ -229,33 +229,75 @@ KERNEL int finish_mean(void *accumulator, size_t n, int world_size, int shift) {
     return not_finite || largest_lane(largest) >= INFINITY_BITS;
 }
 
-/* ---- error feedback ---- */
+/* ---- error feedback: the value is encoded, decoded and compared in registers; what is left over, by the portable path ---- */
 
-KERNEL void add(void *values, const void *source, const void *residual, size_t n) {
-    const float *own = source, *kept = residual;
-    float *sums = values;
-    size_t i = 0;
-    if (kept)
-        for (; i + LANES <= n; i += LANES) store_floats(sums + i, one_nan_each(load_floats(own + i) + load_floats(kept + i)));
-    else
-        for (; i + LANES <= n; i += LANES) store_floats(sums + i, one_nan_each(load_floats(own + i) + 0.0f));
-    smlt_add_float(sums + i, own + i, kept ? kept + i : NULL, n - i);
+PART vf compensated(const float *source, const float *residual, size_t i) {
+    return one_nan_each(load_floats(source + i) + (residual ? load_floats(residual + i) : (vf){0}));
 }
 
-KERNEL void subtract(void *residual, const void *values, const void *decoded, size_t n) {
-    const float *wanted = values, *got = decoded;
-    float *lost = residual;
+PART void keep_lost(float *next_residual, vf value, vf decoded) {
+    vi lost = vector_bits(value - decoded);
+    store_floats(next_residual, (vf)where_greater((vi){0} + INFINITY_BITS, lost & MAGNITUDE, lost, (vi){0}));
+}
+
+KERNEL int half_feedback(void *wire, const void *source, const void *residual, void *next_residual, size_t n, int exponent) {
+    const float *values = source, *kept = residual;
+    float *next = next_residual;
+    uint16_t *halves = wire;
+    if (exponent == SMLT_CHOOSE_EXPONENT) exponent = half_exponent(values, kept, n);
+    if (exponent == SMLT_FP16_EXPONENT_MAX) /* some halves are not rounded to the nearest */
+        return smlt_half_feedback_float(wire, source, residual, next_residual, n, exponent);
+    float inverse = smlt_power_of_two(-exponent), scale = smlt_power_of_two(exponent);
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) {
-        vi bits = vector_bits(load_floats(wanted + i) - load_floats(got + i));
-        store_floats(lost + i, (vf)where_greater((vi){0} + INFINITY_BITS, bits & MAGNITUDE, bits, (vi){0}));
+        vf value = compensated(values, kept, i);
+        store_halves(halves + i, value * inverse);
+        keep_lost(next + i, value, load_halves(halves + i) * scale);
     }
-    smlt_subtract_float(lost + i, wanted + i, got + i, n - i);
+    if (i < n) smlt_half_feedback_float(halves + i, values + i, kept ? kept + i : NULL, next + i, n - i, exponent);
+    return exponent;
 }
 
-FEEDBACK(half_feedback, sizeof(float), 2, 0, add, subtract, half_exponent, half_encode, half_decode)
-FEEDBACK(bf16_feedback, sizeof(float), 2, 0, add, subtract, NULL, bf16_encode, bf16_decode)
-FEEDBACK(int8_feedback, sizeof(float), 1, SMLT_INT8_HEADER, add, subtract, NULL, int8_encode, int8_decode)
+KERNEL int bf16_feedback(void *wire, const void *source, const void *residual, void *next_residual, size_t n, int exponent) {
+    const float *values = source, *kept = residual;
+    float *next = next_residual;
+    uint16_t *shorts = wire;
+    size_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        vf one = compensated(values, kept, i), two = compensated(values, kept, i + LANES);
+        vi coded_one = bf16_from_floats(one), coded_two = bf16_from_floats(two);
+        store_shorts(shorts + i, coded_one, coded_two);
+        keep_lost(next + i, one, (vf)(coded_one << 16));
+        keep_lost(next + i + LANES, two, (vf)(coded_two << 16));
+    }
+    if (i < n) smlt_bf16_feedback_float(shorts + i, values + i, kept ? kept + i : NULL, next + i, n - i, exponent);
+    return 0;
+}
+
+KERNEL int int8_feedback(void *wire, const void *source, const void *residual, void *next_residual, size_t n, int exponent) {
+    const float *values = source, *kept = residual;
+    float *next = next_residual, sums[BLOCK];
+    char *block = wire;
+    for (; n >= BLOCK; n -= BLOCK, block += BLOCK_BYTES, values += BLOCK, next += BLOCK) {
+        for (size_t i = 0; i < BLOCK; i += LANES) store_floats(sums + i, compensated(values, kept, i));
+        int8_encode_block(block, sums, exponent == SMLT_KEEP_SCALES);
+        uint16_t header = LOAD(uint16_t, block, 0);
+        if (header & SMLT_INT8_NOT_FINITE) {
+            float decoded[BLOCK];
+            smlt_int8_expand_block(decoded, block, BLOCK, 0);
+            for (size_t i = 0; i < BLOCK; i += LANES) keep_lost(next + i, load_floats(sums + i), load_floats(decoded + i));
+        } else {
+            float scale = smlt_float_from_bf16(header);
+            for (size_t i = 0; i < BLOCK; i += LANES) {
+                vi codes = load_bytes(block + SMLT_INT8_HEADER + i);
+                keep_lost(next + i, load_floats(sums + i), __builtin_convertvector(codes, vf) * scale);
+            }
+        }
+        kept = kept ? kept + BLOCK : NULL;
+    }
+    if (n) smlt_int8_feedback_float(block, values, kept, next, n, exponent);
+    return 0;
+}
 
 void OVERRIDE(smlt_kernel *kernel, int dtype, int codec, int operation) {
     static const struct {
