@@ -134,6 +134,9 @@ def test_the_largest_floats_stay_finite_beside_others(codec: str, path: str) -> 
     values = np.full(600, 1.0, np.float32)
     values[::7], values[3::7] = LARGEST, -LARGEST
     assert_within_bound(values, round_trip(values, codec), codec)
+    if codec == "int8":
+        scale = (encoded(values, codec)[0][:2].view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        assert np.isfinite(scale * np.float32(127)).all()
     values[5], values[6] = np.inf, np.nan
     assert_within_bound(values, round_trip(values, codec), codec)
 
