@@ -34,32 +34,71 @@ PART void apply_one(float *target, size_t i, float x, applied how) {
 
 /* ---- fp16 ---- */
 
-/* The exponent for source + residual (NULL: none). */
-KERNEL int half_exponent(const float *source, const float *residual, size_t n) {
+/* The bits of the largest finite magnitude of source + residual (NULL: none). */
+KERNEL uint32_t largest_finite(const float *source, const float *residual, size_t n) {
+    size_t whole = n - n % LANES;
     vi largest = {0};
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES) { /* magnitudes are below 2^31: signed comparison orders them */
+    for (size_t i = 0; i < whole; i += LANES) { /* magnitudes are below 2^31: signed comparison orders them */
         vf value = residual ? load_floats(source + i) + load_floats(residual + i) : load_floats(source + i);
         vi magnitude = vector_bits(value) & MAGNITUDE;
         largest = larger(largest, where_greater((vi){0} + INFINITY_BITS, magnitude, magnitude, (vi){0}));
     }
     uint32_t result = largest_lane(largest);
-    for (; i < n; i++) {
+    for (size_t i = whole; i < n; i++) {
         uint32_t magnitude = bits_of(LOAD(float, source, i) + (residual ? LOAD(float, residual, i) : 0)) & MAGNITUDE;
         if (magnitude < INFINITY_BITS && magnitude > result) result = magnitude;
     }
-    return result ? smlt_fp16_exponent(result) : 0;
+    return result;
 }
 
-KERNEL int half_encode(void *wire, const void *source, size_t n, int exponent) {
-    const float *values = source;
-    uint16_t *halves = wire;
-    if (exponent == SMLT_CHOOSE_EXPONENT) exponent = half_exponent(values, NULL, n);
+PART void half_encode_with(uint16_t *halves, const float *values, size_t n, int exponent) {
     float scale = smlt_power_of_two(-exponent);
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) store_halves(halves + i, load_floats(values + i) * scale);
     for (; i < n; i++) STORE(uint16_t, halves, i, smlt_half_from_float(LOAD(float, values, i) * scale));
-    if (exponent == SMLT_FP16_EXPONENT_MAX) smlt_fp16_saturate(wire, n);
+    if (exponent == SMLT_FP16_EXPONENT_MAX) smlt_fp16_saturate(halves, n);
+}
+
+#define PIECE 512
+
+/* Encode a piece while the next one is searched: the memory works for the one, the units for the other. */
+KERNEL uint32_t half_encode_piece(uint16_t *halves, const float *values, int exponent, const float *next) {
+    float scale = smlt_power_of_two(-exponent);
+    vi largest = {0};
+    for (size_t i = 0; i < PIECE; i += LANES) {
+        vi magnitude = vector_bits(load_floats(next + i)) & MAGNITUDE;
+        largest = larger(largest, where_greater((vi){0} + INFINITY_BITS, magnitude, magnitude, (vi){0}));
+        store_halves(halves + i, load_floats(values + i) * scale);
+    }
+    if (exponent == SMLT_FP16_EXPONENT_MAX) smlt_fp16_saturate(halves, PIECE);
+    return largest_lane(largest);
+}
+
+/* A chunk does not stay in the inner caches until its exponent is known. So each piece is encoded with the exponent seen
+ * so far; those before one that needs a larger exponent, few as a rule, are encoded again at the end. */
+KERNEL int half_encode_seeking(uint16_t *halves, const float *values, size_t n) {
+    size_t whole = n / PIECE * PIECE, outdated = 0;
+    uint32_t largest = largest_finite(values + whole, NULL, n - whole);
+    uint32_t seen = whole ? largest_finite(values, NULL, PIECE) : 0;
+    int exponent = largest ? smlt_fp16_exponent(largest) : 0;
+    for (size_t done = 0; done < whole; done += PIECE) {
+        if (seen > largest) {
+            int needed = smlt_fp16_exponent(seen);
+            if (needed != exponent) outdated = done;
+            exponent = needed;
+            largest = seen;
+        }
+        size_t next = done + PIECE < whole ? done + PIECE : done;
+        seen = half_encode_piece(halves + done, values + done, exponent, values + next);
+    }
+    half_encode_with(halves, values, outdated, exponent);
+    half_encode_with(halves + whole, values + whole, n - whole, exponent);
+    return exponent;
+}
+
+KERNEL int half_encode(void *wire, const void *source, size_t n, int exponent) {
+    if (exponent == SMLT_CHOOSE_EXPONENT) return half_encode_seeking(wire, source, n);
+    half_encode_with(wire, source, n, exponent);
     return exponent;
 }
 
@@ -244,7 +283,10 @@ KERNEL int half_feedback(void *wire, const void *source, const void *residual, v
     const float *values = source, *kept = residual;
     float *next = next_residual;
     uint16_t *halves = wire;
-    if (exponent == SMLT_CHOOSE_EXPONENT) exponent = half_exponent(values, kept, n);
+    if (exponent == SMLT_CHOOSE_EXPONENT) {
+        uint32_t largest = largest_finite(values, kept, n);
+        exponent = largest ? smlt_fp16_exponent(largest) : 0;
+    }
     if (exponent == SMLT_FP16_EXPONENT_MAX) /* some halves are not rounded to the nearest */
         return smlt_half_feedback_float(wire, source, residual, next_residual, n, exponent);
     float inverse = smlt_power_of_two(-exponent), scale = smlt_power_of_two(exponent);
