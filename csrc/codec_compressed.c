@@ -207,15 +207,15 @@ static void reduce_pieces(smlt_kernel raw, void (*expand)(void *, const void *, 
         reduce_pieces(raw, codec##_expand_##type, piece_bytes, accumulator, wire, n, exponent, shift, first);                  \
     }
 
-#define KERNELS(codec, type, dtype, header, wire_element, exponents)                                                           \
+#define KERNELS(linkage, codec, type, dtype, header, wire_element, exponents)                                                  \
     static void codec##_decode_##type(void *target, const void *wire, size_t n, int exponent) {                                \
         codec##_expand_##type(target, wire, n, exponent, 0);                                                                   \
     }                                                                                                                          \
     REDUCE(codec, type, dtype, SUM, PIECE *(wire_element) + (header))                                                          \
     REDUCE(codec, type, dtype, MIN, PIECE *(wire_element) + (header))                                                          \
     REDUCE(codec, type, dtype, MAX, PIECE *(wire_element) + (header))                                                          \
-    FEEDBACK(codec##_feedback_##type, sizeof(type), wire_element, header, smlt_add_##type, smlt_subtract_##type, exponents,    \
-             codec##_encode_##type, codec##_decode_##type)                                                                     \
+    FEEDBACK(linkage, smlt_##codec##_feedback_##type, sizeof(type), wire_element, header, smlt_add_##type,                     \
+             smlt_subtract_##type, exponents, codec##_encode_##type, codec##_decode_##type)                                    \
     static int codec##_select_##type(smlt_kernel *kernel, int operation) {                                                     \
         smlt_raw_select(kernel, dtype, operation);                                                                             \
         kernel->wire_bytes = wire_element;                                                                                     \
@@ -223,17 +223,17 @@ static void reduce_pieces(smlt_kernel raw, void (*expand)(void *, const void *, 
         kernel->block_elements = (header) ? SMLT_INT8_BLOCK : 1;                                                               \
         kernel->encode = codec##_encode_##type;                                                                                \
         kernel->decode = codec##_decode_##type;                                                                                \
-        kernel->encode_feedback = codec##_feedback_##type;                                                                     \
+        kernel->encode_feedback = smlt_##codec##_feedback_##type;                                                              \
         kernel->reduce = operation == SMLT_MIN   ? codec##_reduce_MIN_##type                                                   \
                          : operation == SMLT_MAX ? codec##_reduce_MAX_##type                                                   \
                                                  : codec##_reduce_SUM_##type;                                                  \
         return 1;                                                                                                              \
     }
 
-KERNELS(half, float, SMLT_DTYPE_FLOAT32, 0, 2, half_exponent_float)
-KERNELS(half, double, SMLT_DTYPE_FLOAT64, 0, 2, half_exponent_double)
-KERNELS(bf16, float, SMLT_DTYPE_FLOAT32, 0, 2, NULL)
-KERNELS(int8, float, SMLT_DTYPE_FLOAT32, SMLT_INT8_HEADER, 1, NULL)
+KERNELS(, half, float, SMLT_DTYPE_FLOAT32, 0, 2, half_exponent_float)
+KERNELS(static, half, double, SMLT_DTYPE_FLOAT64, 0, 2, half_exponent_double)
+KERNELS(, bf16, float, SMLT_DTYPE_FLOAT32, 0, 2, NULL)
+KERNELS(, int8, float, SMLT_DTYPE_FLOAT32, SMLT_INT8_HEADER, 1, NULL)
 
 int smlt_compressed_select(smlt_kernel *kernel, int dtype, int codec, int operation) {
     if (dtype == SMLT_DTYPE_FLOAT64) return codec == SMLT_FP16 && half_select_double(kernel, operation);

@@ -86,8 +86,8 @@ float smlt_int8_inverse(uint16_t header);
 void smlt_int8_encode_block(void *wire, const void *source, size_t n, int keep_scale);
 void smlt_int8_expand_block(void *target, const void *wire, size_t n, int shift);
 
-/* Error feedback, the same for every codec and path: the chunk goes through encode and decode in pieces that stay in the
- * innermost cache. The parts work on elements of one type. */
+/* Error feedback of any codec: the chunk goes through encode and decode in pieces that stay in the innermost cache. The
+ * parts work on elements of one type. */
 typedef struct {
     size_t element_bytes;
     size_t wire_bytes;  /* as in smlt_kernel */
@@ -103,17 +103,20 @@ typedef struct {
 int smlt_encode_feedback(const smlt_feedback_parts *parts, void *wire, const void *source, const void *residual,
                          void *next_residual, size_t n, int exponent);
 
-/* A function for the kernel's table out of such parts. */
-#define FEEDBACK(name, ...)                                                                                                    \
-    static int name(void *wire, const void *source, const void *residual, void *next_residual, size_t n, int exponent) {       \
+/* A function for the kernel's table out of such parts; `linkage` is static or nothing. */
+#define FEEDBACK(linkage, name, ...)                                                                                           \
+    linkage int name(void *wire, const void *source, const void *residual, void *next_residual, size_t n, int exponent) {      \
         static const smlt_feedback_parts parts = {__VA_ARGS__};                                                                \
         return smlt_encode_feedback(&parts, wire, source, residual, next_residual, n, exponent);                               \
     }
 
-/* The portable parts for raw floats: vector paths have no need of their own. */
 void smlt_add_float(void *values, const void *source, const void *residual, size_t n);
 void smlt_subtract_float(void *residual, const void *values, const void *decoded, size_t n);
 void smlt_add_double(void *values, const void *source, const void *residual, size_t n);
 void smlt_subtract_double(void *residual, const void *values, const void *decoded, size_t n);
+
+/* Made of such parts. The vector paths leave the end of a chunk to them. */
+typedef int smlt_feedback(void *wire, const void *source, const void *residual, void *next_residual, size_t n, int exponent);
+smlt_feedback smlt_half_feedback_float, smlt_bf16_feedback_float, smlt_int8_feedback_float;
 
 #endif

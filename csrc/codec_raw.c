@@ -65,7 +65,7 @@
             STORE(type, accumulator, i, sum == sum ? sum : (type)NAN);                                                         \
         }                                                                                                                      \
     }                                                                                                                          \
-    FEEDBACK(raw_feedback_##type, sizeof(type), sizeof(type), 0, smlt_add_##type, smlt_subtract_##type, NULL,                  \
+    FEEDBACK(static, raw_feedback_##type, sizeof(type), sizeof(type), 0, smlt_add_##type, smlt_subtract_##type, NULL,          \
              raw_encode_##type, raw_decode_##type)
 
 FLOAT_KERNELS(float)

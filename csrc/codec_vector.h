@@ -34,32 +34,71 @@ PART void apply_one(float *target, size_t i, float x, applied how) {
 
 /* ---- fp16 ---- */
 
-KERNEL int half_exponent(const void *source, size_t n) {
-    const float *values = source;
+/* The bits of the largest finite magnitude of source + residual (NULL: none). */
+KERNEL uint32_t largest_finite(const float *source, const float *residual, size_t n) {
+    size_t whole = n - n % LANES;
     vi largest = {0};
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES) { /* magnitudes are below 2^31: signed comparison orders them */
-        vi magnitude = vector_bits(load_floats(values + i)) & MAGNITUDE;
+    for (size_t i = 0; i < whole; i += LANES) { /* magnitudes are below 2^31: signed comparison orders them */
+        vf value = residual ? load_floats(source + i) + load_floats(residual + i) : load_floats(source + i);
+        vi magnitude = vector_bits(value) & MAGNITUDE;
         largest = larger(largest, where_greater((vi){0} + INFINITY_BITS, magnitude, magnitude, (vi){0}));
     }
     uint32_t result = largest_lane(largest);
-    for (; i < n; i++) {
-        uint32_t magnitude = bits_of(LOAD(float, values, i)) & MAGNITUDE;
+    for (size_t i = whole; i < n; i++) {
+        uint32_t magnitude = bits_of(LOAD(float, source, i) + (residual ? LOAD(float, residual, i) : 0)) & MAGNITUDE;
         if (magnitude < INFINITY_BITS && magnitude > result) result = magnitude;
     }
-    return result ? smlt_fp16_exponent(result) : SMLT_CHOOSE_EXPONENT;
+    return result;
 }
 
-KERNEL int half_encode(void *wire, const void *source, size_t n, int exponent) {
-    const float *values = source;
-    uint16_t *halves = wire;
-    if (exponent == SMLT_CHOOSE_EXPONENT) exponent = half_exponent(source, n);
-    if (exponent == SMLT_CHOOSE_EXPONENT) exponent = 0;
+PART void half_encode_with(uint16_t *halves, const float *values, size_t n, int exponent) {
     float scale = smlt_power_of_two(-exponent);
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) store_halves(halves + i, load_floats(values + i) * scale);
     for (; i < n; i++) STORE(uint16_t, halves, i, smlt_half_from_float(LOAD(float, values, i) * scale));
-    if (exponent == SMLT_FP16_EXPONENT_MAX) smlt_fp16_saturate(wire, n);
+    if (exponent == SMLT_FP16_EXPONENT_MAX) smlt_fp16_saturate(halves, n);
+}
+
+#define PIECE 512
+
+/* Encode a piece while the next one is searched: the memory works for the one, the units for the other. */
+KERNEL uint32_t half_encode_piece(uint16_t *halves, const float *values, int exponent, const float *next) {
+    float scale = smlt_power_of_two(-exponent);
+    vi largest = {0};
+    for (size_t i = 0; i < PIECE; i += LANES) {
+        vi magnitude = vector_bits(load_floats(next + i)) & MAGNITUDE;
+        largest = larger(largest, where_greater((vi){0} + INFINITY_BITS, magnitude, magnitude, (vi){0}));
+        store_halves(halves + i, load_floats(values + i) * scale);
+    }
+    if (exponent == SMLT_FP16_EXPONENT_MAX) smlt_fp16_saturate(halves, PIECE);
+    return largest_lane(largest);
+}
+
+/* A chunk does not stay in the inner caches until its exponent is known. So each piece is encoded with the exponent seen
+ * so far; those before one that needs a larger exponent, few as a rule, are encoded again at the end. */
+KERNEL int half_encode_seeking(uint16_t *halves, const float *values, size_t n) {
+    size_t whole = n / PIECE * PIECE, outdated = 0;
+    uint32_t largest = largest_finite(values + whole, NULL, n - whole);
+    uint32_t seen = whole ? largest_finite(values, NULL, PIECE) : 0;
+    int exponent = largest ? smlt_fp16_exponent(largest) : 0;
+    for (size_t done = 0; done < whole; done += PIECE) {
+        if (seen > largest) {
+            int needed = smlt_fp16_exponent(seen);
+            if (needed != exponent) outdated = done;
+            exponent = needed;
+            largest = seen;
+        }
+        size_t next = done + PIECE < whole ? done + PIECE : done;
+        seen = half_encode_piece(halves + done, values + done, exponent, values + next);
+    }
+    half_encode_with(halves, values, outdated, exponent);
+    half_encode_with(halves + whole, values + whole, n - whole, exponent);
+    return exponent;
+}
+
+KERNEL int half_encode(void *wire, const void *source, size_t n, int exponent) {
+    if (exponent == SMLT_CHOOSE_EXPONENT) return half_encode_seeking(wire, source, n);
+    half_encode_with(wire, source, n, exponent);
     return exponent;
 }
 
@@ -229,33 +268,78 @@ KERNEL int finish_mean(void *accumulator, size_t n, int world_size, int shift) {
     return not_finite || largest_lane(largest) >= INFINITY_BITS;
 }
 
-/* ---- error feedback ---- */
+/* ---- error feedback: the value is encoded, decoded and compared in registers; what is left over, by the portable path ---- */
 
-KERNEL void add(void *values, const void *source, const void *residual, size_t n) {
-    const float *own = source, *kept = residual;
-    float *sums = values;
-    size_t i = 0;
-    if (kept)
-        for (; i + LANES <= n; i += LANES) store_floats(sums + i, one_nan_each(load_floats(own + i) + load_floats(kept + i)));
-    else
-        for (; i + LANES <= n; i += LANES) store_floats(sums + i, one_nan_each(load_floats(own + i) + 0.0f));
-    smlt_add_float(sums + i, own + i, kept ? kept + i : NULL, n - i);
+PART vf compensated(const float *source, const float *residual, size_t i) {
+    return one_nan_each(load_floats(source + i) + (residual ? load_floats(residual + i) : (vf){0}));
 }
 
-KERNEL void subtract(void *residual, const void *values, const void *decoded, size_t n) {
-    const float *wanted = values, *got = decoded;
-    float *lost = residual;
+PART void keep_lost(float *next_residual, vf value, vf decoded) {
+    vi lost = vector_bits(value - decoded);
+    store_floats(next_residual, (vf)where_greater((vi){0} + INFINITY_BITS, lost & MAGNITUDE, lost, (vi){0}));
+}
+
+KERNEL int half_feedback(void *wire, const void *source, const void *residual, void *next_residual, size_t n, int exponent) {
+    const float *values = source, *kept = residual;
+    float *next = next_residual;
+    uint16_t *halves = wire;
+    if (exponent == SMLT_CHOOSE_EXPONENT) {
+        uint32_t largest = largest_finite(values, kept, n);
+        exponent = largest ? smlt_fp16_exponent(largest) : 0;
+    }
+    if (exponent == SMLT_FP16_EXPONENT_MAX) /* some halves are not rounded to the nearest */
+        return smlt_half_feedback_float(wire, source, residual, next_residual, n, exponent);
+    float inverse = smlt_power_of_two(-exponent), scale = smlt_power_of_two(exponent);
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) {
-        vi bits = vector_bits(load_floats(wanted + i) - load_floats(got + i));
-        store_floats(lost + i, (vf)where_greater((vi){0} + INFINITY_BITS, bits & MAGNITUDE, bits, (vi){0}));
+        vf value = compensated(values, kept, i);
+        store_halves(halves + i, value * inverse);
+        keep_lost(next + i, value, load_halves(halves + i) * scale);
     }
-    smlt_subtract_float(lost + i, wanted + i, got + i, n - i);
+    if (i < n) smlt_half_feedback_float(halves + i, values + i, kept ? kept + i : NULL, next + i, n - i, exponent);
+    return exponent;
 }
 
-FEEDBACK(half_feedback, sizeof(float), 2, 0, add, subtract, half_exponent, half_encode, half_decode)
-FEEDBACK(bf16_feedback, sizeof(float), 2, 0, add, subtract, NULL, bf16_encode, bf16_decode)
-FEEDBACK(int8_feedback, sizeof(float), 1, SMLT_INT8_HEADER, add, subtract, NULL, int8_encode, int8_decode)
+KERNEL int bf16_feedback(void *wire, const void *source, const void *residual, void *next_residual, size_t n, int exponent) {
+    const float *values = source, *kept = residual;
+    float *next = next_residual;
+    uint16_t *shorts = wire;
+    size_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        vf one = compensated(values, kept, i), two = compensated(values, kept, i + LANES);
+        vi coded_one = bf16_from_floats(one), coded_two = bf16_from_floats(two);
+        store_shorts(shorts + i, coded_one, coded_two);
+        keep_lost(next + i, one, (vf)(coded_one << 16));
+        keep_lost(next + i + LANES, two, (vf)(coded_two << 16));
+    }
+    if (i < n) smlt_bf16_feedback_float(shorts + i, values + i, kept ? kept + i : NULL, next + i, n - i, exponent);
+    return 0;
+}
+
+KERNEL int int8_feedback(void *wire, const void *source, const void *residual, void *next_residual, size_t n, int exponent) {
+    const float *values = source, *kept = residual;
+    float *next = next_residual, sums[BLOCK];
+    char *block = wire;
+    for (; n >= BLOCK; n -= BLOCK, block += BLOCK_BYTES, values += BLOCK, next += BLOCK) {
+        for (size_t i = 0; i < BLOCK; i += LANES) store_floats(sums + i, compensated(values, kept, i));
+        int8_encode_block(block, sums, exponent == SMLT_KEEP_SCALES);
+        uint16_t header = LOAD(uint16_t, block, 0);
+        if (header & SMLT_INT8_NOT_FINITE) {
+            float decoded[BLOCK];
+            smlt_int8_expand_block(decoded, block, BLOCK, 0);
+            for (size_t i = 0; i < BLOCK; i += LANES) keep_lost(next + i, load_floats(sums + i), load_floats(decoded + i));
+        } else {
+            float scale = smlt_float_from_bf16(header);
+            for (size_t i = 0; i < BLOCK; i += LANES) {
+                vi codes = load_bytes(block + SMLT_INT8_HEADER + i);
+                keep_lost(next + i, load_floats(sums + i), __builtin_convertvector(codes, vf) * scale);
+            }
+        }
+        kept = kept ? kept + BLOCK : NULL;
+    }
+    if (n) smlt_int8_feedback_float(block, values, kept, next, n, exponent);
+    return 0;
+}
 
 void OVERRIDE(smlt_kernel *kernel, int dtype, int codec, int operation) {
     static const struct {

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MOST 1500
+#define MOST 1500 /* elements: several pieces of every kind */
 #define ROOM (MOST * 8 + 64)
 
 static uint64_t state = 0x9e3779b97f4a7c15;
@@ -32,7 +32,7 @@ static const uint32_t SPECIAL[] = {
     0xffc12345, 0x7f800001, 0xffbfffff, 0x7f7f7fff, 0x7f7f8000, 0xff7f8001, 0x3f800000, 0x3f808000, 0x3f818000, 0x477ff000,
 };
 
-/* Kinds of chunks: any bits, special ones, one magnitude (huge, ordinary, tiny, denormal), few non-finite, zeros. */
+/* Kinds of chunks: any bits, special ones, few special ones, zeros, growing (in `fill`), otherwise one magnitude. */
 static float element(int kind, float magnitude) {
     float uniform = (float)(int32_t)random_bits() * 0x1p-31f;
     switch (kind) {
@@ -49,7 +49,7 @@ static void fill(char *elements, size_t n, int dtype) {
     int kind = (int)below(8);
     float magnitude = MAGNITUDES[below(sizeof MAGNITUDES / sizeof *MAGNITUDES)];
     for (size_t i = 0; i < n; i++) {
-        float value = element(kind, magnitude);
+        float value = kind == 4 ? element(kind, 0x1p-126f) * (float)(i * i * i) : element(kind, magnitude);
         double wide = value;
         if (dtype == SMLT_DTYPE_FLOAT64)
             memcpy(elements + i * sizeof wide, &wide, sizeof wide);
