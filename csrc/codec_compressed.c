@@ -59,22 +59,26 @@ static int half_exponent_double(const void *values, size_t n) {
         if (magnitude <= 1.7976931348623157e308 && magnitude > largest) largest = magnitude;
     }
     if (largest == 0) return SMLT_CHOOSE_EXPONENT;
-    int exponent = ilogb(largest) - 14;
-    return exponent < -1008 ? -1008 : exponent; /* the scale stays a normal number */
+    return ilogb(largest) - 14;
 }
 
+/* In two factors: the scale of denormal doubles is no double itself. For a float the second is 1. */
 #define HALF_CODEC(type, largest_exponent)                                                                                     \
     static int half_encode_##type(void *wire, const void *source, size_t n, int exponent) {                                    \
         if (exponent == SMLT_CHOOSE_EXPONENT) exponent = half_exponent_##type(source, n);                                      \
         if (exponent == SMLT_CHOOSE_EXPONENT) exponent = 0;                                                                    \
-        type scale = (type)ldexp(1.0, -exponent);                                                                              \
-        for (size_t i = 0; i < n; i++) STORE(uint16_t, wire, i, smlt_half_from_float((float)(LOAD(type, source, i) * scale))); \
+        int part = exponent < -1000 ? exponent / 2 : exponent;                                                                 \
+        type scale = (type)ldexp(1.0, -part), rest = (type)ldexp(1.0, part - exponent);                                        \
+        for (size_t i = 0; i < n; i++)                                                                                         \
+            STORE(uint16_t, wire, i, smlt_half_from_float((float)(LOAD(type, source, i) * scale * rest)));                     \
         if (exponent == (largest_exponent)) smlt_fp16_saturate(wire, n);                                                       \
         return exponent;                                                                                                       \
     }                                                                                                                          \
     static void half_expand_##type(void *target, const void *wire, size_t n, int exponent, int shift) {                        \
-        type scale = (type)ldexp(1.0, exponent - shift);                                                                       \
-        for (size_t i = 0; i < n; i++) STORE(type, target, i, (type)smlt_float_from_half(LOAD(uint16_t, wire, i)) * scale);    \
+        int part = exponent - shift < -1000 ? (exponent - shift) / 2 : exponent - shift;                                       \
+        type scale = (type)ldexp(1.0, part), rest = (type)ldexp(1.0, exponent - shift - part);                                 \
+        for (size_t i = 0; i < n; i++)                                                                                         \
+            STORE(type, target, i, (type)smlt_float_from_half(LOAD(uint16_t, wire, i)) * scale * rest);                        \
     }
 
 HALF_CODEC(float, SMLT_FP16_EXPONENT_MAX)
