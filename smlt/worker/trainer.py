@@ -17,7 +17,7 @@ from smlt.store.object import ObjectStore
 from smlt.worker import checkpoint
 from smlt.worker.config import WorkerConfig
 from smlt.worker.data import DataIterator, dataset_length, part, take
-from smlt.worker.frameworks import make_adapter
+from smlt.worker.frameworks import make_adapter, seed_generators
 from smlt.worker.minibatch import MinibatchBuffer
 from smlt.worker.task import Task
 
@@ -81,6 +81,7 @@ class Trainer:
             else:
                 self.state = "done"
         if self.state == "stopped" and not epoch_over:
+            self._share_buffers()
             self._save(minibatch.epoch, minibatch.step + 1)
         self.report(self._row(kind="end", state=self.state))
         return self.state
@@ -91,7 +92,7 @@ class Trainer:
     def _train_step(self, minibatch: Any, data_s: float) -> bool:
         """One step; returns whether the workers agreed to stop behind it."""
         config, adapter, n = self.config, self.adapter, self.comm.world_size
-        adapter.seed(step_seed(config.seed, self.step, self.comm.rank))
+        seed_generators(step_seed(config.seed, self.step, self.comm.rank))
         started = time.perf_counter()
         loss = 0.0
         if minibatch.local_size:
@@ -120,6 +121,7 @@ class Trainer:
         return bool(stats[2] > 0)
 
     def _end_epoch(self) -> None:
+        self._share_buffers()
         self.metrics = self._evaluate() if self.test is not None else {}
         self.report(self._row(kind="epoch", metrics=self.metrics))
         target = self.config.target_accuracy
@@ -128,6 +130,19 @@ class Trainer:
         last = self.epoch + 1 == self.config.epochs
         if last or self.state == "done" or (self.epoch + 1) % self.config.checkpoint_every_epochs == 0:
             self._save(self.epoch + 1, 0)
+
+    def _share_buffers(self) -> None:
+        """Give all workers the same state where gradients do not reach: of floats the mean, of counts the largest.
+
+        Each worker's running means saw its own samples only. In float64 the mean of equal float32 values is that value, so
+        buffers that are constants stay as they are.
+        """
+        buffers = self.adapter.buffers()
+        for op, floats in (("mean", True), ("max", False)):
+            chosen = {name: array for name, array in buffers.items() if (array.dtype.kind == "f") == floats}
+            if chosen:
+                self.comm.allreduce(chosen, op=op, codec="fp32", out=chosen)
+        self.adapter.set_buffers(buffers)
 
     def _metrics_of_one_sample(self) -> dict[str, float]:
         return self.adapter.evaluate(self.adapter.prepare(take(self.test, np.arange(1))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,9 +20,6 @@ class Adapter(Protocol):
 
     #: The gradients, as a value for an all-reduce in place.
     gradient: Any
-
-    def seed(self, seed: int) -> None:
-        """Seed the framework's random numbers."""
 
     def prepare(self, batch: Any) -> Any:
         """A batch in the framework's own arrays."""
@@ -40,6 +39,12 @@ class Adapter(Protocol):
     def parameters(self) -> Any:
         """The model's state, as a value for a broadcast in place."""
 
+    def buffers(self) -> Tensors:
+        """Copies of the part of `parameters` that gradients do not reach, such as running means; floats as float64."""
+
+    def set_buffers(self, buffers: Tensors) -> None:
+        """Take over what `buffers` gave, of all workers."""
+
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         """Model and optimizer as arrays by name, and the rest as JSON."""
 
@@ -47,17 +52,22 @@ class Adapter(Protocol):
         """The inverse of `state`. Raises KeyError or ValueError when it does not fit the model."""
 
 
-def make_adapter(task: Task, seed: int, threads: int) -> Adapter:
-    """Build the task's model, seeded, and the adapter that fits it. TaskError when there is none."""
-    import random
-    import sys
-
+def seed_generators(seed: int) -> None:
+    """Seed the process's random numbers: Python's, NumPy's, and PyTorch's where it is loaded."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if "torch" in sys.modules:
         import torch
 
         torch.manual_seed(seed)
+
+
+def make_adapter(task: Task, seed: int, threads: int) -> Adapter:
+    """Build the task's model, seeded, and the adapter that fits it. TaskError when there is none."""
+    seed_generators(seed)
+    if "torch" in sys.modules:
+        import torch
+
         torch.set_num_threads(threads)
     model = task.model()
     if isinstance(model, dict) and model and all(isinstance(value, np.ndarray) for value in model.values()):

@@ -63,9 +63,6 @@ class NumpyAdapter:
         self.optimizer: NumpyOptimizer = task.optimizer(model)
         self.gradient: Arrays = {name: np.zeros_like(array) for name, array in model.items()}
 
-    def seed(self, seed: int) -> None:
-        np.random.seed(seed % 2**32)
-
     def prepare(self, batch: Any) -> Any:
         return batch
 
@@ -94,6 +91,12 @@ class NumpyAdapter:
 
     def parameters(self) -> Any:
         return self.model
+
+    def buffers(self) -> Tensors:
+        return {}
+
+    def set_buffers(self, buffers: Tensors) -> None:
+        pass
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         tensors = {f"model.{name}": array for name, array in self.model.items()}

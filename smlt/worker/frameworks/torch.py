@@ -21,6 +21,7 @@ class TorchAdapter:
         if not isinstance(self.optimizer, torch.optim.Optimizer):
             raise TaskError(f"optimizer() gave a {type(self.optimizer).__name__}, not a torch.optim.Optimizer")
         self.gradient: dict[str, torch.Tensor] = {}
+        self._views: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         by_dtype: dict[torch.dtype, list[torch.nn.Parameter]] = {}
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -32,11 +33,9 @@ class TorchAdapter:
             at = 0
             for parameter in parameters:  # backward adds into .grad where it is: the flat buffer
                 parameter.grad = flat[at : at + parameter.numel()].view_as(parameter)
+                self._views.append((parameter, parameter.grad))
                 at += parameter.numel()
             self.gradient[str(dtype).removeprefix("torch.")] = flat
-
-    def seed(self, seed: int) -> None:
-        torch.manual_seed(seed)
 
     def prepare(self, batch: Any) -> Any:
         if isinstance(batch, np.ndarray):
@@ -54,11 +53,18 @@ class TorchAdapter:
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise TaskError("loss() of a PyTorch task returns a tensor with one element, the mean loss of the batch")
         torch.autograd.backward(loss if weight == 1 else loss * weight)
+        for parameter, view in self._views:
+            # The task may have let go of the view, as zero_grad() does: without it the workers would drift apart.
+            if parameter.grad is not view:
+                view.zero_() if parameter.grad is None else view.copy_(parameter.grad)
+                parameter.grad = view
         return float(loss.detach())
 
     def skip(self) -> None:
         for flat in self.gradient.values():
             flat.zero_()
+        for parameter, view in self._views:
+            parameter.grad = view
 
     def apply(self) -> None:
         self.optimizer.step()
@@ -71,6 +77,22 @@ class TorchAdapter:
     def parameters(self) -> Any:
         return {name: tensor for name, tensor in self.model.state_dict().items() if isinstance(tensor, torch.Tensor)}
 
+    def buffers(self) -> Tensors:
+        return {
+            name: np.array(_array(buffer.double() if buffer.is_floating_point() else buffer))
+            for name, buffer in self._buffers().items()
+        }
+
+    @torch.no_grad()
+    def set_buffers(self, buffers: Tensors) -> None:
+        for name, buffer in self._buffers().items():
+            buffer.copy_(_tensor(buffers[name]))
+
+    def _buffers(self) -> dict[str, torch.Tensor]:
+        # What is not persistent, such as a cache, may have another shape on each worker.
+        persistent = self.model.state_dict()
+        return {name: buffer for name, buffer in self.model.named_buffers() if name in persistent}
+
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         tensors = {f"model.{name}": _array(tensor) for name, tensor in self.parameters().items()}
         state = self.optimizer.state_dict()
@@ -81,10 +103,14 @@ class TorchAdapter:
                     tensors[f"optimizer.{index}.{name}"] = _array(value)
                 else:
                     scalars.setdefault(str(index), {})[name] = value
+        groups = []
+        for index, group in enumerate(state["param_groups"]):
+            tensors |= {f"group.{index}.{k}": _array(v) for k, v in group.items() if isinstance(v, torch.Tensor)}
+            groups.append({k: v for k, v in group.items() if not isinstance(v, torch.Tensor)})
         dtypes = {
             name: str(t.dtype).removeprefix("torch.") for name, t in self.parameters().items() if t.dtype == torch.bfloat16
         }
-        return tensors, {"scalars": scalars, "groups": state["param_groups"], "bfloat16": sorted(dtypes)}
+        return tensors, {"scalars": scalars, "groups": groups, "bfloat16": sorted(dtypes)}
 
     def load_state(self, tensors: Tensors, rest: dict[str, Any]) -> None:
         start = len("model.")
@@ -98,6 +124,10 @@ class TorchAdapter:
                 _, index, key = name.split(".", 2)
                 state.setdefault(int(index), {})[key] = _tensor(array)
         groups = [{k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in g.items()} for g in rest["groups"]]
+        for name, array in tensors.items():
+            if name.startswith("group."):  # a learning rate may be a tensor
+                _, index, key = name.split(".", 2)
+                groups[int(index)][key] = _tensor(array)
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
