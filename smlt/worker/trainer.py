@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from smlt.collective.communicator import Communicator
-from smlt.errors import CheckpointError, TaskError
+from smlt.errors import CheckpointError, CollectiveError, TaskError
 from smlt.store.object import ObjectStore
 from smlt.worker import checkpoint
 from smlt.worker.config import WorkerConfig
@@ -32,7 +32,7 @@ class Trainer:
 
     The mean of the workers' gradients, each weighted by its part of the global batch, is the gradient of the global
     batch's mean loss, also when the parts are uneven. A request to stop travels in that same all-reduce, so that all
-    workers stop behind the same step.
+    workers stop behind the same step. It is the step's last bucket: those before are all-reduced while backward computes.
     """
 
     def __init__(
@@ -48,7 +48,9 @@ class Trainer:
         if not isinstance(datasets, dict) or "train" not in datasets:
             raise TaskError('data() returns {"train": ..., "test": ...}; "train" is missing')
         self.train, self.test = datasets["train"], datasets.get("test")
-        self.adapter = make_adapter(task, config.seed, config.threads)
+        bucket_mb = config.bucket_mb if comm.world_size > 1 else 0  # alone there is nothing to hide
+        self.adapter = make_adapter(task, config.seed, config.threads, bucket_mb)
+        self._handles: list[Any] = []  # of this step's buckets
         self.iterator = DataIterator(
             dataset_length(self.train), config.global_batch_size, config.seed, comm.rank, comm.world_size
         )
@@ -96,13 +98,12 @@ class Trainer:
         started = time.perf_counter()
         loss = 0.0
         if minibatch.local_size:
-            loss = adapter.compute(minibatch.batch, n * minibatch.local_size / minibatch.global_size)
+            loss = adapter.compute(minibatch.batch, n * minibatch.local_size / minibatch.global_size, self._send)
         else:
-            adapter.skip()
+            adapter.skip(self._send)
         computed = time.perf_counter()
         stats = np.array([loss * minibatch.local_size, minibatch.local_size, float(self.stop_requested)])
-        value = {"gradient": adapter.gradient, "stats": stats}
-        self.comm.allreduce(value, codec={"gradient": config.codec, "stats": "fp32"}, out=value)
+        self._reduce_last({"gradient": adapter.gradient, "stats": stats})
         reduced = time.perf_counter()
         adapter.apply()
         applied = time.perf_counter()
@@ -119,6 +120,28 @@ class Trainer:
         )
         self.stop_requested |= answer == "stop"
         return bool(stats[2] > 0)
+
+    def _send(self, bucket: Any) -> None:
+        """Take a bucket from backward, which goes on meanwhile."""
+        try:
+            self._handles.append(self.comm.allreduce_async(bucket, codec=self.config.codec, out=bucket))
+        except CollectiveError:
+            self._wait()  # if a bucket before has failed, that says more
+            raise
+
+    def _reduce_last(self, value: dict[str, Any]) -> None:
+        """Reduce the last bucket with the step's numbers; returns when all buckets are back."""
+        try:
+            self.comm.allreduce(value, codec={"gradient": self.config.codec, "stats": "fp32"}, out=value)
+        except CollectiveError:
+            self._wait()
+            raise
+        self._wait()
+
+    def _wait(self) -> None:
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.wait()
 
     def _end_epoch(self) -> None:
         self._share_buffers()

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smlt.errors import TaskError
+from smlt.worker.buckets import Send
 from smlt.worker.task import Task
 
 Tensors = dict[str, npt.NDArray[np.generic]]
@@ -18,17 +19,20 @@ Tensors = dict[str, npt.NDArray[np.generic]]
 class Adapter(Protocol):
     """What the Trainer needs of a framework. The model and its optimizer live in here."""
 
-    #: The gradients, as a value for an all-reduce in place.
+    #: The gradients, as a value for an all-reduce in place; of those in buckets the last bucket only.
     gradient: Any
 
     def prepare(self, batch: Any) -> Any:
         """A batch in the framework's own arrays."""
 
-    def compute(self, batch: Any, weight: float) -> float:
-        """Forward and backward: leaves `weight` times the gradients in `gradient`, returns the mean loss."""
+    def compute(self, batch: Any, weight: float, send: Send) -> float:
+        """Forward and backward: leaves `weight` times the gradients in `gradient`, returns the mean loss.
 
-    def skip(self) -> None:
-        """This worker's part of the batch is empty: leave zeros in `gradient`."""
+        Buckets before the last are given to `send` when they are complete, in the same order on every worker.
+        """
+
+    def skip(self, send: Send) -> None:
+        """This worker's part of the batch is empty: zeros take the place of `compute`'s gradients."""
 
     def apply(self) -> None:
         """Take an optimizer step with what is in `gradient`."""
@@ -62,8 +66,11 @@ def seed_generators(seed: int) -> None:
         torch.manual_seed(seed)
 
 
-def make_adapter(task: Task, seed: int, threads: int) -> Adapter:
-    """Build the task's model, seeded, and the adapter that fits it. TaskError when there is none."""
+def make_adapter(task: Task, seed: int, threads: int, bucket_mb: float) -> Adapter:
+    """Build the task's model, seeded, and the adapter that fits it. TaskError when there is none.
+
+    With `bucket_mb` above 0 a framework that can cuts the gradients in buckets.
+    """
     seed_generators(seed)
     if "torch" in sys.modules:
         import torch
@@ -80,7 +87,7 @@ def make_adapter(task: Task, seed: int, threads: int) -> Adapter:
         if isinstance(model, torch.nn.Module):
             from smlt.worker.frameworks.torch import TorchAdapter
 
-            return TorchAdapter(task, model)
+            return TorchAdapter(task, model, int(bucket_mb * 2**20))
     raise TaskError(
         f"model() gave a {type(model).__module__}.{type(model).__qualname__}: "
         "a torch.nn.Module or a dict of NumPy arrays is wanted"

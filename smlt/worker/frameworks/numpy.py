@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smlt.errors import TaskError
+from smlt.worker.buckets import Send
 from smlt.worker.frameworks import Tensors
 from smlt.worker.task import Task
 
@@ -66,7 +67,7 @@ class NumpyAdapter:
     def prepare(self, batch: Any) -> Any:
         return batch
 
-    def compute(self, batch: Any, weight: float) -> float:
+    def compute(self, batch: Any, weight: float, send: Send) -> float:
         answer = self.task.loss(self.model, batch)
         if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict)):
             raise TaskError("loss() of a NumPy task returns (loss, gradients by name)")
@@ -79,7 +80,7 @@ class NumpyAdapter:
             np.multiply(gradients[name], target.dtype.type(weight), out=target)
         return float(loss)
 
-    def skip(self) -> None:
+    def skip(self, send: Send) -> None:
         for target in self.gradient.values():
             target.fill(0)
 
