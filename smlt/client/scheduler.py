@@ -356,6 +356,7 @@ class TaskScheduler:
             "samples_per_s": rows[0]["samples"] / seconds if seconds > 0 else 0.0,
             "compute_s": [row["compute_s"] for row in rows],
             "communication_s": [row["communication_s"] for row in rows],
+            "communication_total_s": [row["communication_total_s"] for row in rows],
             "data_s": [row["data_s"] for row in rows],
             "rss_mb": [row["rss_mb"] for row in rows],
             "time": now,

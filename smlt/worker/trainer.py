@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -51,6 +52,7 @@ class Trainer:
         bucket_mb = config.bucket_mb if comm.world_size > 1 else 0  # alone there is nothing to hide
         self.adapter = make_adapter(task, config.seed, config.threads, bucket_mb)
         self._handles: list[Any] = []  # of this step's buckets
+        self._first_sent = math.inf
         self.iterator = DataIterator(
             dataset_length(self.train), config.global_batch_size, config.seed, comm.rank, comm.world_size
         )
@@ -92,9 +94,14 @@ class Trainer:
         return {"rank": self.comm.rank, "step": self.step, "epoch": self.epoch, "time": time.time(), **values}
 
     def _train_step(self, minibatch: Any, data_s: float) -> bool:
-        """One step; returns whether the workers agreed to stop behind it."""
+        """One step; returns whether the workers agreed to stop behind it.
+
+        Of its report, `communication_s` is the time spent waiting for communication; `communication_total_s` begins when
+        the first bucket leaves, and so also holds what backward hid.
+        """
         config, adapter, n = self.config, self.adapter, self.comm.world_size
         seed_generators(step_seed(config.seed, self.step, self.comm.rank))
+        self._first_sent = math.inf
         started = time.perf_counter()
         loss = 0.0
         if minibatch.local_size:
@@ -114,6 +121,7 @@ class Trainer:
                 samples=minibatch.global_size,
                 compute_s=computed - started + applied - reduced,
                 communication_s=reduced - computed,
+                communication_total_s=reduced - min(self._first_sent, computed),
                 data_s=data_s,
                 rss_mb=resident_mb(),
             )
@@ -123,6 +131,7 @@ class Trainer:
 
     def _send(self, bucket: Any) -> None:
         """Take a bucket from backward, which goes on meanwhile."""
+        self._first_sent = min(self._first_sent, time.perf_counter())
         try:
             self._handles.append(self.comm.allreduce_async(bucket, codec=self.config.codec, out=bucket))
         except CollectiveError:
