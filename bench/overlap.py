@@ -104,10 +104,10 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             from bench.links import shaped_links
 
             links = stack.enter_context(shaped_links(n, rate_mbit=options.rate_mbit))
-        store = stack.enter_context(EmbeddedStore())
+        store = stack.enter_context(EmbeddedStore(bind=links.store_hosts if links is not None else ()))
         processes = []
         for rank in range(n):
-            url = store.tcp_url if links is None else store.tcp_url.replace("127.0.0.1", links.store_host(rank))
+            url = store.tcp_url if links is None else store.tcp_url_at(links.store_host(rank))
             processes.append(context.Process(target=worker, args=(rank, n, options, links, url, start, times), daemon=True))
             processes[-1].start()
         rows = [times.get(timeout=300) for _ in range(n * options.rounds * len(MODES) * len(options.batch))]

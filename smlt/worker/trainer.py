@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from smlt.collective.communicator import Communicator
+from smlt.collective.work import Work
 from smlt.errors import CheckpointError, CollectiveError, TaskError
 from smlt.store.object import ObjectStore
 from smlt.worker import checkpoint
@@ -51,7 +52,7 @@ class Trainer:
         self.train, self.test = datasets["train"], datasets.get("test")
         bucket_mb = config.bucket_mb if comm.world_size > 1 else 0  # alone there is nothing to hide
         self.adapter = make_adapter(task, config.seed, config.threads, bucket_mb)
-        self._handles: list[Any] = []  # of this step's buckets
+        self._begun: list[Work] = []  # this step's buckets on their way
         self._first_sent = math.inf
         self.iterator = DataIterator(
             dataset_length(self.train), config.global_batch_size, config.seed, comm.rank, comm.world_size
@@ -133,7 +134,7 @@ class Trainer:
         """Take a bucket from backward, which goes on meanwhile."""
         self._first_sent = min(self._first_sent, time.perf_counter())
         try:
-            self._handles.append(self.comm.allreduce_async(bucket, codec=self.config.codec, out=bucket))
+            self._begun.append(self.comm.allreduce_async(bucket, codec=self.config.codec, out=bucket))
         except CollectiveError:
             self._wait()  # if a bucket before has failed, that says more
             raise
@@ -148,9 +149,9 @@ class Trainer:
         self._wait()
 
     def _wait(self) -> None:
-        handles, self._handles = self._handles, []
-        for handle in handles:
-            handle.wait()
+        begun, self._begun = self._begun, []
+        for work in begun:
+            work.wait()
 
     def _end_epoch(self) -> None:
         self._share_buffers()
