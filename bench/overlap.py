@@ -5,11 +5,12 @@
 
 A step is forward, backward and the optimizer, with one torch thread a worker, and the all-reduce of 11.2 M gradients.
 In each round all workers do, released together: the step without communication; the all-reduce of the buckets without
-computing; both, one after the other; both, overlapped. The slowest worker counts. The table gives medians and the
-overlapped step over the larger of computing and communicating; the bar is 1.15. Communication cannot begin before
-backward does, so `over possible` divides by the larger of computing and forward + communicating. `cpu s` is what the workers together used of the processor in a computing
-and in a communicating round (without the store and the kernel): when that divided by the cores comes near the bound, the
-cores are the limit, not the links.
+computing; both, one after the other; both, overlapped. The slowest worker counts; the table gives medians.
+
+`over bound` is the overlapped step over the larger of computing and communicating; the bar is 1.15. Communication cannot
+begin before backward does: `over possible` divides by the larger of computing and forward + communicating. `cpu s` is what
+the workers together used of the processor in a computing and in a communicating round (without the store and the kernel):
+when that divided by the cores comes near the bound, the cores are the limit, not the links.
 
 Workers on one machine share its cores; functions each have their own. --paced-ms stands for those: images of 8x8 pixels,
 and each convolution waits for its part of so many milliseconds (a third forward, the rest backward, by its operations on
