@@ -84,6 +84,12 @@ def train(
     target_accuracy: Annotated[float | None, typer.Option(help='End when evaluate() gives this "accuracy", 0 to 1.')] = None,
     seed: Annotated[int | None, typer.Option(help="Of the model, the sample order and the workers.", show_default="0")] = None,
     codec: Annotated[str | None, typer.Option(help="What gradients travel as: fp16 or fp32.", show_default="fp16")] = None,
+    bucket_mb: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MB", help="Gradients sent together while backward computes more; 0: all at its end.", show_default="4"
+        ),
+    ] = None,
     store: StoreUrl = None,
     object_store: Annotated[
         str | None, typer.Option(help="Code, data, checkpoints: a directory.", show_default="the runs folder")
@@ -111,6 +117,7 @@ def train(
         "target_accuracy": target_accuracy,
         "seed": seed,
         "codec": codec,
+        "bucket_mb": bucket_mb,
         "object_store": object_store,
         "memory_mb": memory,
         "data": data,

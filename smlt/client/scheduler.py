@@ -25,6 +25,7 @@ from smlt.store.embedded import EmbeddedStore
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore, ServerInfo
 from smlt.worker import checkpoint
+from smlt.worker.buckets import BUCKET_MB, BUCKET_MB_MAX
 from smlt.worker.checkpoint import load_latest
 from smlt.worker.config import WorkerConfig
 from smlt.worker.data import read_manifest
@@ -89,6 +90,7 @@ class RunRequest:
     global_batch_size: int = 64
     seed: int = 0
     codec: str = "fp16"
+    bucket_mb: float = BUCKET_MB
     target_accuracy: float | None = None
     memory_mb: int | None = None
     timeout_s: float = 300.0
@@ -198,6 +200,7 @@ class TaskScheduler:
                 global_batch_size=request.global_batch_size,
                 seed=request.seed,
                 codec=request.codec,
+                bucket_mb=request.bucket_mb,
                 store_url=url,
                 has_data=request.data is not None,
                 target_accuracy=request.target_accuracy,
@@ -353,6 +356,7 @@ class TaskScheduler:
             "samples_per_s": rows[0]["samples"] / seconds if seconds > 0 else 0.0,
             "compute_s": [row["compute_s"] for row in rows],
             "communication_s": [row["communication_s"] for row in rows],
+            "communication_total_s": [row["communication_total_s"] for row in rows],
             "data_s": [row["data_s"] for row in rows],
             "rss_mb": [row["rss_mb"] for row in rows],
             "time": now,
@@ -425,6 +429,8 @@ def check_request(request: RunRequest) -> None:
         raise ConfigError(f"--memory {request.memory_mb} is not positive")
     if not request.timeout_s > 0:
         raise ConfigError(f"--timeout {request.timeout_s} is not positive")
+    if not 0 <= request.bucket_mb < BUCKET_MB_MAX:
+        raise ConfigError(f"--bucket-mb {request.bucket_mb} is not between 0 and {BUCKET_MB_MAX}")
     if not 0 <= request.seed < 2**63:
         raise ConfigError(f"--seed {request.seed} is not between 0 and 2**63 - 1")
     if request.target_accuracy is not None and not 0 < request.target_accuracy <= 1:

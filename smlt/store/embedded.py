@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
@@ -83,11 +84,13 @@ class EmbeddedStore:
     """A private Valkey that lives as long as this process, or until `close`.
 
     It listens on a unix socket (`url`) and on loopback TCP (`tcp_url`), wants a random password, writes nothing to disk,
-    and refuses writes (never evicts) beyond `memory_bytes`. Its log goes to `log_path`, or a temporary file.
+    and refuses writes (never evicts) beyond `memory_bytes`. Its log goes to `log_path`, or a temporary file. With `bind`,
+    addresses of this machine, other hosts reach it there too (`tcp_url_at`), with the same password but without TLS.
     Raises ConfigError when there is no server to start, StoreUnavailable with the end of its log when it does not come up.
     """
 
-    def __init__(self, *, memory_bytes: int | None = None, log_path: Path | None = None) -> None:
+    def __init__(self, *, memory_bytes: int | None = None, log_path: Path | None = None, bind: Sequence[str] = ()) -> None:
+        self._bind = ("127.0.0.1", *bind)
         self._password = secrets.token_urlsafe(24)
         memory = default_memory_bytes() if memory_bytes is None else memory_bytes
         if memory <= 0:
@@ -120,7 +123,11 @@ class EmbeddedStore:
     @property
     def tcp_url(self) -> str:
         """The same store over loopback TCP."""
-        return f"redis://:{self._password}@127.0.0.1:{self._port}"
+        return self.tcp_url_at("127.0.0.1")
+
+    def tcp_url_at(self, host: str) -> str:
+        """The same store at `host`, one of the addresses in `bind`."""
+        return f"redis://:{self._password}@{host}:{self._port}"
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of the server's log; what it printed when it came to no log."""
@@ -144,13 +151,13 @@ class EmbeddedStore:
 
     def _start(self, server: str, memory_bytes: int) -> None:
         settings = {
-            "bind": "127.0.0.1",
+            "bind": self._bind,
             "port": self._port,
             "unixsocket": self._socket,
             "unixsocketperm": 700,
             "requirepass": self._password,
             "dir": self._folder,
-            "save": '""',
+            "save": "",
             "appendonly": "no",
             "maxmemory": memory_bytes,
             "maxmemory-policy": "noeviction",
@@ -161,9 +168,7 @@ class EmbeddedStore:
         # In a file that only this user reads: arguments are seen by everyone in the process list.
         config = self._folder / "conf"
         config.touch(mode=0o600)
-        config.write_text(
-            "".join(f"{name} {_quoted(str(value)) if name != 'save' else value}\n" for name, value in settings.items())
-        )
+        config.write_text("".join(f"{name} {_arguments(value)}\n" for name, value in settings.items()))
         with (self._folder / "output").open("wb") as output:
             self._guard = subprocess.Popen(
                 ["/bin/sh", "-c", _GUARD, "smlt-store-guard", str(self._folder), server, str(config)],
@@ -213,6 +218,11 @@ def _private_folder() -> Path:
         return folder
     folder.rmdir()
     return Path(tempfile.mkdtemp(prefix="smlt-store-", dir="/tmp"))
+
+
+def _arguments(value: object) -> str:
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join(_quoted(str(part)) for part in values)
 
 
 def _quoted(text: str) -> str:

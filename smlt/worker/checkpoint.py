@@ -12,6 +12,8 @@ import logging
 from hashlib import sha256
 from typing import Any
 
+import numpy as np
+
 from smlt.errors import CheckpointError, SmltError
 from smlt.store.object import ObjectStore
 from smlt.worker.data import read_manifest
@@ -27,7 +29,8 @@ def save(objects: ObjectStore, prefix: str, step: int, tensors: Tensors, state: 
 
     where = f"{prefix}/{step:09d}"
     contents = {
-        "tensors.safetensors": safetensors.numpy.save(tensors),
+        # safetensors writes an array's memory as it lies: a transposed one would come back scrambled.
+        "tensors.safetensors": safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in tensors.items()}),
         "state.json": json.dumps(state, indent=1).encode(),
     }
     for name, content in contents.items():

@@ -6,6 +6,7 @@ import json
 from dataclasses import MISSING, asdict, dataclass, fields
 
 from smlt.errors import ConfigError
+from smlt.worker.buckets import BUCKET_MB, BUCKET_MB_MAX
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class WorkerConfig:
     global_batch_size: int
     seed: int = 0
     codec: str = "fp16"
+    bucket_mb: float = BUCKET_MB  # 0: one all-reduce when backward has ended
     generation: int = 1
     store_url: str | None = None  # None: one worker that nobody watches
     has_data: bool = False  # whether <run>/data/ holds files for the task
@@ -35,6 +37,8 @@ class WorkerConfig:
         for name in ("epochs", "global_batch_size", "world_size", "checkpoint_every_epochs", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is not positive")
+        if not 0 <= self.bucket_mb < BUCKET_MB_MAX:
+            raise ConfigError(f"bucket_mb {self.bucket_mb} is not between 0 and {BUCKET_MB_MAX}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed {self.seed} is not between 0 and 2**63 - 1")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:

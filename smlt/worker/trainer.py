@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from smlt.collective.communicator import Communicator
-from smlt.errors import CheckpointError, TaskError
+from smlt.collective.work import Work
+from smlt.errors import CheckpointError, CollectiveError, TaskError
 from smlt.store.object import ObjectStore
 from smlt.worker import checkpoint
 from smlt.worker.config import WorkerConfig
 from smlt.worker.data import DataIterator, dataset_length, part, take
-from smlt.worker.frameworks import make_adapter
+from smlt.worker.frameworks import make_adapter, seed_generators
 from smlt.worker.minibatch import MinibatchBuffer
 from smlt.worker.task import Task
 
@@ -32,7 +34,7 @@ class Trainer:
 
     The mean of the workers' gradients, each weighted by its part of the global batch, is the gradient of the global
     batch's mean loss, also when the parts are uneven. A request to stop travels in that same all-reduce, so that all
-    workers stop behind the same step.
+    workers stop behind the same step. It is the step's last bucket: those before are all-reduced while backward computes.
     """
 
     def __init__(
@@ -48,7 +50,10 @@ class Trainer:
         if not isinstance(datasets, dict) or "train" not in datasets:
             raise TaskError('data() returns {"train": ..., "test": ...}; "train" is missing')
         self.train, self.test = datasets["train"], datasets.get("test")
-        self.adapter = make_adapter(task, config.seed, config.threads)
+        bucket_mb = config.bucket_mb if comm.world_size > 1 else 0  # alone there is nothing to hide
+        self.adapter = make_adapter(task, config.seed, config.threads, bucket_mb)
+        self._begun: list[Work] = []  # this step's buckets on their way
+        self._first_sent = math.inf
         self.iterator = DataIterator(
             dataset_length(self.train), config.global_batch_size, config.seed, comm.rank, comm.world_size
         )
@@ -81,6 +86,7 @@ class Trainer:
             else:
                 self.state = "done"
         if self.state == "stopped" and not epoch_over:
+            self._share_buffers()
             self._save(minibatch.epoch, minibatch.step + 1)
         self.report(self._row(kind="end", state=self.state))
         return self.state
@@ -89,19 +95,23 @@ class Trainer:
         return {"rank": self.comm.rank, "step": self.step, "epoch": self.epoch, "time": time.time(), **values}
 
     def _train_step(self, minibatch: Any, data_s: float) -> bool:
-        """One step; returns whether the workers agreed to stop behind it."""
+        """One step; returns whether the workers agreed to stop behind it.
+
+        Of its report, `communication_s` is the time spent waiting for communication; `communication_total_s` begins when
+        the first bucket leaves, and so also holds what backward hid.
+        """
         config, adapter, n = self.config, self.adapter, self.comm.world_size
-        adapter.seed(step_seed(config.seed, self.step, self.comm.rank))
+        seed_generators(step_seed(config.seed, self.step, self.comm.rank))
+        self._first_sent = math.inf
         started = time.perf_counter()
         loss = 0.0
         if minibatch.local_size:
-            loss = adapter.compute(minibatch.batch, n * minibatch.local_size / minibatch.global_size)
+            loss = adapter.compute(minibatch.batch, n * minibatch.local_size / minibatch.global_size, self._send)
         else:
-            adapter.skip()
+            adapter.skip(self._send)
         computed = time.perf_counter()
         stats = np.array([loss * minibatch.local_size, minibatch.local_size, float(self.stop_requested)])
-        value = {"gradient": adapter.gradient, "stats": stats}
-        self.comm.allreduce(value, codec={"gradient": config.codec, "stats": "fp32"}, out=value)
+        self._reduce_last({"gradient": adapter.gradient, "stats": stats})
         reduced = time.perf_counter()
         adapter.apply()
         applied = time.perf_counter()
@@ -112,6 +122,7 @@ class Trainer:
                 samples=minibatch.global_size,
                 compute_s=computed - started + applied - reduced,
                 communication_s=reduced - computed,
+                communication_total_s=reduced - min(self._first_sent, computed),
                 data_s=data_s,
                 rss_mb=resident_mb(),
             )
@@ -119,7 +130,31 @@ class Trainer:
         self.stop_requested |= answer == "stop"
         return bool(stats[2] > 0)
 
+    def _send(self, bucket: Any) -> None:
+        """Take a bucket from backward, which goes on meanwhile."""
+        self._first_sent = min(self._first_sent, time.perf_counter())
+        try:
+            self._begun.append(self.comm.allreduce_async(bucket, codec=self.config.codec, out=bucket))
+        except CollectiveError:
+            self._wait()  # if a bucket before has failed, that says more
+            raise
+
+    def _reduce_last(self, value: dict[str, Any]) -> None:
+        """Reduce the last bucket with the step's numbers; returns when all buckets are back."""
+        try:
+            self.comm.allreduce(value, codec={"gradient": self.config.codec, "stats": "fp32"}, out=value)
+        except CollectiveError:
+            self._wait()
+            raise
+        self._wait()
+
+    def _wait(self) -> None:
+        begun, self._begun = self._begun, []
+        for work in begun:
+            work.wait()
+
     def _end_epoch(self) -> None:
+        self._share_buffers()
         self.metrics = self._evaluate() if self.test is not None else {}
         self.report(self._row(kind="epoch", metrics=self.metrics))
         target = self.config.target_accuracy
@@ -128,6 +163,19 @@ class Trainer:
         last = self.epoch + 1 == self.config.epochs
         if last or self.state == "done" or (self.epoch + 1) % self.config.checkpoint_every_epochs == 0:
             self._save(self.epoch + 1, 0)
+
+    def _share_buffers(self) -> None:
+        """Give all workers the same state where gradients do not reach: of floats the mean, of counts the largest.
+
+        Each worker's running means saw its own samples only. In float64 the mean of equal float32 values is that value, so
+        buffers that are constants stay as they are.
+        """
+        buffers = self.adapter.buffers()
+        for op, floats in (("mean", True), ("max", False)):
+            chosen = {name: array for name, array in buffers.items() if (array.dtype.kind == "f") == floats}
+            if chosen:
+                self.comm.allreduce(chosen, op=op, codec="fp32", out=chosen)
+        self.adapter.set_buffers(buffers)
 
     def _metrics_of_one_sample(self) -> dict[str, float]:
         return self.adapter.evaluate(self.adapter.prepare(take(self.test, np.arange(1))))

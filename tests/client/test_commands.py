@@ -80,6 +80,7 @@ def test_a_running_run_cannot_be_resumed(tmp_path: Path) -> None:
         ("train t.py --workers 9 --global-batch-size 8", 2, "9 workers cannot share a global batch of 8"),
         ("train t.py --codec fp8", 2, "unknown codec 'fp8'; known: fp32, fp16"),
         ("train t.py --seed -1", 2, "--seed -1"),
+        ("train t.py --bucket-mb -1", 2, "--bucket-mb -1"),
         ("train t.py --timeout 0", 2, "--timeout 0"),
         ("train t.py --memory 0", 2, "--memory 0"),
         ("train t.py --target-accuracy 97", 2, "not between 0 and 1"),

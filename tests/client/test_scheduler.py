@@ -74,7 +74,8 @@ class ScriptedExecutor:
 
 
 def step_row(rank: int, step: int) -> dict[str, Any]:
-    times = {"compute_s": 0.1, "communication_s": 0.1, "data_s": 0.0, "rss_mb": 1.0, "time": 100.0 + step}
+    times = {"compute_s": 0.1, "communication_s": 0.1, "communication_total_s": 0.15, "data_s": 0.0}
+    times |= {"rss_mb": 1.0, "time": 100.0 + step}
     return {"rank": rank, "step": step, "epoch": 0, "loss": 1.0 / step, "samples": 4, **times}
 
 
@@ -100,6 +101,7 @@ def test_a_step_is_told_when_all_have_reported_it_and_an_epoch_behind_its_last_s
     assert made.progress.told == ["started", "step 1", "step 2", "epoch 0", "done"]
     assert [row["kind"] for row in rows(made.folder.path)] == ["step", "step", "epoch"]
     assert rows(made.folder.path)[1]["compute_s"] == [0.1, 0.1]
+    assert rows(made.folder.path)[1]["communication_total_s"] == [0.15, 0.15]
     assert status(made.folder.path)["metrics"] == {"accuracy": 0.5}
     assert keys_of(store.url, "scripted") == []
 

@@ -36,6 +36,20 @@ def test_it_answers_on_both_urls_and_wants_its_password(store: EmbeddedStore) ->
         redis.Redis(host="127.0.0.1", port=int(store.tcp_url.rpartition(":")[2]), retry=None).ping()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is on the loopback interface on Linux only")
+def test_it_listens_on_loopback_and_where_it_is_told_with_the_same_password() -> None:
+    with EmbeddedStore(bind=["127.0.0.2"]) as store:
+        for host, there in (("127.0.0.1", True), ("127.0.0.2", True), ("127.0.0.3", False)):
+            client = redis.Redis.from_url(store.tcp_url_at(host), retry=None)
+            if there:
+                assert client.ping()
+            else:
+                with pytest.raises(redis.ConnectionError):
+                    client.ping()
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis(host="127.0.0.2", port=int(store.tcp_url.rpartition(":")[2]), retry=None).ping()
+
+
 def test_it_refuses_instead_of_evicting_and_writes_nothing_to_disk(store: EmbeddedStore) -> None:
     client = redis.Redis.from_url(store.url)
     settings = {name: client.config_get(name)[name] for name in ("maxmemory-policy", "save", "appendonly", "maxmemory")}

@@ -21,6 +21,10 @@ def objects(tmp_path: Path) -> DirectoryObjectStore:
     return DirectoryObjectStore(tmp_path)
 
 
+def ignore(bucket: Any) -> None:
+    """Takes no bucket: one worker keeps its gradients."""
+
+
 def save(objects: DirectoryObjectStore, step: int) -> None:
     checkpoint.save(objects, "c", step, {"w": np.full(3, step, np.float32), "s": np.array(step)}, {"step": step})
 
@@ -32,6 +36,15 @@ def test_what_is_saved_is_loaded(objects: DirectoryObjectStore) -> None:
     np.testing.assert_array_equal(tensors["w"], np.full(3, 7, np.float32))
     assert tensors["s"].shape == ()
     assert state == {"step": 7}
+
+
+def test_an_array_in_any_memory_order_comes_back_as_it_was(objects: DirectoryObjectStore) -> None:
+    whole = np.arange(24, dtype=np.float32).reshape(4, 6)
+    tensors = {"fortran": np.asfortranarray(whole), "transposed": whole.T, "strided": whole[:, ::2], "one": np.array(3.0)}
+    checkpoint.save(objects, "c", 1, tensors, {})
+    loaded, _ = checkpoint.load_latest(objects, "c") or ({}, {})
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(loaded[name], array)
 
 
 def test_only_the_last_three_are_kept(objects: DirectoryObjectStore, tmp_path: Path) -> None:
@@ -78,13 +91,15 @@ def test_none_that_is_whole_is_an_error(objects: DirectoryObjectStore, tmp_path:
         checkpoint.load_latest(objects, "c")
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "tensor lr"])
 def test_a_torch_model_and_optimizer_go_on_exactly(objects: DirectoryObjectStore, optimizer: str) -> None:
     import torch
     from torch import nn
 
     class Small(Task):
         def optimizer(self, model: Any) -> Any:
+            if optimizer == "tensor lr":
+                return torch.optim.Adam(model.parameters(), lr=torch.tensor(0.01))
             options: dict[str, Any] = {"momentum": 0.9} if optimizer == "SGD" else {}
             return getattr(torch.optim, optimizer)(model.parameters(), lr=0.01, **options)
 
@@ -97,15 +112,17 @@ def test_a_torch_model_and_optimizer_go_on_exactly(objects: DirectoryObjectStore
     torch.manual_seed(0)
     one, two, x = make(), make(), torch.randn(16, 3)
     for _ in range(3):
-        one.compute(x, 1.0)
+        one.compute(x, 1.0, ignore)
         one.apply()
+    for group in one.optimizer.param_groups:
+        group["lr"] *= 0.5  # as a schedule would
     tensors, rest = one.state()
     checkpoint.save(objects, "t", 3, tensors, rest)
     loaded = checkpoint.load_latest(objects, "t")
     assert loaded is not None
     two.load_state(*loaded)
     for adapter in (one, two):
-        adapter.compute(x, 1.0)
+        adapter.compute(x, 1.0, ignore)
         adapter.apply()
     for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)

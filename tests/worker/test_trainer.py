@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,14 @@ class Line(Task):
 
     def evaluate(self, model: Any, batch: Any) -> dict[str, float]:
         return {"mse": float(self.loss(model, batch)[0])}
+
+
+class Noisy(Line):
+    """Draws from all generators that a NumPy task may draw from."""
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        x, y = batch
+        return super().loss(model, (x + 0.1 * random.random() * np.random.standard_normal(x.shape).astype(np.float32), y))
 
 
 class Sequential(Line):
@@ -113,8 +122,8 @@ def test_the_curve_is_the_same_for_any_number_of_workers(group: Callable[..., Gr
         workers.close()
 
 
-# PyTorch has one random generator for a process: its dropout is the same only with one worker in it.
-@pytest.mark.parametrize(("task", "n"), [(Line, 2), (Sequential, 1)])
+# A process has one generator of each kind: dropout and noise are the same only with one worker in it.
+@pytest.mark.parametrize(("task", "n"), [(Line, 2), (Noisy, 1), (Sequential, 1)])
 @pytest.mark.parametrize("stop_at", [4, 5, 6])  # in the middle of an epoch, at its last step, behind it
 def test_a_stopped_and_resumed_run_ends_in_the_same_bits(
     group: Callable[..., Group], tmp_path: Path, task: type[Task], n: int, stop_at: int
@@ -132,6 +141,86 @@ def test_a_stopped_and_resumed_run_ends_in_the_same_bits(
     second = workers.run(lambda comm: train(comm, configure(resume=True), DirectoryObjectStore(tmp_path / "cut"), task()))
     assert losses(first[0][1]) + losses(second[0][1]) == losses(whole[0][1])
     assert bits(tmp_path / "cut") == bits(tmp_path / "whole") != b""
+
+
+class Normalized(Sequential):
+    """With running means, and buffers that nothing changes."""
+
+    def model(self) -> Any:
+        import torch
+        from torch import nn
+
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1), nn.Flatten(0))
+        model.register_buffer("third", torch.tensor([1 / 3, -torch.inf, 1e-30]))
+        model.register_buffer("brief", torch.tensor([1 / 3], dtype=torch.bfloat16))
+        model.register_buffer("mask", torch.tensor([True, False]))
+        return model
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        if len(batch[0]) == 1:  # nothing to normalize
+            return ((batch[0].sum() - batch[1]) ** 2).mean() * 0 + sum(p.sum() * 0 for p in model.parameters())
+        return super().loss(model, batch)
+
+
+@pytest.mark.parametrize("stop_at", [0, 4])  # to the end; stopped within an epoch
+def test_state_that_gradients_do_not_reach_is_the_same_on_every_worker(
+    group: Callable[..., Group], tmp_path: Path, stop_at: int
+) -> None:
+    import torch
+
+    objects = DirectoryObjectStore(tmp_path)
+    done = group(5).run(lambda comm: train(comm, configure(), objects, Normalized(), stop_at=stop_at)[0])
+    assert done[0].state == ("stopped" if stop_at else "done")
+    states = [trainer.adapter.model.state_dict() for trainer in done]  # type: ignore[attr-defined]
+    saved, _ = checkpoint.load_latest(objects, "run/checkpoints") or ({}, {})
+    for name, tensor in states[0].items():
+        assert all(torch.equal(tensor, state[name]) for state in states), name
+        np.testing.assert_array_equal(saved[f"model.{name}"], tensor.float() if name == "brief" else tensor)
+    fresh = Normalized().model().state_dict()
+    for name in ("third", "brief", "mask"):
+        assert torch.equal(states[0][name], fresh[name])
+    assert states[0]["1.running_mean"].abs().max() > 0
+    assert states[0]["1.num_batches_tracked"] >= 5
+
+
+def test_running_means_become_the_mean_of_the_workers(group: Callable[..., Group]) -> None:
+    import torch
+
+    def share(comm: Communicator) -> Any:
+        trainer, _ = train(comm, configure(epochs=1), None, Normalized())
+        norm = trainer.adapter.model[1]  # type: ignore[attr-defined]
+        with torch.no_grad():
+            norm.running_mean.fill_(comm.rank)
+            norm.num_batches_tracked.fill_(7 * comm.rank)
+        trainer._share_buffers()
+        return norm.running_mean.tolist(), norm.num_batches_tracked.item()
+
+    assert group(4).run(share) == [([1.5] * 8, 21)] * 4
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_a_task_may_clear_its_gradients(group: Callable[..., Group], to_none: bool) -> None:
+    class Plain(Sequential):
+        def model(self) -> Any:
+            import torch
+
+            model = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Flatten(0))
+            for parameter in model.parameters():  # not drawn: the workers are threads
+                torch.nn.init.constant_(parameter, 0.1)
+            return model
+
+    class Clearing(Plain):
+        def loss(self, model: Any, batch: Any) -> Any:
+            model.zero_grad(set_to_none=to_none)
+            return super().loss(model, batch)
+
+        def evaluate(self, model: Any, batch: Any) -> dict[str, float]:
+            model.zero_grad(set_to_none=to_none)
+            return super().evaluate(model, batch)
+
+    workers = group(4)  # the last batch of an epoch has 3 samples: one worker has none
+    expected = workers.run(lambda comm: losses(train(comm, configure(), None, Plain())[1]))
+    assert workers.run(lambda comm: losses(train(comm, configure(), None, Clearing())[1])) == expected
 
 
 def test_training_ends_at_the_target(tmp_path: Path) -> None:

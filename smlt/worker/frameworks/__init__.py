@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from smlt.errors import TaskError
+from smlt.worker.buckets import Send
 from smlt.worker.task import Task
 
 Tensors = dict[str, npt.NDArray[np.generic]]
@@ -16,20 +19,20 @@ Tensors = dict[str, npt.NDArray[np.generic]]
 class Adapter(Protocol):
     """What the Trainer needs of a framework. The model and its optimizer live in here."""
 
-    #: The gradients, as a value for an all-reduce in place.
+    #: The gradients, as a value for an all-reduce in place; of those in buckets the last bucket only.
     gradient: Any
-
-    def seed(self, seed: int) -> None:
-        """Seed the framework's random numbers."""
 
     def prepare(self, batch: Any) -> Any:
         """A batch in the framework's own arrays."""
 
-    def compute(self, batch: Any, weight: float) -> float:
-        """Forward and backward: leaves `weight` times the gradients in `gradient`, returns the mean loss."""
+    def compute(self, batch: Any, weight: float, send: Send) -> float:
+        """Forward and backward: leaves `weight` times the gradients in `gradient`, returns the mean loss.
 
-    def skip(self) -> None:
-        """This worker's part of the batch is empty: leave zeros in `gradient`."""
+        Buckets before the last are given to `send` when they are complete, in the same order on every worker.
+        """
+
+    def skip(self, send: Send) -> None:
+        """This worker's part of the batch is empty: zeros take the place of `compute`'s gradients."""
 
     def apply(self) -> None:
         """Take an optimizer step with what is in `gradient`."""
@@ -40,6 +43,12 @@ class Adapter(Protocol):
     def parameters(self) -> Any:
         """The model's state, as a value for a broadcast in place."""
 
+    def buffers(self) -> Tensors:
+        """Copies of the part of `parameters` that gradients do not reach, such as running means; floats as float64."""
+
+    def set_buffers(self, buffers: Tensors) -> None:
+        """Take over what `buffers` gave, of all workers."""
+
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         """Model and optimizer as arrays by name, and the rest as JSON."""
 
@@ -47,17 +56,25 @@ class Adapter(Protocol):
         """The inverse of `state`. Raises KeyError or ValueError when it does not fit the model."""
 
 
-def make_adapter(task: Task, seed: int, threads: int) -> Adapter:
-    """Build the task's model, seeded, and the adapter that fits it. TaskError when there is none."""
-    import random
-    import sys
-
+def seed_generators(seed: int) -> None:
+    """Seed the process's random numbers: Python's, NumPy's, and PyTorch's where it is loaded."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if "torch" in sys.modules:
         import torch
 
         torch.manual_seed(seed)
+
+
+def make_adapter(task: Task, seed: int, threads: int, bucket_mb: float) -> Adapter:
+    """Build the task's model, seeded, and the adapter that fits it. TaskError when there is none.
+
+    With `bucket_mb` above 0 a framework that can cuts the gradients in buckets.
+    """
+    seed_generators(seed)
+    if "torch" in sys.modules:
+        import torch
+
         torch.set_num_threads(threads)
     model = task.model()
     if isinstance(model, dict) and model and all(isinstance(value, np.ndarray) for value in model.values()):
@@ -70,7 +87,7 @@ def make_adapter(task: Task, seed: int, threads: int) -> Adapter:
         if isinstance(model, torch.nn.Module):
             from smlt.worker.frameworks.torch import TorchAdapter
 
-            return TorchAdapter(task, model)
+            return TorchAdapter(task, model, int(bucket_mb * 2**20))
     raise TaskError(
         f"model() gave a {type(model).__module__}.{type(model).__qualname__}: "
         "a torch.nn.Module or a dict of NumPy arrays is wanted"

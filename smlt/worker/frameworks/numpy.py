@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smlt.errors import TaskError
+from smlt.worker.buckets import Send
 from smlt.worker.frameworks import Tensors
 from smlt.worker.task import Task
 
@@ -63,13 +64,10 @@ class NumpyAdapter:
         self.optimizer: NumpyOptimizer = task.optimizer(model)
         self.gradient: Arrays = {name: np.zeros_like(array) for name, array in model.items()}
 
-    def seed(self, seed: int) -> None:
-        np.random.seed(seed % 2**32)
-
     def prepare(self, batch: Any) -> Any:
         return batch
 
-    def compute(self, batch: Any, weight: float) -> float:
+    def compute(self, batch: Any, weight: float, send: Send) -> float:
         answer = self.task.loss(self.model, batch)
         if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict)):
             raise TaskError("loss() of a NumPy task returns (loss, gradients by name)")
@@ -82,7 +80,7 @@ class NumpyAdapter:
             np.multiply(gradients[name], target.dtype.type(weight), out=target)
         return float(loss)
 
-    def skip(self) -> None:
+    def skip(self, send: Send) -> None:
         for target in self.gradient.values():
             target.fill(0)
 
@@ -94,6 +92,12 @@ class NumpyAdapter:
 
     def parameters(self) -> Any:
         return self.model
+
+    def buffers(self) -> Tensors:
+        return {}
+
+    def set_buffers(self, buffers: Tensors) -> None:
+        pass
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         tensors = {f"model.{name}": array for name, array in self.model.items()}
