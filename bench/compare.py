@@ -59,7 +59,7 @@ class Setting:
 
 
 def worker(
-    setting: Setting, place: Place, links: Links | None, peers: dict[str, Peer], mean: Floats, start: Any
+    setting: Setting, place: Place, start: Any, links: Links | None, peers: dict[str, Peer], mean: Floats
 ) -> dict[str, Any]:
     """Seconds of this worker by peer, a number a round."""
     if links is not None:
