@@ -159,10 +159,9 @@ def main() -> None:
     slowest = {name: [max(row)[0] for row in zip(*(answer[name] for answer in answers), strict=True)] for name in answers[0]}
     for name, seconds in slowest.items():
         low, middle, high = (1e3 * value for value in summary(seconds))
+        spread = f"{middle:7.1f} ms ({low:.1f} to {high:.1f})"
         _, worked, served = (1e3 * np.mean([answer[name] for answer in answers], axis=(0, 1))).tolist()
-        print(
-            f"  {name:7} {middle:7.1f} ms ({low:.1f} to {high:.1f}); processor: {worked:.0f} ms a worker, {served:.0f} ms the store"
-        )
+        print(f"  {name:7} {spread}; processor: {worked:.0f} ms a worker, {served:.0f} ms the store")
     low, middle, high = summary([a / b for a, b in zip(slowest["redis"], slowest["rediss"], strict=True)])
     print(f"  with TLS {middle:.0%} of the plain rate ({low:.0%} to {high:.0%}); bar {BAR:.0%}")
 
