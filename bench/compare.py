@@ -9,7 +9,8 @@ other, all workers released together; a peer's time is the slowest worker's. Eve
 
 A line a peer: median, quartiles, and how many times longer it takes than smlt fp16 (median and quartiles of the rounds'
 ratios). Below: bytes through the store in a second beside the raw limit (bench/limit.py), and on shaped links the time
-beside the least that the links allow, max(sent, received) / rate. Below a million floats there are up to ten times as many rounds, for they vary more.
+beside the least that the links allow, max(sent, received) / rate. Below a million floats there are up to ten times as
+many rounds, for they vary more.
 """
 
 from __future__ import annotations
