@@ -15,7 +15,7 @@ int64_t smlt_clock_ms(void) {
 /* ---- the engine ---- */
 
 smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, const char *prefix, const char *control_key,
-                             int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes) {
+                             int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes, size_t window_bytes) {
     if (world_size < 2 || world_size > UINT16_MAX || rank < 0 || rank >= world_size) return NULL;
     if (strlen(prefix) > SMLT_PREFIX_MAX || strlen(control_key) >= SMLT_KEY_MAX) return NULL;
     smlt_engine *engine = calloc(1, sizeof *engine);
@@ -26,6 +26,7 @@ smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, cons
     engine->ttl_ms = ttl_ms;
     engine->chunk_elements = chunk_elements;
     engine->chunk_bytes = chunk_bytes;
+    engine->window_bytes = window_bytes;
     strcpy(engine->prefix, prefix);
     smlt_key_inbox(engine->stream_key[INBOX], prefix, rank);
     smlt_key_outbox(engine->stream_key[OUTBOX], prefix);
@@ -408,7 +409,7 @@ static void recover(smlt_engine *engine, collective *c) {
 void smlt_engine_reconnected(smlt_engine *engine) {
     for (int lane = 0; lane < SMLT_LANES; lane++) smlt_lane_reset(&engine->lanes[lane], &engine->pool);
     engine->pool.bulk_available = engine->pool.bulk_total; /* reservations of replies that will not come */
-    engine->fetch_outstanding = 0;
+    engine->upload_outstanding = engine->fetch_outstanding = 0;
     engine->waiting_for_tokens = 0;
     memset(&engine->reading, 0, sizeof engine->reading);
     memset(&engine->tokens, 0, sizeof engine->tokens);

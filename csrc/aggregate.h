@@ -82,9 +82,10 @@ typedef struct {
 typedef struct smlt_engine smlt_engine;
 
 /* `prefix` of the session's keys, `control_key` the stream on which the scheduler speaks to this generation; keys live
- * `ttl_ms`; no chunk is larger than `chunk_elements`, nor than `chunk_bytes` on the wire. NULL when memory is out. */
+ * `ttl_ms`; no chunk is larger than `chunk_elements`, nor than `chunk_bytes` on the wire; about `window_bytes` are under way
+ * each way. NULL when memory is out. */
 smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, const char *prefix, const char *control_key,
-                             int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes);
+                             int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes, size_t window_bytes);
 void smlt_engine_free(smlt_engine *engine);
 
 /* Begin the next collective; `*step` receives its number (1, 2, ...). The segments' memory stays the engine's until the

@@ -8,11 +8,11 @@
 
 #define AHEAD_MAX 1024                   /* tokens of collectives further ahead than this are no hints of ours */
 #define EARLY_BYTES_MAX (16u << 20)      /* tokens kept for collectives not begun here */
-#define FETCH_WINDOW_BYTES (4u << 20)    /* requested and not received: bounds the server's output buffer */
 #define FETCH_TOGETHER_BYTES (64u << 10) /* aggregates that one MGET asks for */
 #define TRIM_BYTES (64u << 10)           /* of tokens read before the streams are trimmed again */
-#define UPLOAD_WINDOW_BYTES (256u << 10) /* encoded and not sent */
-#define BULK_MESSAGES 6
+#define UPLOAD_QUEUE_BYTES (64u << 10)   /* encoded and not sent: an aggregate waits behind so much */
+#define BULK_MESSAGES 12
+#define BULK_FOR_AGGREGATES 8 /* of these: uploads that wait for their link must not hold up what comes down */
 #define INPUT_BYTES (256u << 10)
 
 enum { INBOX, OUTBOX, CONTROL, STREAMS };
@@ -110,7 +110,10 @@ struct smlt_engine {
     size_t spare_size;
     char *accumulator;          /* of the contributions that come down */
     char *one_shot_accumulator; /* another: those may be half way through */
-    size_t chunk_elements, chunk_bytes, fetch_outstanding;
+    size_t chunk_elements, chunk_bytes;
+    /* Sent and not confirmed, requested and not received: bounded by the window, lest tokens and commands wait behind
+     * megabytes in the network's queues and the server's output buffer. */
+    size_t window_bytes, upload_outstanding, fetch_outstanding;
     int waiting_for_tokens; /* an XREAD is under way */
 
     struct { /* the reply under way on DOWN: which element, how far */

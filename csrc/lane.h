@@ -51,7 +51,7 @@ typedef struct {
     uint64_t step;
     uint32_t chunk, first, count;
     smlt_expectation_kind kind;
-    size_t bytes; /* of content that was asked for */
+    size_t bytes; /* of content that was sent or asked for */
 } smlt_expectation;
 
 typedef struct {

@@ -213,12 +213,14 @@ static smlt_status stream_value(smlt_engine *engine, const char *bytes, size_t l
         if (!smlt_token_parse(bytes, length, &token)) return SMLT_OK; /* not one of ours: no hint */
         memcpy(engine->tokens.token, bytes, length);
         engine->tokens.token_length = length;
-        return smlt_take_token(engine, &token, bytes, length);
+        /* Token and part are taken together: between the two reads of a split entry its collective may begin. */
+        return token.kind == SMLT_TOKEN_PART ? SMLT_OK : smlt_take_token(engine, &token, bytes, length);
     }
     const char *before = engine->tokens.token;
     if (strcmp(field, "p") != 0 || !smlt_token_parse(before, engine->tokens.token_length, &token)) return SMLT_OK;
     if (token.kind != SMLT_TOKEN_PART) return SMLT_OK;
-    return smlt_take_part(engine, &token, before, engine->tokens.token_length, bytes, length);
+    smlt_status status = smlt_take_token(engine, &token, before, engine->tokens.token_length);
+    return status != SMLT_OK ? status : smlt_take_part(engine, &token, before, engine->tokens.token_length, bytes, length);
 }
 
 /* Reply: [[stream, [[id, [field, value, ...]], ...]], ...]; the depth tells which string this is. */
@@ -305,6 +307,7 @@ static smlt_status confirmation(smlt_engine *engine, int lane, const smlt_expect
     case EXPECT_CONTRIBUTION_STORED:
     case EXPECT_AGGREGATE_STORED:
         if (event != RESP_STATUS) return not_as_asked(engine, lane, "a SET that was not confirmed");
+        engine->upload_outstanding -= expected->bytes;
         if (expected->kind == EXPECT_CONTRIBUTION_STORED)
             contribution_stored(engine, expected);
         else

@@ -146,7 +146,10 @@ static void compose_contribution(smlt_engine *engine, collective *c, uint32_t up
     char key[SMLT_KEY_MAX];
     size_t key_length = smlt_key_contribution(key, engine->prefix, c->step, chunk_index, engine->rank);
     begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
-    expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_CONTRIBUTION_STORED, .step = c->step, .first = upload});
+    engine->upload_outstanding += message->payload_length;
+    expect(engine, SMLT_LANE_UP,
+           (smlt_expectation){
+               .kind = EXPECT_CONTRIBUTION_STORED, .step = c->step, .first = upload, .bytes = message->payload_length});
     smlt_token token = {.kind = SMLT_TOKEN_CONTRIBUTION, .step = c->step, .digest = c->digest, .chunk = chunk_index};
     if (chunk_index == 0) { /* rank 0 hears what this worker called */
         token.text = c->description;
@@ -198,7 +201,10 @@ void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, cons
     char key[SMLT_KEY_MAX];
     size_t key_length = smlt_key_aggregate(key, engine->prefix, c->step, chunk_index);
     begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
-    expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_AGGREGATE_STORED, .step = c->step, .chunk = chunk_index});
+    engine->upload_outstanding += message->payload_length;
+    expect(engine, SMLT_LANE_UP,
+           (smlt_expectation){
+               .kind = EXPECT_AGGREGATE_STORED, .step = c->step, .chunk = chunk_index, .bytes = message->payload_length});
     append_token(engine, &message->tail, -1,
                  (smlt_token){.kind = SMLT_TOKEN_AGGREGATE, .step = c->step, .digest = c->digest, .chunk = chunk_index});
     queue(engine, SMLT_LANE_UP, message);
@@ -244,7 +250,8 @@ static void compose_uploads(smlt_engine *engine) {
         if (c->result.status != SMLT_ACTIVE) continue;
         if (c->hello_left) compose_hello(engine, c);
         if (c->parts.unsent) compose_part(engine, c);
-        while (lane->queued_bytes < UPLOAD_WINDOW_BYTES && smlt_pool_reserve_bulk(&engine->pool))
+        while (lane->queued_bytes < UPLOAD_QUEUE_BYTES && engine->upload_outstanding < engine->window_bytes &&
+               engine->pool.bulk_available > BULK_FOR_AGGREGATES && smlt_pool_reserve_bulk(&engine->pool))
             if (!compose_upload(engine, c)) {
                 smlt_pool_unreserve_bulk(&engine->pool);
                 break;
@@ -299,7 +306,7 @@ static void compose_aggregates_fetch(smlt_engine *engine, collective *c, smlt_me
 static void compose_fetches(smlt_engine *engine) {
     for (collective *c = engine->active; c; c = c->next) {
         if (c->result.status != SMLT_ACTIVE) continue;
-        while (engine->fetch_outstanding < FETCH_WINDOW_BYTES) {
+        while (engine->fetch_outstanding < engine->window_bytes) {
             int contributions = c->contributions.first < c->contributions.count && smlt_pool_reserve_bulk(&engine->pool);
             if (!contributions && c->aggregates.first == c->aggregates.count) break;
             smlt_message *message = new_text(engine);

@@ -92,7 +92,7 @@ cdef extern from "aggregate.h" nogil:
     ctypedef struct smlt_engine:
         pass
     smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, const char *prefix, const char *control_key,
-                                 int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes)
+                                 int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes, size_t window_bytes)
     void smlt_engine_free(smlt_engine *engine)
     smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint64_t *step)
     smlt_status smlt_engine_state(smlt_engine *engine, uint64_t step, smlt_error *error)

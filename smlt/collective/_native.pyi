@@ -38,6 +38,7 @@ class Engine:
         ttl_ms: int,
         chunk_elements: int,
         chunk_bytes: int,
+        window_bytes: int,
     ) -> None: ...
     def submit(
         self,

@@ -89,9 +89,10 @@ cdef class Engine:
     cdef dict held
 
     def __cinit__(self, int rank, int world_size, uint64_t generation, bytes prefix, bytes control_key, int64_t ttl_ms,
-                  size_t chunk_elements, size_t chunk_bytes):
+                  size_t chunk_elements, size_t chunk_bytes, size_t window_bytes):
         self.held = {}
-        self.engine = smlt_engine_new(rank, world_size, generation, prefix, control_key, ttl_ms, chunk_elements, chunk_bytes)
+        self.engine = smlt_engine_new(rank, world_size, generation, prefix, control_key, ttl_ms, chunk_elements, chunk_bytes,
+                                      window_bytes)
         if self.engine == NULL:
             raise MemoryError("no memory for the collective's buffers, or arguments out of range")
         self.progress = smlt_progress_new(self.engine)

@@ -14,6 +14,7 @@ from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_TUNED_MIN, CHUNK_ELEME
 from smlt.collective.tuning import Tuning
 from smlt.collective.tuning import chunk_bytes as tuned_chunk_bytes
 from smlt.collective.tuning import load as load_tuning
+from smlt.collective.tuning import window_bytes
 from smlt.errors import CollectiveError, StoreError, StoreUnavailable
 from smlt.store.parameter import ParameterStore
 
@@ -70,6 +71,7 @@ class Session:
                 int(parameters.ttl_s * 1000),
                 CHUNK_ELEMENTS,
                 self.chunk_bytes,
+                window_bytes(self.tuning),
             )
             self._connections.open()
             self._engine.connected(self._connections.descriptors())
