@@ -20,6 +20,7 @@ import json
 import multiprocessing as mp
 import os
 import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -88,6 +89,7 @@ def worker(
 
 def run_worker(results: Any, start: Any, setting: Setting, place: Place, *arguments: Any) -> None:
     """`worker` in a process; its answer or its error goes to `results`."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         results.put((worker(setting, place, start, *arguments), ""))
     except threading.BrokenBarrierError:
@@ -217,6 +219,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="PATH", help="write the rows there; - for stdout, the table then goes to stderr")
     options = parser.parse_args()
     to = sys.stderr if options.json == "-" else sys.stdout
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that links, store and workers are cleaned up
     if options.links is not None and (reason := links_available()):
         sys.exit(f"nothing was measured: {reason}")
     peers = chosen_peers(options.peers, options.codecs, to)
