@@ -122,6 +122,7 @@ def measure(setting: Setting, peers: dict[str, Peer]) -> dict[str, list[float]]:
             processes.append(fork.Process(target=run_worker, args=arguments, daemon=True))
         for process in processes:
             process.start()
+            stack.callback(process.kill)  # when this is interrupted; they have ended otherwise
         answers = [results.get(timeout=DEADLINE_S) for _ in range(n)]
         for process in processes:
             process.join()
