@@ -58,6 +58,7 @@ void smlt_engine_free(smlt_engine *engine) {
     free(engine->past);
     free(engine->completed_by);
     free(engine->expiry_set_ms);
+    smlt_trace_free(&engine->trace);
     free(engine->accumulator);
     free(engine->one_shot_accumulator);
     free(engine);
@@ -71,6 +72,12 @@ smlt_status smlt_fail_engine(smlt_engine *engine, smlt_status status, const char
     va_end(arguments);
     return engine->fatal.status = status;
 }
+
+size_t smlt_engine_requested(const smlt_engine *engine) { return engine->fetch_outstanding; }
+
+size_t smlt_engine_unconfirmed(const smlt_engine *engine) { return engine->upload_outstanding; }
+
+smlt_trace *smlt_engine_trace(smlt_engine *engine) { return &engine->trace; }
 
 const smlt_error *smlt_engine_fatal(const smlt_engine *engine) { return &engine->fatal; }
 
@@ -192,6 +199,7 @@ smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint6
         smlt_collective_free(engine, c);
         return SMLT_NO_MEMORY;
     }
+    if (!smlt_engine_unfinished(engine)) engine->fetched_bytes = 0;
     while (*last) last = &(*last)->next;
     *last = c;
     *step = engine->last_step = c->step;

@@ -21,6 +21,7 @@
 #include <sys/uio.h>
 
 #include "codec.h"
+#include "trace.h"
 
 typedef enum {
     SMLT_OK,
@@ -122,6 +123,10 @@ const smlt_error *smlt_engine_fatal(const smlt_engine *engine);
 
 /* All lanes have new connections: redo what was not confirmed, look for missing chunks by key (invariant 5). */
 void smlt_engine_reconnected(smlt_engine *engine);
+
+smlt_trace *smlt_engine_trace(smlt_engine *engine);
+size_t smlt_engine_requested(const smlt_engine *engine);   /* bytes asked for and not received */
+size_t smlt_engine_unconfirmed(const smlt_engine *engine); /* bytes sent and not confirmed */
 
 int64_t smlt_clock_ms(void); /* monotonic */
 

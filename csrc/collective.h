@@ -4,6 +4,7 @@
 
 #include "aggregate.h"
 #include "lane.h"
+#include "trace.h"
 #include "wire.h"
 
 #define AHEAD_MAX 1024                   /* tokens of collectives further ahead than this are no hints of ours */
@@ -89,6 +90,7 @@ struct smlt_engine {
     smlt_lane lanes[SMLT_LANES];
     smlt_message_pool pool;
     smlt_error fatal;
+    smlt_trace trace;
 
     collective *active; /* by step; retired ones leave the list */
     uint64_t last_step, completed, ends;
@@ -114,6 +116,7 @@ struct smlt_engine {
     /* Sent and not confirmed, requested and not received: bounded by the window, lest tokens and commands wait behind
      * megabytes in the network's queues and the server's output buffer. */
     size_t window_bytes, upload_outstanding, fetch_outstanding;
+    size_t fetched_bytes;   /* received since the first of the active collectives began */
     int waiting_for_tokens; /* an XREAD is under way */
 
     struct { /* the reply under way on DOWN: which element, how far */

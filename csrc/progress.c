@@ -144,10 +144,14 @@ static void drive(smlt_progress *progress, purpose what, uint64_t step, int64_t 
         /* After movement the lanes composed before may have more to say: look without waiting. */
         int wait_ms = result == SMLT_MOVED ? 0 : (int)(left < THREAD_POLL_MS ? left : THREAD_POLL_MS);
         progress->polling = wait_ms > 0;
+        smlt_trace *trace = smlt_engine_trace(progress->engine);
+        int64_t began = smlt_trace_begin(trace);
         pthread_mutex_unlock(&progress->mutex);
         int ready = poll(polled, SMLT_LANES + 1, wait_ms);
         int failure = ready < 0 && errno != EINTR;
         smlt_progress_lock(progress);
+        smlt_trace_end(trace, SMLT_TRACE_WAIT, began, 0, (uint32_t)smlt_engine_unconfirmed(progress->engine),
+                       smlt_engine_requested(progress->engine));
         progress->polling = 0;
         if (failure) {
             progress->lost = 1;

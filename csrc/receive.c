@@ -96,6 +96,7 @@ static smlt_status chunk_data(smlt_engine *engine, collective *c, const smlt_exp
     size_t done = engine->reading.elements_done;
     size_t n = smlt_wire_elements(&typed->kernel, length, (size_t)chunk->count - done);
     if (n == 0) return SMLT_OK;
+    int64_t began = smlt_trace_begin(&engine->trace);
     if (expected->kind == EXPECT_CONTRIBUTIONS) {
         int first = engine->rank != 0 && engine->reading.element == 0;
         typed->kernel.reduce(engine->accumulator + done * typed->kernel.accumulator_bytes, bytes, n,
@@ -104,6 +105,8 @@ static smlt_status chunk_data(smlt_engine *engine, collective *c, const smlt_exp
         char *target = (char *)typed->segment.target + ((size_t)chunk->target + done) * typed->kernel.element_bytes;
         typed->kernel.decode(target, bytes, n, engine->reading.header.exponent);
     }
+    smlt_trace_end(&engine->trace, expected->kind == EXPECT_CONTRIBUTIONS ? SMLT_TRACE_ADD : SMLT_TRACE_DECODE, began, c->step,
+                   chunk_index, n * typed->kernel.element_bytes);
     engine->reading.elements_done += (uint32_t)n;
     *taken += smlt_wire_size(&typed->kernel, n);
     return SMLT_OK;
@@ -166,7 +169,10 @@ static smlt_status chunks_event(smlt_engine *engine, const smlt_expectation *exp
     } else {
         return not_as_asked(engine, SMLT_LANE_DOWN, "not the chunks that were asked for");
     }
-    if (item->last) engine->fetch_outstanding -= expected->bytes;
+    if (item->last) {
+        engine->fetch_outstanding -= expected->bytes;
+        engine->fetched_bytes += expected->bytes;
+    }
     if (item->last && expected->kind == EXPECT_CONTRIBUTIONS) {
         if (c)
             contributions_complete(engine, c, expected->chunk);

@@ -142,7 +142,10 @@ static void compose_contribution(smlt_engine *engine, collective *c, uint32_t up
     const smlt_chunk *chunk = &c->chunks[chunk_index];
     const typed_segment *typed = &c->segments[chunk->segment];
     smlt_message *message = smlt_pool_take_bulk(&engine->pool);
+    int64_t began = smlt_trace_begin(&engine->trace);
     int exponent = smlt_encode_contribution(typed, chunk, message->payload + SMLT_HEADER_BYTES);
+    smlt_trace_end(&engine->trace, SMLT_TRACE_ENCODE, began, c->step, chunk_index,
+                   (size_t)chunk->count * typed->kernel.element_bytes);
     char key[SMLT_KEY_MAX];
     size_t key_length = smlt_key_contribution(key, engine->prefix, c->step, chunk_index, engine->rank);
     begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
@@ -194,8 +197,11 @@ void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, cons
     smlt_message *message = smlt_pool_take_bulk(&engine->pool);
     char *wire = message->payload + SMLT_HEADER_BYTES;
     char *target = (char *)typed->segment.target + (size_t)chunk->target * typed->kernel.element_bytes;
+    int64_t began = smlt_trace_begin(&engine->trace);
     exponent = encode_aggregate(c, chunk_index, wire, elements, exponent);
     typed->kernel.decode(target, wire, (size_t)chunk->count, exponent);
+    smlt_trace_end(&engine->trace, SMLT_TRACE_PUBLISH, began, c->step, chunk_index,
+                   (size_t)chunk->count * typed->kernel.element_bytes);
     c->exponent[chunk_index - c->own_first] = exponent;
     c->chunk_state[chunk_index] = CHUNK_PUBLISHED;
     char key[SMLT_KEY_MAX];
@@ -244,13 +250,20 @@ static int compose_upload(smlt_engine *engine, collective *c) {
     return 1;
 }
 
+/* At the beginning nothing comes down: whatever has been sent waits in the uplink's queue, and commands wait behind it.
+ * Later confirmations wait behind what comes down, and more must be under way to fill the uplink. */
+static size_t upload_limit(const smlt_engine *engine) {
+    size_t least = engine->window_bytes / 4, more = engine->fetched_bytes;
+    return least + (more < engine->window_bytes - least ? more : engine->window_bytes - least);
+}
+
 static void compose_uploads(smlt_engine *engine) {
     smlt_lane *lane = &engine->lanes[SMLT_LANE_UP];
     for (collective *c = engine->active; c; c = c->next) {
         if (c->result.status != SMLT_ACTIVE) continue;
         if (c->hello_left) compose_hello(engine, c);
         if (c->parts.unsent) compose_part(engine, c);
-        while (lane->queued_bytes < UPLOAD_QUEUE_BYTES && engine->upload_outstanding < engine->window_bytes &&
+        while (lane->queued_bytes < UPLOAD_QUEUE_BYTES && engine->upload_outstanding < upload_limit(engine) &&
                engine->pool.bulk_available > BULK_FOR_AGGREGATES && smlt_pool_reserve_bulk(&engine->pool))
             if (!compose_upload(engine, c)) {
                 smlt_pool_unreserve_bulk(&engine->pool);

@@ -21,7 +21,10 @@ static smlt_exchange_result send_lane(smlt_engine *engine, int lane, int fd, int
         int count = smlt_engine_output(engine, lane, vectors, VECTORS);
         if (count == 0) return result;
         struct msghdr message = {.msg_iov = vectors, .msg_iovlen = (size_t)count};
+        smlt_trace *trace = smlt_engine_trace(engine);
+        int64_t began = smlt_trace_begin(trace);
         ssize_t sent = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        smlt_trace_end(trace, SMLT_TRACE_SEND, began, 0, (uint32_t)lane, sent > 0 ? (size_t)sent : 0);
         if (sent < 0) {
             *pending = 1;
             if (would_block(errno)) return result;
@@ -38,7 +41,10 @@ static smlt_exchange_result receive_lane(smlt_engine *engine, int lane, int fd, 
     for (int i = 0; i < READS_IN_A_ROW; i++) {
         size_t capacity;
         char *room = smlt_engine_input(engine, lane, &capacity);
+        smlt_trace *trace = smlt_engine_trace(engine);
+        int64_t began = smlt_trace_begin(trace);
         ssize_t received = recv(fd, room, capacity, MSG_DONTWAIT);
+        smlt_trace_end(trace, SMLT_TRACE_RECEIVE, began, 0, (uint32_t)lane, received > 0 ? (size_t)received : 0);
         if (received < 0 && would_block(errno)) return result;
         if (received <= 0) {
             *error = received < 0 ? errno : 0;

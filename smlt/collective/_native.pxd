@@ -1,5 +1,5 @@
 # What csrc offers to _native.pyx.
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -109,6 +109,22 @@ cdef extern from "aggregate.h" nogil:
     smlt_status smlt_engine_received(smlt_engine *engine, int lane, size_t bytes)
     const smlt_error *smlt_engine_fatal(const smlt_engine *engine)
     void smlt_engine_reconnected(smlt_engine *engine)
+    smlt_trace *smlt_engine_trace(smlt_engine *engine)
+
+
+cdef extern from "trace.h" nogil:
+    ctypedef struct smlt_trace_event:
+        int64_t begin_ns
+        int64_t end_ns
+        uint64_t step
+        uint32_t chunk
+        uint32_t bytes
+        uint32_t kind
+    ctypedef struct smlt_trace:
+        smlt_trace_event *events
+        size_t count
+    int smlt_trace_start(smlt_trace *trace, size_t capacity)
+    void smlt_trace_free(smlt_trace *trace)
 
 
 cdef extern from "progress.h" nogil:

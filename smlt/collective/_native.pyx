@@ -255,6 +255,25 @@ cdef class Engine:
         smlt_progress_unlock(self.progress)
         return joined
 
+    def start_trace(self, size_t capacity):
+        """Note from now on what time is spent on, up to `capacity` events. MemoryError when there is no room."""
+        self.lock()
+        started = smlt_trace_start(smlt_engine_trace(self.engine), capacity)
+        smlt_progress_unlock(self.progress)
+        if not started:
+            raise MemoryError("no memory for the trace")
+
+    def take_trace(self):
+        """End the trace: tuples (kind, begin ns, end ns, step, chunk or lane, bytes), kinds as in csrc/trace.h."""
+        cdef smlt_trace *trace
+        self.lock()
+        trace = smlt_engine_trace(self.engine)
+        events = [(trace.events[i].kind, trace.events[i].begin_ns, trace.events[i].end_ns, trace.events[i].step,
+                   trace.events[i].chunk, trace.events[i].bytes) for i in range(trace.count)]
+        smlt_trace_free(trace)
+        smlt_progress_unlock(self.progress)
+        return events
+
     # For a transport in Python (TLS): take the driver's part, move bytes, release it. The memoryviews are good until the
     # driver's next call on that lane.
 

@@ -154,6 +154,14 @@ class Session:
         self._engine.retire(step)
         raise failure(self, status, message, step)
 
+    def start_trace(self, capacity: int) -> None:
+        """Note from now on what time is spent on."""
+        self._engine.start_trace(capacity)
+
+    def take_trace(self) -> list[tuple[int, int, int, int, int, int]]:
+        """End the trace; its events (`smlt.collective.trace`)."""
+        return self._engine.take_trace()
+
     def close(self, why: str) -> None:
         """Leave the job; collectives under way end in error. The last worker to leave deletes what is left in the store."""
         self.ended = self.ended or why

@@ -22,7 +22,7 @@ ALGORITHMS = ("auto", "one-shot", "hierarchical", "centralised")
 #: A chunk's time on the link (`chunk_bytes`).
 CHUNK_S = 1e-3
 #: How much of the link's time may be under way each way (`window_bytes`), and its limits.
-WINDOW_S = 4e-3
+WINDOW_S = 8e-3
 WINDOW_BYTES_MIN, WINDOW_BYTES_MAX = 512 << 10, 4 << 20
 #: Encoded bytes that a worker adds or encodes (`python -m bench.kernels`, a round figure).
 COMPUTE_BYTES_PER_S = 4e9
