@@ -11,10 +11,9 @@ from smlt.collective import _native
 from smlt.collective.connection import Connections
 from smlt.collective.failure import diagnose_timeout, failure, farewell
 from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_TUNED_MIN, CHUNK_ELEMENTS
-from smlt.collective.tuning import Tuning
+from smlt.collective.tuning import Tuning, window_bytes
 from smlt.collective.tuning import chunk_bytes as tuned_chunk_bytes
 from smlt.collective.tuning import load as load_tuning
-from smlt.collective.tuning import window_bytes
 from smlt.errors import CollectiveError, StoreError, StoreUnavailable
 from smlt.store.parameter import ParameterStore
 
