@@ -1,4 +1,4 @@
-"""The command line: train, launch, status, runs, doctor."""
+"""The command line: train, launch, status, runs, trace, doctor."""
 
 from __future__ import annotations
 
@@ -256,15 +256,65 @@ def runs(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: AsJson = False) -> None:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-@app.command(epilog=_examples("smlt doctor", "smlt doctor --store redis://10.0.0.5:6379"))
-def doctor(store: StoreUrl = None, as_json: AsJson = False) -> None:
+@app.command(
+    epilog=_examples(
+        "smlt trace --workers 4 --out trace.json", "smlt trace --workers 2 --floats 1000 --store redis://10.0.0.5:6379"
+    )
+)
+def trace(
+    workers: Annotated[int, typer.Option("--workers", "-n", min=2, max=256, help="Processes on this machine.")] = 4,
+    floats: Annotated[int, typer.Option("--floats", min=1, help="Elements of the float32 gradient.")] = 11_000_000,
+    codec: Annotated[str, typer.Option("--codec", help="fp32, fp16, bf16 or int8.")] = "fp16",
+    algorithm: Annotated[str, typer.Option("--algorithm", help="auto, one-shot, hierarchical or centralised.")] = "auto",
+    out: Annotated[Path | None, typer.Option("--out", help="Write a file for ui.perfetto.dev or chrome://tracing.")] = None,
+    store: StoreUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the workers spend one all-reduce on: encode, send, wait, receive, add, publish, decode.
+
+    The table gives milliseconds by phase and worker; what is left to the total is bookkeeping.
+    """
+    from smlt.client.tracing import trace_allreduce
+    from smlt.collective.codecs import check_codec
+    from smlt.collective.trace import PHASES, write_chrome
+    from smlt.collective.tuning import check_algorithm
+
+    traces, seconds = trace_allreduce(workers, floats, check_codec(codec), check_algorithm(algorithm), store)
+    if out is not None:
+        write_chrome(out, traces)
+    if not as_json:
+        typer.echo("worker   total" + "".join(f"{phase:>9}" for phase in PHASES) + "   ms")
+    for one, total in zip(traces, seconds, strict=True):
+        spent = one.seconds()
+        if as_json:
+            typer.echo(json.dumps({"rank": one.rank, "seconds": total, "phases_s": spent, "bytes": one.bytes()}))
+        else:
+            columns = "".join(f"{spent[phase] * 1e3:9.2f}" for phase in PHASES)
+            typer.echo(f"{one.rank:6}{total * 1e3:8.2f}{columns}")
+    if out is not None and not as_json:
+        typer.echo(f"{out}: open it in ui.perfetto.dev or chrome://tracing")
+
+
+@app.command(
+    epilog=_examples("smlt doctor", "smlt doctor --store redis://10.0.0.5:6379", "smlt doctor --store redis://10.0.0.5 --tune")
+)
+def doctor(
+    store: StoreUrl = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure what a message costs on the way to the store, and keep it for later runs.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Look at this machine and the store, and say what to fix.
 
-    Exit code 3 when something cannot work.
+    With --tune the measured constants are kept in a file; from then on they choose the algorithm, the number of
+    shards and the size of chunks for that store. Exit code 3 when something cannot work.
     """
-    from smlt.client.doctor import diagnose
+    from smlt.client.doctor import diagnose, tune_store
 
     findings = diagnose(store)
+    if tune and not any(finding.status == "fail" for finding in findings):
+        findings += tune_store(store)
     if as_json:
         for finding in findings:
             typer.echo(json.dumps(asdict(finding)))

@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from smlt.errors import SmltError
@@ -49,6 +50,29 @@ def diagnose(store_url: str | None) -> list[Finding]:
             *findings,
             Finding("embedded store", "fail", str(error), "pip install 'smlt[train]', or give --store URL"),
         ]
+
+
+def tune_store(store_url: str | None) -> list[Finding]:
+    """Measure the way to the store, keep the constants, and say what follows from them."""
+    from smlt.client.tuning import measure
+    from smlt.collective import tuning
+
+    try:
+        with ExitStack() as stack:
+            url = store_url or stack.enter_context(EmbeddedStore(memory_bytes=256 << 20)).url
+            measured = measure(url)
+        path = tuning.save(url, measured)
+    except (SmltError, OSError) as error:
+        return [Finding("tuning", "fail", str(error), "look at the store, and at the folder of the cache ($SMLT_TUNING)")]
+    return [
+        Finding(
+            "tuning",
+            "ok",
+            f"round trip {measured.round_trip_s * 1e6:.0f} us, command {measured.command_s * 1e6:.1f} us, link "
+            f"{measured.link_bytes_per_s * 8 / 1e6:.0f} Mbit/s, store {measured.store_bytes_per_s * 8 / 1e6:.0f} Mbit/s",
+        ),
+        Finding("tuning kept", "ok", f"{path}; it serves all later runs with this store"),
+    ]
 
 
 def _native() -> Finding:

@@ -24,7 +24,7 @@ from smlt.collective.plan import (
 )
 from smlt.collective.session import Session
 from smlt.collective.structure import Leaf, Segment, check_outs, describe_call, flatten, fuse, rebuild, results
-from smlt.collective.tuning import ALGORITHMS, LOCAL, Tuning
+from smlt.collective.tuning import LOCAL, Tuning, check_algorithm
 from smlt.collective.work import Work
 from smlt.errors import CollectiveError, ConfigError
 from smlt.store.parameter import ParameterStore
@@ -95,13 +95,11 @@ class Communicator:
             raise ConfigError(f"timeout_s {timeout_s} is not above 0 and at most {TIMEOUT_MAX_S} (a week)")
         if chunk_bytes is not None and not CHUNK_BYTES_MIN <= chunk_bytes <= CHUNK_BYTES_MAX:
             raise ConfigError(f"chunk_bytes {chunk_bytes} is not between {CHUNK_BYTES_MIN} and {CHUNK_BYTES_MAX}")
-        if algorithm not in ALGORITHMS:
-            raise ConfigError(f"unknown algorithm {algorithm!r}; known: {', '.join(ALGORITHMS)}")
         if world_size > 1 and store is None:
             raise ConfigError(f"{world_size} workers need a store: give its URL, for example redis://localhost:6379")
         self.job, self.rank, self.world_size, self.generation = job, rank, world_size, generation
         self.timeout_s, self.codec = float(timeout_s), check_codec(codec)
-        self.algorithm, self.tuning = algorithm, tuning or LOCAL
+        self.algorithm, self.tuning = check_algorithm(algorithm), tuning or LOCAL
         self.chunk_bytes = chunk_bytes or CHUNK_BYTES
         self.worker_id = worker_id or uuid.uuid4().hex
         self.parameter_store: ParameterStore | None = None

@@ -51,6 +51,15 @@ class Connections:
             self.close()
             raise
 
+    def connect_one(self) -> socket.socket:
+        """A connection of the same kind for other uses, blocking, the caller's to close."""
+        try:
+            sock = self._connect(self._timeout_s)
+        except OSError as error:
+            raise StoreUnavailable(f"cannot reach the store at {redact(self._url)}: {error}") from error
+        sock.settimeout(self._timeout_s)
+        return sock
+
     def close(self) -> None:
         """Close every lane."""
         for sock in self._sockets:

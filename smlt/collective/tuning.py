@@ -30,6 +30,13 @@ COMPUTE_BYTES_PER_S = 4e9
 OVERHEAD_BYTES = 400
 
 
+def check_algorithm(algorithm: str) -> str:
+    """Return `algorithm` if it is one; ConfigError otherwise."""
+    if algorithm not in ALGORITHMS:
+        raise ConfigError(f"unknown algorithm {algorithm!r}; known: {', '.join(ALGORITHMS)}")
+    return algorithm
+
+
 @dataclass(frozen=True)
 class Tuning:
     """What a message costs between a worker and the store.
