@@ -31,7 +31,10 @@ smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, cons
     smlt_key_inbox(engine->stream_key[INBOX], prefix, rank);
     smlt_key_outbox(engine->stream_key[OUTBOX], prefix);
     strcpy(engine->stream_key[CONTROL], control_key);
-    for (int i = 0; i < STREAMS; i++) strcpy(engine->stream_id[i], "0-0");
+    for (int i = 0; i < STREAMS; i++) {
+        strcpy(engine->stream_id[i], "0-0");
+        strcpy(engine->before_id[i], "0-0");
+    }
     engine->completed_by = calloc((size_t)world_size, sizeof *engine->completed_by);
     engine->expiry_set_ms = calloc((size_t)world_size + 1, sizeof *engine->expiry_set_ms);
     engine->accumulator = malloc(chunk_elements * 16);                  /* the widest: 128-bit sums of a mean of int64 */
@@ -85,32 +88,37 @@ const smlt_error *smlt_engine_fatal(const smlt_engine *engine) { return &engine-
 
 /* Tokens, and one-shot parts, that came before their collective was begun here. */
 static smlt_status replay_early_tokens(smlt_engine *engine) {
-    resp_buffer early = engine->early;
-    engine->early = (resp_buffer){0};
+    resp_buffer *early = &engine->early;
     smlt_status status = SMLT_OK;
-    for (size_t at = 0; at < early.length && status == SMLT_OK;) {
-        uint32_t lengths[2]; /* of the token, of the part */
-        smlt_token token;
-        memcpy(lengths, early.data + at, sizeof lengths);
-        at += sizeof lengths;
-        if (smlt_token_parse(early.data + at, lengths[0], &token)) {
-            status = smlt_take_token(engine, &token, early.data + at, lengths[0]);
-            if (token.kind == SMLT_TOKEN_PART && status == SMLT_OK)
-                status = smlt_take_part(engine, &token, early.data + at, lengths[0], early.data + at + lengths[0], lengths[1]);
+    int all_taken = 1;
+    for (size_t at = engine->early_first; at < early->length && status == SMLT_OK;) {
+        early_token kept;
+        memcpy(&kept, early->data + at, sizeof kept);
+        char *bytes = early->data + at + sizeof kept;
+        if (kept.step && kept.step <= engine->last_step) {
+            smlt_token token;
+            kept.step = 0;
+            memcpy(early->data + at, &kept, sizeof kept);
+            if (smlt_token_parse(bytes, kept.length, &token)) {
+                status = smlt_take_token(engine, &token, bytes, kept.length);
+                if (token.kind == SMLT_TOKEN_PART && status == SMLT_OK)
+                    status = smlt_take_part(engine, &token, bytes, kept.length, bytes + kept.length, kept.part_length);
+            }
         }
-        at += lengths[0] + lengths[1];
+        at += sizeof kept + kept.length + kept.part_length;
+        all_taken = all_taken && kept.step == 0;
+        if (all_taken) engine->early_first = at;
     }
-    if (engine->early.length == 0 && !engine->early.data) { /* keep the storage for the next time */
-        resp_buffer_clear(&early);
-        engine->early = early;
-    } else {
-        resp_buffer_free(&early);
+    if (engine->early_first > early->length / 2) {
+        early->length -= engine->early_first;
+        memmove(early->data, early->data + engine->early_first, early->length);
+        engine->early_first = 0;
     }
     return status;
 }
 
 static int remember(smlt_engine *engine, const collective *c) {
-    if (c->own_first == c->own_end && engine->rank != 0) return 1; /* nothing to delete later */
+    if (c->own_first == c->own_end) return 1; /* nothing to delete later */
     if (engine->past_first > 0 && engine->past_count == engine->past_capacity) {
         memmove(engine->past, engine->past + engine->past_first,
                 (engine->past_count - engine->past_first) * sizeof *engine->past);
@@ -125,9 +133,7 @@ static int remember(smlt_engine *engine, const collective *c) {
         engine->past_capacity = capacity;
     }
     remains *entry = &engine->past[engine->past_count++];
-    *entry = (remains){.step = c->step, .own_first = c->own_first, .own_end = c->own_end, .newest = engine->newest_seen};
-    strcpy(entry->inbox_id, engine->stream_id[INBOX]);
-    strcpy(entry->outbox_id, engine->stream_id[OUTBOX]);
+    *entry = (remains){.step = c->step, .own_first = c->own_first, .own_end = c->own_end};
     return 1;
 }
 
@@ -205,8 +211,9 @@ smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint6
     *step = engine->last_step = c->step;
     if (engine->failed_step) end_after_failure(engine, c);
     if (c->step <= engine->early_dropped) {
-        smlt_ask_existence(engine, c);
         engine->rewind = 1;
+        smlt_ask_existence(engine, c);
+        if (engine->waiting_for_tokens) smlt_announce(engine, c->step, SMLT_TOKEN_HELLO, SMLT_OK, NULL, 0); /* ends the wait */
     }
     return replay_early_tokens(engine);
 }
@@ -325,19 +332,29 @@ static void delete_what_everyone_has_read(smlt_engine *engine) {
     for (int rank = 0; rank < engine->world_size; rank++)
         if (engine->completed_by[rank] < completed) completed = engine->completed_by[rank];
     while (engine->past_first < engine->past_count && engine->past[engine->past_first].step <= completed)
-        smlt_delete_remains(engine, &engine->past[engine->past_first++], completed);
+        smlt_delete_remains(engine, &engine->past[engine->past_first++]);
+    if (engine->trim.newest && engine->trim.newest <= completed) {
+        smlt_trim_streams(engine);
+        engine->trim.newest = 0;
+    }
+    if (engine->trim.newest || engine->token_bytes_since_trim <= TRIM_BYTES) return;
+    engine->token_bytes_since_trim = 0;
+    engine->trim.newest = engine->newest_seen;
+    strcpy(engine->trim.inbox_id, engine->stream_id[INBOX]);
+    strcpy(engine->trim.outbox_id, engine->stream_id[OUTBOX]);
 }
 
 static smlt_status keep_for_later(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length,
                                   const char *part, size_t part_length) {
     if (token->step > engine->last_step + AHEAD_MAX) return SMLT_OK;
-    if (engine->early.length + length + part_length > EARLY_BYTES_MAX) { /* looked for again when that step begins */
-        if (!engine->rewind_id[0]) strcpy(engine->rewind_id, engine->before_id);
+    if (engine->early.length - engine->early_first + length + part_length > EARLY_BYTES_MAX) { /* read again in that step */
+        int stream = engine->tokens.stream;
+        if (!engine->rewind_id[stream][0]) strcpy(engine->rewind_id[stream], engine->before_id[stream]);
         if (token->step > engine->early_dropped) engine->early_dropped = token->step;
         return SMLT_OK;
     }
-    uint32_t lengths[2] = {(uint32_t)length, (uint32_t)part_length};
-    resp_append(&engine->early, lengths, sizeof lengths);
+    early_token kept = {.step = token->step, .length = (uint32_t)length, .part_length = (uint32_t)part_length};
+    resp_append(&engine->early, &kept, sizeof kept);
     resp_append(&engine->early, bytes, length);
     resp_append(&engine->early, part, part_length);
     return engine->early.failed ? smlt_fail_engine(engine, SMLT_NO_MEMORY, "out of memory for arrival tokens") : SMLT_OK;
@@ -354,7 +371,7 @@ smlt_status smlt_take_part(smlt_engine *engine, const smlt_token *token, const c
 }
 
 smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length) {
-    if (token->rank >= engine->world_size) return SMLT_OK;
+    if (token->rank >= engine->world_size || token->step > engine->last_step + AHEAD_MAX) return SMLT_OK;
     if (token->step > engine->newest_seen) engine->newest_seen = token->step;
     if (token->completed > engine->completed_by[token->rank] && token->rank != engine->rank) {
         engine->completed_by[token->rank] = token->completed;
@@ -384,6 +401,7 @@ smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const 
 
 static void recover(smlt_engine *engine, collective *c) {
     c->recovered = 1;
+    c->hello_unsent = c->hello_left;
     if (c->algorithm == SMLT_ONE_SHOT) { /* reading goes on where it was: no token is lost */
         c->parts.unsent = c->uploads_left > 0;
         return;
@@ -391,14 +409,7 @@ static void recover(smlt_engine *engine, collective *c) {
     c->upload_next = 0;
     for (uint32_t i = 0; i < c->upload_count; i++) {
         uint8_t *state = &c->upload_state[i];
-        /* An aggregate that came down holds this worker's contribution: the upload arrived, and in place its memory
-         * already holds the result. */
-        if (*state == UPLOAD_SENT && c->algorithm == SMLT_HIERARCHICAL && c->chunk_state[c->uploads[i]] == CHUNK_DONE) {
-            *state = UPLOAD_STORED;
-            c->uploads_left--;
-        } else if (*state == UPLOAD_SENT) {
-            *state = UPLOAD_UNSENT;
-        }
+        if (*state == UPLOAD_SENT) *state = UPLOAD_UNSENT;
     }
     c->contributions = (fetch_queue){c->contributions.chunks, 0, 0};
     c->aggregates = (fetch_queue){c->aggregates.chunks, 0, 0};
@@ -411,10 +422,11 @@ static void recover(smlt_engine *engine, collective *c) {
             queue_fetch(own ? &c->contributions : &c->aggregates, c, chunk);
     }
     smlt_ask_existence(engine, c);
-    smlt_end_if_complete(engine, c);
 }
 
 void smlt_engine_reconnected(smlt_engine *engine) {
+    if (engine->waiting_for_tokens && engine->tokens.entry_seen) /* it may have been cut off behind its name */
+        strcpy(engine->stream_id[engine->tokens.stream], engine->before_id[engine->tokens.stream]);
     for (int lane = 0; lane < SMLT_LANES; lane++) smlt_lane_reset(&engine->lanes[lane], &engine->pool);
     engine->pool.bulk_available = engine->pool.bulk_total; /* reservations of replies that will not come */
     engine->upload_outstanding = engine->fetch_outstanding = 0;

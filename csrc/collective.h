@@ -7,7 +7,7 @@
 #include "trace.h"
 #include "wire.h"
 
-#define AHEAD_MAX 1024                   /* tokens of collectives further ahead than this are no hints of ours */
+#define AHEAD_MAX (1u << 20)             /* tokens of collectives further ahead than this are no hints of ours */
 #define EARLY_BYTES_MAX (16u << 20)      /* tokens kept for collectives not begun here */
 #define FETCH_TOGETHER_BYTES (64u << 10) /* aggregates that one MGET asks for */
 #define TRIM_BYTES (64u << 10)           /* of tokens read before the streams are trimmed again */
@@ -45,7 +45,8 @@ typedef struct collective {
     uint32_t *uploads; /* chunks in the order in which they are sent */
     uint8_t *upload_state;
     uint32_t upload_count, upload_next, uploads_left;
-    uint32_t hello_left; /* 1: a token that only says that this worker takes part is to be sent */
+    uint32_t hello_left;   /* 1: a token that only says that this worker takes part is not confirmed yet */
+    uint32_t hello_unsent; /* 1: nor sent */
 
     uint8_t *chunk_state;
     int32_t *exponent; /* of own published chunks */
@@ -75,9 +76,13 @@ typedef struct collective {
 typedef struct {
     uint64_t step;
     uint32_t own_first, own_end;
-    char inbox_id[48], outbox_id[48]; /* last read when `step` began */
-    uint64_t newest;                  /* the newest step of which a token had been read by then */
 } remains;
+
+/* Kept for a collective not begun here, with the token and the one-shot part behind it. */
+typedef struct {
+    uint64_t step; /* 0: taken */
+    uint32_t length, part_length;
+} early_token;
 
 struct smlt_engine {
     int rank, world_size;
@@ -85,7 +90,8 @@ struct smlt_engine {
     int64_t ttl_ms;
     char prefix[SMLT_PREFIX_MAX + 1];
     char stream_key[STREAMS][SMLT_KEY_MAX];
-    char stream_id[STREAMS][48]; /* last entry read */
+    char stream_id[STREAMS][48]; /* last entry read, or under way */
+    char before_id[STREAMS][48]; /* the one before it: read again from here when the entry under way is cut off */
 
     smlt_lane lanes[SMLT_LANES];
     smlt_message_pool pool;
@@ -98,15 +104,19 @@ struct smlt_engine {
     uint64_t *completed_by; /* by rank, what its tokens say */
     int64_t *expiry_set_ms; /* by rank: inbox; [world_size]: outbox */
 
-    resp_buffer early;      /* tokens of collectives not begun here: two lengths (4 bytes each), token, one-shot part */
-    uint64_t early_dropped; /* the last step of which a token was not kept */
-    char rewind_id[48];     /* where to read the common stream again, for one-shot parts that were not kept; or "" */
-    char before_id[48];     /* the entry before the one under way */
-    int rewind;             /* do so */
+    resp_buffer early; /* tokens of collectives not begun here; [0, early_first) are taken */
+    size_t early_first;
+    uint64_t early_dropped;      /* the last step of which a token was not kept */
+    char rewind_id[STREAMS][48]; /* where to read again for tokens that were not kept, or "" */
+    int rewind;                  /* do so */
     remains *past;
     size_t past_first, past_count, past_capacity;
-    size_t token_bytes_since_trim;
     uint64_t newest_seen; /* step of a token */
+    size_t token_bytes_since_trim;
+    struct { /* up to here the streams are trimmed when all workers have completed `newest` */
+        char inbox_id[48], outbox_id[48];
+        uint64_t newest; /* the newest step of which a token had been read by then; 0: not set */
+    } trim;
 
     char *spare; /* the block of a collective that is over, for the next one */
     size_t spare_size;
@@ -124,8 +134,8 @@ struct smlt_engine {
         int header_seen;
         smlt_header header;
     } reading;
-    struct { /* the XREAD reply under way */
-        int stream, is_value;
+    struct {                              /* the XREAD reply under way */
+        int stream, is_value, entry_seen; /* an entry's name has come, of this reply and stream */
         char field[16], control_kind[16];
         char token[SMLT_TOKEN_MAX]; /* of the entry under way */
         size_t token_length;
@@ -162,7 +172,8 @@ void smlt_compose(smlt_engine *engine, int lane);
 void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk, const void *elements, int exponent);
 void smlt_delete_contributions(smlt_engine *engine, collective *c, uint32_t chunk);
 void smlt_delete_uploads(smlt_engine *engine, collective *c);
-void smlt_delete_remains(smlt_engine *engine, const remains *past, uint64_t completed);
+void smlt_delete_remains(smlt_engine *engine, const remains *past);
+void smlt_trim_streams(smlt_engine *engine);
 void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length);
 void smlt_ask_existence(smlt_engine *engine, collective *c);
 

@@ -36,8 +36,10 @@ smlt_message *smlt_pool_take_bulk(smlt_message_pool *pool);
 void smlt_pool_give(smlt_message_pool *pool, smlt_message *message);
 
 typedef enum {
-    EXPECT_CONTRIBUTION_STORED, /* SET of my contribution to `chunk` */
-    EXPECT_AGGREGATE_STORED,    /* SET of an aggregate of mine */
+    EXPECT_SET,                 /* of a chunk: it counts when its token is there too */
+    EXPECT_CONTRIBUTION_STORED, /* XADD of the token behind my contribution, upload `first` */
+    EXPECT_AGGREGATE_STORED,    /* XADD of the token behind an aggregate of mine */
+    EXPECT_HELLO_STORED,        /* XADD of a token that only says that this worker takes part */
     EXPECT_PART_STORED,         /* XADD of my one-shot contribution */
     EXPECT_IGNORED,             /* XADD, PEXPIRE, UNLINK, XTRIM: only an error matters */
     EXPECT_TOKENS,              /* XREAD */

@@ -125,7 +125,7 @@ static void set_counters(const smlt_engine *engine, collective *c) {
     c->chunks_left = c->chunk_count;
     c->uploads_left = c->upload_count;
     c->tokens_left = c->chunk_count - (c->algorithm == SMLT_COPY ? c->upload_count : 0);
-    c->hello_left = c->algorithm == SMLT_COPY && engine->rank != 0; /* others say hello with what they contribute */
+    c->hello_left = c->hello_unsent = c->algorithm == SMLT_COPY && engine->rank != 0; /* others say it with a contribution */
     if (c->algorithm == SMLT_ONE_SHOT) {
         c->parts.unsent = 1;
         c->uploads_left = 1;

@@ -213,7 +213,7 @@ static smlt_status stream_value(smlt_engine *engine, const char *bytes, size_t l
         return strcmp(field, "text") == 0 ? control_event(engine, bytes, length) : SMLT_OK;
     }
     smlt_token token;
-    engine->token_bytes_since_trim += length;
+    if (engine->tokens.stream == INBOX || engine->rank == 0) engine->token_bytes_since_trim += length;
     if (strcmp(field, "t") == 0) {
         engine->tokens.token_length = 0;
         if (!smlt_token_parse(bytes, length, &token)) return SMLT_OK; /* not one of ours: no hint */
@@ -235,6 +235,7 @@ static smlt_status stream_string(smlt_engine *engine, const resp_item *item) {
         for (int i = 0; i < STREAMS; i++)
             if (item->length == strlen(engine->stream_key[i]) && memcmp(item->data, engine->stream_key[i], item->length) == 0) {
                 engine->tokens.stream = i;
+                engine->tokens.entry_seen = 0;
                 return SMLT_OK;
             }
         return not_as_asked(engine, SMLT_LANE_TOKENS, "a stream that was not asked for");
@@ -242,10 +243,11 @@ static smlt_status stream_string(smlt_engine *engine, const resp_item *item) {
     if (item->depth == 4) {
         if (item->length >= sizeof engine->stream_id[0])
             return not_as_asked(engine, SMLT_LANE_TOKENS, "an entry's name is too long");
-        if (engine->tokens.stream == OUTBOX) strcpy(engine->before_id, engine->stream_id[OUTBOX]);
         engine->tokens.token_length = 0;
+        strcpy(engine->before_id[engine->tokens.stream], engine->stream_id[engine->tokens.stream]);
         copy_text(engine->stream_id[engine->tokens.stream], sizeof engine->stream_id[0], item->data, item->length);
         engine->tokens.is_value = 0;
+        engine->tokens.entry_seen = 1;
         return SMLT_OK;
     }
     if (item->depth != 5) return not_as_asked(engine, SMLT_LANE_TOKENS, "not the entries of a stream");
@@ -270,7 +272,7 @@ static smlt_status tokens_event(smlt_engine *engine, resp_event event, const res
     } else if (event != RESP_ARRAY && event != RESP_BULK_END && event != RESP_NIL) {
         status = not_as_asked(engine, SMLT_LANE_TOKENS, "not the entries of a stream");
     }
-    if (item->last) engine->waiting_for_tokens = 0;
+    if (item->last) engine->waiting_for_tokens = engine->tokens.entry_seen = 0;
     return status;
 }
 
@@ -281,6 +283,7 @@ static void contribution_stored(smlt_engine *engine, const smlt_expectation *exp
     if (!c || c->upload_state[expected->first] == UPLOAD_STORED) return;
     c->upload_state[expected->first] = UPLOAD_STORED;
     c->uploads_left--;
+    smlt_end_if_complete(engine, c);
 }
 
 static void aggregate_stored(smlt_engine *engine, const smlt_expectation *expected) {
@@ -296,6 +299,13 @@ static void aggregate_stored(smlt_engine *engine, const smlt_expectation *expect
     smlt_chunk_complete(engine, c, expected->chunk);
 }
 
+static void hello_stored(smlt_engine *engine, const smlt_expectation *expected) {
+    collective *c = smlt_find(engine, expected->step);
+    if (!c) return;
+    c->hello_left = 0;
+    smlt_end_if_complete(engine, c);
+}
+
 static void part_stored(smlt_engine *engine, const smlt_expectation *expected) {
     collective *c = smlt_find(engine, expected->step);
     if (!c) return;
@@ -306,18 +316,22 @@ static void part_stored(smlt_engine *engine, const smlt_expectation *expected) {
 static smlt_status confirmation(smlt_engine *engine, int lane, const smlt_expectation *expected, resp_event event,
                                 const resp_item *item, size_t *taken) {
     if (event == RESP_DATA) *taken = item->length; /* an XADD's entry name */
-    if (expected->kind == EXPECT_PART_STORED && item->last) part_stored(engine, expected);
     if (!item->last) return event == RESP_ARRAY ? not_as_asked(engine, lane, "a list where a confirmation must be") : SMLT_OK;
     collective *c = smlt_find(engine, expected->step);
     switch (expected->kind) {
-    case EXPECT_CONTRIBUTION_STORED:
-    case EXPECT_AGGREGATE_STORED:
+    case EXPECT_SET:
         if (event != RESP_STATUS) return not_as_asked(engine, lane, "a SET that was not confirmed");
         engine->upload_outstanding -= expected->bytes;
-        if (expected->kind == EXPECT_CONTRIBUTION_STORED)
-            contribution_stored(engine, expected);
-        else
-            aggregate_stored(engine, expected);
+        return SMLT_OK;
+    case EXPECT_CONTRIBUTION_STORED:
+    case EXPECT_AGGREGATE_STORED:
+    case EXPECT_HELLO_STORED:
+    case EXPECT_PART_STORED:
+        if (event != RESP_BULK_END) return not_as_asked(engine, lane, "an XADD that was not confirmed");
+        if (expected->kind == EXPECT_CONTRIBUTION_STORED) contribution_stored(engine, expected);
+        if (expected->kind == EXPECT_AGGREGATE_STORED) aggregate_stored(engine, expected);
+        if (expected->kind == EXPECT_HELLO_STORED) hello_stored(engine, expected);
+        if (expected->kind == EXPECT_PART_STORED) part_stored(engine, expected);
         return SMLT_OK;
     case EXPECT_CONTRIBUTION_EXISTS:
     case EXPECT_AGGREGATE_EXISTS:

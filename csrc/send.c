@@ -66,8 +66,9 @@ static void append_entry(smlt_engine *engine, resp_buffer *buffer, int to_rank, 
     append_expiry(engine, buffer, key, &engine->expiry_set_ms[to_rank >= 0 ? to_rank : engine->world_size]);
 }
 
-static void append_token(smlt_engine *engine, resp_buffer *buffer, int to_rank, smlt_token token) {
-    append_entry(engine, buffer, to_rank, token, NULL, 0, (smlt_expectation){.kind = EXPECT_IGNORED});
+static void append_token(smlt_engine *engine, resp_buffer *buffer, int to_rank, smlt_token token,
+                         smlt_expectation expectation) {
+    append_entry(engine, buffer, to_rank, token, NULL, 0, expectation);
 }
 
 void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length) {
@@ -75,7 +76,8 @@ void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status sta
     if (!message) return;
     append_token(
         engine, &message->head, -1,
-        (smlt_token){.kind = (uint8_t)kind, .status = (uint8_t)status, .step = step, .text = text, .text_length = length});
+        (smlt_token){.kind = (uint8_t)kind, .status = (uint8_t)status, .step = step, .text = text, .text_length = length},
+        (smlt_expectation){.kind = EXPECT_IGNORED});
     queue(engine, SMLT_LANE_UP, message);
 }
 
@@ -87,9 +89,9 @@ static void compose_hello(smlt_engine *engine, collective *c) {
                               .step = c->step,
                               .digest = c->digest,
                               .text = c->description,
-                              .text_length = strlen(c->description)});
-    c->hello_left = 0;
-    smlt_end_if_complete(engine, c);
+                              .text_length = strlen(c->description)},
+                 (smlt_expectation){.kind = EXPECT_HELLO_STORED, .step = c->step});
+    c->hello_unsent = 0;
     queue(engine, SMLT_LANE_UP, message);
 }
 
@@ -150,15 +152,14 @@ static void compose_contribution(smlt_engine *engine, collective *c, uint32_t up
     size_t key_length = smlt_key_contribution(key, engine->prefix, c->step, chunk_index, engine->rank);
     begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
     engine->upload_outstanding += message->payload_length;
-    expect(engine, SMLT_LANE_UP,
-           (smlt_expectation){
-               .kind = EXPECT_CONTRIBUTION_STORED, .step = c->step, .first = upload, .bytes = message->payload_length});
+    expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_SET, .bytes = message->payload_length});
     smlt_token token = {.kind = SMLT_TOKEN_CONTRIBUTION, .step = c->step, .digest = c->digest, .chunk = chunk_index};
     if (chunk_index == 0) { /* rank 0 hears what this worker called */
         token.text = c->description;
         token.text_length = strlen(c->description);
     }
-    append_token(engine, &message->tail, chunk->owner, token);
+    append_token(engine, &message->tail, chunk->owner, token,
+                 (smlt_expectation){.kind = EXPECT_CONTRIBUTION_STORED, .step = c->step, .first = upload});
     c->upload_state[upload] = UPLOAD_SENT;
     queue(engine, SMLT_LANE_UP, message);
 }
@@ -208,11 +209,10 @@ void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, cons
     size_t key_length = smlt_key_aggregate(key, engine->prefix, c->step, chunk_index);
     begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
     engine->upload_outstanding += message->payload_length;
-    expect(engine, SMLT_LANE_UP,
-           (smlt_expectation){
-               .kind = EXPECT_AGGREGATE_STORED, .step = c->step, .chunk = chunk_index, .bytes = message->payload_length});
+    expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_SET, .bytes = message->payload_length});
     append_token(engine, &message->tail, -1,
-                 (smlt_token){.kind = SMLT_TOKEN_AGGREGATE, .step = c->step, .digest = c->digest, .chunk = chunk_index});
+                 (smlt_token){.kind = SMLT_TOKEN_AGGREGATE, .step = c->step, .digest = c->digest, .chunk = chunk_index},
+                 (smlt_expectation){.kind = EXPECT_AGGREGATE_STORED, .step = c->step, .chunk = chunk_index});
     queue(engine, SMLT_LANE_UP, message);
 }
 
@@ -235,14 +235,28 @@ static void compose_copy(smlt_engine *engine, collective *c, uint32_t upload) {
         smlt_publish(engine, c, chunk_index, source, SMLT_CHOOSE_EXPONENT);
 }
 
+/* An aggregate that is there holds this worker's contribution: after a lost connection it is not sent again, for in place
+ * its memory may hold the result by now, and error feedback would take that for what is to be sent. */
+static int is_aggregated(const collective *c, uint32_t chunk) {
+    return c->algorithm == SMLT_HIERARCHICAL && c->chunk_state[chunk] != CHUNK_WAITING;
+}
+
 /* One more bulk message for `c`; 0 when it has nothing to send. */
 static int compose_upload(smlt_engine *engine, collective *c) {
     if (c->republish.first < c->republish.count) {
         publish_again(engine, c, c->republish.chunks[c->republish.first++]);
         return 1;
     }
-    while (c->upload_next < c->upload_count && c->upload_state[c->upload_next] != UPLOAD_UNSENT) c->upload_next++;
-    if (c->upload_next == c->upload_count) return 0;
+    for (; c->upload_next < c->upload_count; c->upload_next++) {
+        if (c->upload_state[c->upload_next] != UPLOAD_UNSENT) continue;
+        if (!is_aggregated(c, c->uploads[c->upload_next])) break;
+        c->upload_state[c->upload_next] = UPLOAD_STORED;
+        c->uploads_left--;
+    }
+    if (c->upload_next == c->upload_count) {
+        smlt_end_if_complete(engine, c);
+        return 0;
+    }
     if (c->algorithm == SMLT_HIERARCHICAL)
         compose_contribution(engine, c, c->upload_next++);
     else
@@ -261,7 +275,7 @@ static void compose_uploads(smlt_engine *engine) {
     smlt_lane *lane = &engine->lanes[SMLT_LANE_UP];
     for (collective *c = engine->active; c; c = c->next) {
         if (c->result.status != SMLT_ACTIVE) continue;
-        if (c->hello_left) compose_hello(engine, c);
+        if (c->hello_unsent) compose_hello(engine, c);
         if (c->parts.unsent) compose_part(engine, c);
         while (lane->queued_bytes < UPLOAD_QUEUE_BYTES && engine->upload_outstanding < upload_limit(engine) &&
                engine->pool.bulk_available > BULK_FOR_AGGREGATES && smlt_pool_reserve_bulk(&engine->pool))
@@ -339,14 +353,22 @@ static int tokens_are_missing(const smlt_engine *engine) {
     return 0;
 }
 
+/* Read again from the first token that was not kept. */
+static void rewind_streams(smlt_engine *engine) {
+    for (int i = 0; i < STREAMS; i++) {
+        if (engine->rewind_id[i][0]) strcpy(engine->stream_id[i], engine->rewind_id[i]);
+        engine->rewind_id[i][0] = 0;
+    }
+    engine->early_dropped = 0;
+    engine->rewind = 0;
+}
+
 /* The wait: blocks in the store until there is a token, or word from the scheduler (invariant 8). */
 static void compose_wait(smlt_engine *engine) {
     if (engine->waiting_for_tokens || !tokens_are_missing(engine)) return;
     smlt_message *message = new_text(engine);
     if (!message) return;
-    if (engine->rewind && engine->rewind_id[0]) strcpy(engine->stream_id[OUTBOX], engine->rewind_id);
-    if (engine->rewind) engine->rewind_id[0] = 0, engine->early_dropped = 0;
-    engine->rewind = 0;
+    if (engine->rewind) rewind_streams(engine);
     resp_buffer *buffer = &message->head;
     resp_append_array(buffer, 6 + 2 * STREAMS);
     resp_append_text(buffer, "XREAD");
@@ -445,22 +467,23 @@ static void append_trim(smlt_engine *engine, resp_buffer *buffer, int stream, co
     expect_nothing(engine);
 }
 
-void smlt_delete_remains(smlt_engine *engine, const remains *past, uint64_t completed) {
+void smlt_delete_remains(smlt_engine *engine, const remains *past) {
     smlt_message *message = new_text(engine);
     if (!message) return;
     char key[SMLT_KEY_MAX];
-    if (past->own_end > past->own_first) {
-        resp_append_array(&message->head, 1 + past->own_end - past->own_first);
-        resp_append_text(&message->head, "UNLINK");
-        for (uint32_t chunk = past->own_first; chunk < past->own_end; chunk++)
-            resp_append_bulk(&message->head, key, smlt_key_aggregate(key, engine->prefix, past->step, chunk));
-        expect_nothing(engine);
-    }
-    /* What all workers have read: tokens of collectives that all have completed. */
-    if (engine->token_bytes_since_trim > TRIM_BYTES && past->newest <= completed) {
-        engine->token_bytes_since_trim = 0;
-        append_trim(engine, &message->head, INBOX, past->inbox_id);
-        if (engine->rank == 0) append_trim(engine, &message->head, OUTBOX, past->outbox_id);
-    }
+    resp_append_array(&message->head, 1 + past->own_end - past->own_first);
+    resp_append_text(&message->head, "UNLINK");
+    for (uint32_t chunk = past->own_first; chunk < past->own_end; chunk++)
+        resp_append_bulk(&message->head, key, smlt_key_aggregate(key, engine->prefix, past->step, chunk));
+    expect_nothing(engine);
+    queue(engine, SMLT_LANE_UP, message);
+}
+
+/* What all workers have read: tokens of collectives that all have completed. */
+void smlt_trim_streams(smlt_engine *engine) {
+    smlt_message *message = new_text(engine);
+    if (!message) return;
+    append_trim(engine, &message->head, INBOX, engine->trim.inbox_id);
+    if (engine->rank == 0) append_trim(engine, &message->head, OUTBOX, engine->trim.outbox_id);
     queue(engine, SMLT_LANE_UP, message);
 }
