@@ -126,7 +126,8 @@ def finish(workers: Sequence[ByHand], step: int, limit_s: float = 5.0) -> None:
     deadline = time.monotonic() + limit_s
     while any(worker.status(step) == _native.ACTIVE for worker in workers):
         assert time.monotonic() < deadline, [worker.engine.state(step) for worker in workers]
-        if not any([worker.move() for worker in workers]):
+        moved = [worker.move() for worker in workers]  # each of them, not the first that has something to do
+        if not any(moved):
             select.select([s for worker in workers for s in worker._connections._sockets], [], [], 0.1)
     for worker in workers:
         assert worker.engine.state(step) == (_native.OK, ""), worker.engine.state(step)
