@@ -83,7 +83,9 @@ def train(
     ] = None,
     target_accuracy: Annotated[float | None, typer.Option(help='End when evaluate() gives this "accuracy", 0 to 1.')] = None,
     seed: Annotated[int | None, typer.Option(help="Of the model, the sample order and the workers.", show_default="0")] = None,
-    codec: Annotated[str | None, typer.Option(help="What gradients travel as: fp32, fp16, bf16 or int8.", show_default="fp16")] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="What gradients travel as: fp32, fp16, bf16 or int8.", show_default="fp16")
+    ] = None,
     bucket_mb: Annotated[
         float | None,
         typer.Option(
