@@ -53,6 +53,7 @@ int smlt_kernel_select(smlt_kernel *kernel, int dtype, int codec, int operation)
     if (codec == SMLT_RAW ? !smlt_raw_select(kernel, dtype, operation)
                           : !smlt_compressed_select(kernel, dtype, codec, operation))
         return 0;
+    kernel->decode_streaming = kernel->decode;
     PATHS[path_in_use()].override(kernel, dtype, codec, operation);
     return 1;
 }

@@ -63,6 +63,8 @@ typedef struct {
      * with which a value was decoded, the same wire value comes out again. */
     int (*encode)(void *wire, const void *source, size_t n, int exponent);
     void (*decode)(void *target, const void *wire, size_t n, int exponent);
+    /* The same, for a target that is larger than the caches: what is written does not go through them. */
+    void (*decode_streaming)(void *target, const void *wire, size_t n, int exponent);
 
     /* Encode value = source + residual (NULL: zeros) and keep in `next_residual`, which may be `residual`, what the
      * encoding lost: value - decode(encode(value)), 0 where the value is not finite. Integers lose nothing and have no

@@ -20,6 +20,8 @@ INLINE vi load_shorts(const void *p) { return (vi)_mm256_cvtepu16_epi32(_mm_load
 INLINE vi load_bytes(const void *p) { return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)); }
 
 INLINE void store_floats(void *p, vf x) { _mm256_storeu_ps(p, (__m256)x); }
+INLINE void stream_floats(void *p, vf x) { _mm256_stream_ps(p, (__m256)x); }
+INLINE void stream_ends(void) { _mm_sfence(); }
 INLINE void store_halves(void *p, vf x) { _mm_storeu_si128(p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT)); }
 
 /* The packing instructions work on each half of a vector by itself: the permutations put the pieces in order. */

@@ -25,6 +25,8 @@ INLINE vi load_shorts(const void *p) { return (vi)_mm512_cvtepu16_epi32(_mm256_l
 INLINE vi load_bytes(const void *p) { return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128(p)); }
 
 INLINE void store_floats(void *p, vf x) { _mm512_storeu_ps(p, (__m512)x); }
+INLINE void stream_floats(void *p, vf x) { _mm512_stream_ps(p, (__m512)x); }
+INLINE void stream_ends(void) { _mm_sfence(); }
 INLINE void store_halves(void *p, vf x) { _mm256_storeu_si256(p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT)); }
 INLINE void store_shorts(void *p, vi a, vi b) {
     _mm256_storeu_si256(p, _mm512_cvtepi32_epi16((__m512i)a));

@@ -25,6 +25,8 @@ INLINE vi load_bytes(const void *p) {
 }
 
 INLINE void store_floats(void *p, vf x) { vst1q_u8(p, vreinterpretq_u8_f32(x)); }
+INLINE void stream_floats(void *p, vf x) { store_floats(p, x); } /* its hint has no intrinsic */
+INLINE void stream_ends(void) {}
 INLINE void store_halves(void *p, vf x) { vst1_u8(p, vreinterpret_u8_f16(vcvt_f16_f32(x))); }
 INLINE void store_shorts(void *p, vi a, vi b) { vst1q_u8(p, vreinterpretq_u8_s16(vcombine_s16(vmovn_s32(a), vmovn_s32(b)))); }
 INLINE void store_bytes(void *p, vi a, vi b, vi c, vi d) {

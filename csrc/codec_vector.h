@@ -2,14 +2,15 @@
  *   TARGET, OVERRIDE    the target attribute; the name of the function that puts the kernels into the table
  *   vf, vi, LANES       vectors of LANES floats and of LANES int32_t
  *   load_floats         load_halves (fp16 to float), load_shorts, load_bytes (sign-extended), all from any address
- *   store_floats        store_halves, store_shorts (the low halves of 2 vectors), store_bytes (the low bytes of 4)
- *   larger(a, b), where_greater(a, b, x, y) = a > b ? x : y, for vi; one_nan_each, limited, rounded for vf
- * What remains at the end of a chunk, and rare blocks, go to the scalar code of the portable path.
+ *   store_floats        stream_floats (to a vector's boundary, past the caches), store_halves, store_shorts (the low halves of
+ * 2 vectors), store_bytes (the low bytes of 4) larger(a, b), where_greater(a, b, x, y) = a > b ? x : y, for vi; one_nan_each,
+ * limited, rounded for vf What remains at the end of a chunk, and rare blocks, go to the scalar code of the portable path.
  */
 #define KERNEL TARGET static
 #define PART TARGET static inline __attribute__((always_inline))
 
-typedef enum { DECODE, FIRST, ADD } applied; /* what happens to a value from the wire; a constant wherever it is passed */
+/* What happens to a value from the wire; a constant wherever it is passed. STREAM: as DECODE, past the caches. */
+typedef enum { DECODE, STREAM, FIRST, ADD } applied;
 
 PART vi vector_bits(vf value) { return (vi)value; }
 
@@ -24,12 +25,20 @@ PART uint32_t largest_lane(vi values) {
 PART void apply(float *target, vf x, applied how) {
     if (how == DECODE)
         store_floats(target, x);
+    else if (how == STREAM)
+        stream_floats(target, x);
     else
         store_floats(target, one_nan_each(how == FIRST ? x : load_floats(target) + x));
 }
 
 PART void apply_one(float *target, size_t i, float x, applied how) {
-    STORE(float, target, i, how == DECODE ? x : one_nan(how == FIRST ? x : LOAD(float, target, i) + x));
+    STORE(float, target, i, how <= STREAM ? x : one_nan(how == FIRST ? x : LOAD(float, target, i) + x));
+}
+
+/* Elements, of n, before the target's first vector boundary; all of them when there is none. */
+PART size_t before_boundary(const float *target, size_t n) {
+    size_t bytes = -(uintptr_t)target % sizeof(vf), head = bytes / sizeof *target;
+    return bytes % sizeof *target || head > n ? n : head;
 }
 
 /* ---- fp16 ---- */
@@ -113,6 +122,13 @@ KERNEL void half_decode(void *target, const void *wire, size_t n, int exponent) 
     half_apply(target, wire, n, smlt_power_of_two(exponent), DECODE);
 }
 
+KERNEL void half_stream(void *target, const void *wire, size_t n, int exponent) {
+    size_t head = before_boundary(target, n);
+    half_decode(target, wire, head, exponent);
+    half_apply((float *)target + head, (const uint16_t *)wire + head, n - head, smlt_power_of_two(exponent), STREAM);
+    stream_ends();
+}
+
 KERNEL void half_reduce(void *accumulator, const void *wire, size_t n, int exponent, int shift, int first) {
     float scale = smlt_power_of_two(exponent - shift);
     if (first)
@@ -147,17 +163,24 @@ PART void bf16_apply(float *target, const void *wire, size_t n, float scale, app
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) {
         vf x = (vf)(load_shorts(shorts + i) << 16);
-        apply(target + i, how == DECODE ? x : x * scale, how);
+        apply(target + i, how <= STREAM ? x : x * scale, how);
     }
     for (; i < n; i++) {
         float x = smlt_float_from_bf16(LOAD(uint16_t, shorts, i));
-        apply_one(target, i, how == DECODE ? x : x * scale, how);
+        apply_one(target, i, how <= STREAM ? x : x * scale, how);
     }
 }
 
 KERNEL void bf16_decode(void *target, const void *wire, size_t n, int exponent) {
     (void)exponent;
     bf16_apply(target, wire, n, 1.0f, DECODE);
+}
+
+KERNEL void bf16_stream(void *target, const void *wire, size_t n, int exponent) {
+    size_t head = before_boundary(target, n);
+    bf16_decode(target, wire, head, exponent);
+    bf16_apply((float *)target + head, (const uint16_t *)wire + head, n - head, 1.0f, STREAM);
+    stream_ends();
 }
 
 KERNEL void bf16_reduce(void *accumulator, const void *wire, size_t n, int exponent, int shift, int first) {
@@ -201,6 +224,14 @@ KERNEL int int8_encode(void *wire, const void *source, size_t n, int exponent) {
     return 0;
 }
 
+/* A block begins at any address: its vectors are put together anew. */
+PART void stream_block(float *target, const float *values) {
+    size_t head = before_boundary(target, BLOCK), i = head;
+    memcpy(target, values, head * sizeof *values);
+    for (; i + LANES <= BLOCK; i += LANES) stream_floats(target + i, load_floats(values + i));
+    memcpy(target + i, values + i, (BLOCK - i) * sizeof *values);
+}
+
 PART void int8_apply(float *target, const void *wire, size_t n, int shift, applied how) {
     const char *block = wire;
     float power = smlt_power_of_two(-shift);
@@ -208,8 +239,11 @@ PART void int8_apply(float *target, const void *wire, size_t n, int shift, appli
         uint16_t header = LOAD(uint16_t, block, 0);
         float scale = smlt_float_from_bf16(header) * power, values[BLOCK];
         if (n >= BLOCK && !(header & SMLT_INT8_NOT_FINITE)) {
+            float *to = how == STREAM ? values : target;
             for (size_t i = 0; i < BLOCK; i += LANES)
-                apply(target + i, __builtin_convertvector(load_bytes(block + SMLT_INT8_HEADER + i), vf) * scale, how);
+                apply(to + i, __builtin_convertvector(load_bytes(block + SMLT_INT8_HEADER + i), vf) * scale,
+                      how == STREAM ? DECODE : how);
+            if (how == STREAM) stream_block(target, values);
             n -= BLOCK;
             continue;
         }
@@ -225,6 +259,12 @@ KERNEL void int8_decode(void *target, const void *wire, size_t n, int exponent) 
     int8_apply(target, wire, n, 0, DECODE);
 }
 
+KERNEL void int8_stream(void *target, const void *wire, size_t n, int exponent) {
+    (void)exponent;
+    int8_apply(target, wire, n, 0, STREAM);
+    stream_ends();
+}
+
 KERNEL void int8_reduce(void *accumulator, const void *wire, size_t n, int exponent, int shift, int first) {
     (void)exponent;
     if (first)
@@ -237,8 +277,18 @@ KERNEL void int8_reduce(void *accumulator, const void *wire, size_t n, int expon
 
 PART void raw_apply(float *sums, const float *values, size_t n, float scale, applied how) {
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) apply(sums + i, load_floats(values + i) * scale, how);
-    for (; i < n; i++) apply_one(sums, i, LOAD(float, values, i) * scale, how);
+    for (; i + LANES <= n; i += LANES)
+        apply(sums + i, how <= STREAM ? load_floats(values + i) : load_floats(values + i) * scale, how);
+    for (; i < n; i++) apply_one(sums, i, how <= STREAM ? LOAD(float, values, i) : LOAD(float, values, i) * scale, how);
+}
+
+KERNEL void raw_stream(void *target, const void *wire, size_t n, int exponent) {
+    const float *values = wire;
+    size_t head = before_boundary(target, n);
+    (void)exponent;
+    memcpy(target, wire, head * sizeof *values);
+    raw_apply((float *)target + head, values + head, n - head, 1.0f, STREAM);
+    stream_ends();
 }
 
 KERNEL void raw_reduce(void *accumulator, const void *source, size_t n, int exponent, int shift, int first) {
@@ -344,16 +394,17 @@ KERNEL int int8_feedback(void *wire, const void *source, const void *residual, v
 void OVERRIDE(smlt_kernel *kernel, int dtype, int codec, int operation) {
     static const struct {
         int (*encode)(void *, const void *, size_t, int);
-        void (*decode)(void *, const void *, size_t, int);
+        void (*decode)(void *, const void *, size_t, int), (*stream)(void *, const void *, size_t, int);
         void (*reduce)(void *, const void *, size_t, int, int, int);
         int (*encode_feedback)(void *, const void *, const void *, void *, size_t, int);
     } kernels[SMLT_CODECS] = {
-        [SMLT_RAW] = {NULL, NULL, raw_reduce, NULL},
-        [SMLT_FP16] = {half_encode, half_decode, half_reduce, half_feedback},
-        [SMLT_BF16] = {bf16_encode, bf16_decode, bf16_reduce, bf16_feedback},
-        [SMLT_INT8] = {int8_encode, int8_decode, int8_reduce, int8_feedback},
+        [SMLT_RAW] = {NULL, NULL, raw_stream, raw_reduce, NULL},
+        [SMLT_FP16] = {half_encode, half_decode, half_stream, half_reduce, half_feedback},
+        [SMLT_BF16] = {bf16_encode, bf16_decode, bf16_stream, bf16_reduce, bf16_feedback},
+        [SMLT_INT8] = {int8_encode, int8_decode, int8_stream, int8_reduce, int8_feedback},
     };
     if (dtype != SMLT_DTYPE_FLOAT32) return;
+    kernel->decode_streaming = kernels[codec].stream;
     if (codec != SMLT_RAW) {
         kernel->encode = kernels[codec].encode;
         kernel->decode = kernels[codec].decode;

@@ -13,7 +13,8 @@
 #define TRIM_BYTES (64u << 10)           /* of tokens read before the streams are trimmed again */
 #define UPLOAD_QUEUE_BYTES (64u << 10)   /* encoded and not sent: an aggregate waits behind so much */
 #define BULK_MESSAGES 12
-#define BULK_FOR_AGGREGATES 8 /* of these: uploads that wait for their link must not hold up what comes down */
+#define BULK_FOR_AGGREGATES 8      /* of these: uploads that wait for their link must not hold up what comes down */
+#define STREAMING_BYTES (1u << 20) /* a larger target leaves a core's caches before anyone reads it */
 #define INPUT_BYTES (256u << 10)
 
 enum { INBOX, OUTBOX, CONTROL, STREAMS };

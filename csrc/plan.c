@@ -168,7 +168,10 @@ collective *smlt_collective_new(smlt_engine *engine, const smlt_plan *plan) {
     strcpy(c->description, plan->description);
     for (int i = 0; i < plan->segment_count; i++) {
         c->segments[i].segment = plan->segments[i];
-        smlt_kernel_select(&c->segments[i].kernel, plan->segments[i].dtype, plan->segments[i].codec, plan->operation);
+        smlt_kernel *kernel = &c->segments[i].kernel;
+        smlt_kernel_select(kernel, plan->segments[i].dtype, plan->segments[i].codec, plan->operation);
+        if ((size_t)plan->segments[i].target_count * kernel->element_bytes >= STREAMING_BYTES)
+            kernel->decode = kernel->decode_streaming;
     }
     headers_size(plan, c, c->headers_at);
     order_uploads(engine, c, start);

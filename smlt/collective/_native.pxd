@@ -43,6 +43,7 @@ cdef extern from "codec.h" nogil:
         int (*encode)(void *wire, const void *source, size_t n, int exponent)
         int (*encode_feedback)(void *wire, const void *source, const void *residual, void *next_residual, size_t n, int exponent)
         void (*decode)(void *target, const void *wire, size_t n, int exponent)
+        void (*decode_streaming)(void *target, const void *wire, size_t n, int exponent)
         void (*reduce)(void *accumulator, const void *wire, size_t n, int exponent, int shift, int first)
         void (*reduce_own)(void *accumulator, const void *source, size_t n, int exponent, int shift, int first)
         int (*finish)(void *accumulator, size_t n, int world_size, int shift)

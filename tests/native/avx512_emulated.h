@@ -17,6 +17,10 @@ EMULATED __m512 emulated_loadu_ps(const void *p) {
     return result;
 }
 EMULATED void emulated_storeu_ps(void *p, __m512 x) { memcpy(p, &x, sizeof x); }
+EMULATED void emulated_stream_ps(void *p, __m512 x) {
+    if ((uintptr_t)p % sizeof x) __builtin_trap();
+    memcpy(p, &x, sizeof x);
+}
 
 EMULATED __m512 emulated_cvtph_ps(__m256i halves) {
     __m256 parts[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
@@ -107,6 +111,7 @@ EMULATED __m512i emulated_cvtps_epi32(__m512 x) {
 
 #define _mm512_loadu_ps emulated_loadu_ps
 #define _mm512_storeu_ps emulated_storeu_ps
+#define _mm512_stream_ps emulated_stream_ps
 #define _mm512_cvtph_ps emulated_cvtph_ps
 #undef _mm512_cvtps_ph
 #define _mm512_cvtps_ph emulated_cvtps_ph

@@ -68,7 +68,7 @@ typedef struct {
 typedef struct {
     int exponent, feedback_exponent, finished;
     char wire[ROOM], decoded[ROOM], pieces[ROOM], again[ROOM], accumulator[ROOM], feedback_wire[ROOM], next[ROOM], first[ROOM];
-    char from_garbage[ROOM];
+    char from_garbage[ROOM], streamed[ROOM];
 } answer;
 
 static void ask(const question *q, answer *a) {
@@ -95,6 +95,7 @@ static void ask(const question *q, answer *a) {
     memcpy(a->next, q->residual, sizeof a->next);
     kernel.encode_feedback(a->feedback_wire + 1, q->source + 1, a->next + 1, a->next + 1, n, SMLT_CHOOSE_EXPONENT);
     kernel.decode(a->from_garbage + 1, q->garbage + 1, n, 3);
+    kernel.decode_streaming(a->streamed + q->piece % 64, a->wire + 1, n, a->exponent);
 }
 
 static const char *difference(const answer *expected, const answer *got) {
@@ -111,6 +112,7 @@ static const char *difference(const answer *expected, const answer *got) {
     COMPARE(first);
     COMPARE(next);
     COMPARE(from_garbage);
+    COMPARE(streamed);
     return memcmp(got->decoded, got->pieces, ROOM) ? "decoding in pieces" : NULL;
 }
 
