@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
+
+import numpy as np
 
 from smlt.collective.codecs import OPERATIONS, WIRE_DTYPES, check_codec, check_operation, wire_codec
 from smlt.collective.feedback import ErrorFeedback, Residual
@@ -23,13 +27,18 @@ from smlt.collective.plan import (
     reduce_plan,
 )
 from smlt.collective.session import Session
-from smlt.collective.structure import Leaf, Segment, check_outs, describe_call, flatten, fuse, rebuild, results
+from smlt.collective.structure import Array, Leaf, Segment, check_outs, describe_call, flatten, fuse, is_plain, rebuild, results
 from smlt.collective.tuning import LOCAL, Tuning, check_algorithm
 from smlt.collective.work import Work
 from smlt.errors import CollectiveError, ConfigError
 from smlt.store.parameter import ParameterStore
 
+#: Dtype, shape, operation, codec.
+PlainKey = tuple[Any, tuple[int, ...], str, str | None]
+
 TIMEOUT_MAX_S = 7 * 24 * 3600
+#: Arrays of so many kinds are remembered.
+PLAIN_CALLS_MAX = 256
 _open: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
 
@@ -107,6 +116,7 @@ class Communicator:
         self._lock = threading.RLock()
         self._closed = False
         self._alone = 0  # collectives of a job of one worker
+        self._plain_calls: dict[PlainKey, tuple[dict[str, Any], tuple[int, int, int]]] = {}
         self._pid = os.getpid()
         if store is not None:
             self.parameter_store = ParameterStore(store, job=job, ttl_s=max(1800.0, 2 * self.timeout_s + 60))
@@ -169,6 +179,10 @@ class Communicator:
         Raises MismatchError on every worker when they called different things, WorkerLostError when one did not come
         within `timeout_s`, CollectiveTimeout, FencedError, StoreError and its children.
         """
+        if feedback is None and (plain := self._plain_call(x, op, codec, out)) is not None:
+            session, plan, target = plain
+            session.finish(session.submit(**plan), time.monotonic() + session.timeout_s, math.inf)
+            return target
         return self._begin_allreduce(x, op, codec, out, feedback).wait()
 
     def allreduce_async(
@@ -272,6 +286,29 @@ class Communicator:
 
     # ---- one collective ----
 
+    def _plain_call(self, x: Any, op: str, codec: Any, out: Any) -> tuple[Session, dict[str, Any], Array] | None:
+        """What to submit for an array like one that was reduced before, and where its result goes.
+
+        For small arrays the way through `_begin_allreduce` takes longer than the store. None: that way, please.
+        """
+        if (key := _plain_key(x, op, codec)) is None:
+            return None
+        call = self._plain_calls.get(key)
+        if call is None or self._session is None:
+            return None
+        if out is None:
+            out = np.empty_like(x)
+        elif out is not x and (
+            type(out) is not np.ndarray
+            or out.dtype != x.dtype
+            or out.shape != x.shape
+            or not out.flags.carray
+            or np.may_share_memory(x, out)
+        ):
+            return None
+        plan, (dtype, wire, itemsize) = call
+        return self._session, {**plan, "segments": [(dtype, wire, x, out, itemsize, None, None)]}, out
+
     def _begin_allreduce(
         self, x: Any, op: str, codec: str | Mapping[str, str] | None, out: Any, feedback: ErrorFeedback | None
     ) -> Work:
@@ -290,7 +327,17 @@ class Communicator:
             tuple(segment.type for segment in segments), self.world_size, self.chunk_bytes, self.tuning, self.algorithm
         )
         if feedback is None or self._session is None:  # alone, nothing is encoded
-            return self._begin("allreduce", op, leaves, segments, plan, lambda: self._give(x, leaves, segments, out, outs))
+            return self._begin(
+                "allreduce",
+                op,
+                leaves,
+                segments,
+                plan,
+                lambda: self._give(x, leaves, segments, out, outs),
+                plain_key=_plain_key(x, op, codec)
+                if segments[0].leaves and is_plain(leaves[0].array, segments[0].type.dtype)
+                else None,
+            )
         residuals = feedback.begin([segment.type for segment in segments])
         try:
             work = self._begin(
@@ -320,6 +367,7 @@ class Communicator:
         plan: Plan,
         give: Callable[[], Any],
         residuals: list[Residual] | None = None,
+        plain_key: PlainKey | None = None,
     ) -> Work:
         session = self._session
         if session is None:
@@ -332,25 +380,28 @@ class Communicator:
             return Work(None, self._alone, give)
         signature = tuple((leaf.path, leaf.dtype, leaf.array.shape, leaf.codec) for leaf in leaves)
         digest, description = describe_call(kind, detail, self.world_size, self.chunk_bytes, plan.algorithm, signature)
-        step = session.submit(
-            algorithm=plan.algorithm,
-            operation=OPERATIONS.get(detail, 0),
-            digest=digest,
-            description=description,
-            segments=[
-                (
-                    WIRE_DTYPES[segment.type.dtype],
-                    wire_codec(segment.type.dtype, segment.type.codec),
-                    segment.source,
-                    segment.target,
-                    segment.target.dtype.itemsize,
-                    *(residuals[index] if residuals is not None else (None, None)),
-                )
-                for index, segment in enumerate(segments)
-            ],
-            table=plan.table,
-        )
-        return Work(session, step, give)
+        call = {
+            "algorithm": plan.algorithm,
+            "operation": OPERATIONS.get(detail, 0),
+            "digest": digest,
+            "description": description,
+            "table": plan.table,
+        }
+        types = [(WIRE_DTYPES[s.type.dtype], wire_codec(s.type.dtype, s.type.codec), s.target.dtype.itemsize) for s in segments]
+        memory = [
+            (dtype, codec, s.source, s.target, itemsize, *(residuals[index] if residuals is not None else (None, None)))
+            for index, (s, (dtype, codec, itemsize)) in enumerate(zip(segments, types, strict=True))
+        ]
+        if plain_key is not None:
+            if len(self._plain_calls) >= PLAIN_CALLS_MAX:
+                self._plain_calls.clear()
+            self._plain_calls[plain_key] = call, types[0]
+        return Work(session, session.submit(**call, segments=memory), give)
+
+
+def _plain_key(x: Any, op: str, codec: Any) -> PlainKey | None:
+    plain = type(x) is np.ndarray and type(op) is str and (codec is None or type(codec) is str) and x.flags.carray
+    return (x.dtype, x.shape, op, codec) if plain else None
 
 
 def forgo_farewells() -> None:
