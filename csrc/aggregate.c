@@ -39,8 +39,9 @@ smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, cons
     engine->expiry_set_ms = calloc((size_t)world_size + 1, sizeof *engine->expiry_set_ms);
     engine->accumulator = malloc(chunk_elements * 16);                  /* the widest: 128-bit sums of a mean of int64 */
     engine->one_shot_accumulator = malloc(SMLT_ONE_SHOT_BYTES_MAX * 8); /* a mean of bytes is summed in 64 bits */
-    int complete = engine->one_shot_accumulator && engine->completed_by && engine->expiry_set_ms && engine->accumulator &&
-                   smlt_pool_init(&engine->pool, BULK_MESSAGES, SMLT_HEADER_BYTES + chunk_bytes);
+    int complete =
+        engine->one_shot_accumulator && engine->completed_by && engine->expiry_set_ms && engine->accumulator &&
+        smlt_pool_init(&engine->pool, (int[]){BULK_FOR_UPLOADS, BULK_FOR_AGGREGATES}, SMLT_HEADER_BYTES + chunk_bytes);
     for (int lane = 0; lane < SMLT_LANES; lane++) complete = smlt_lane_init(&engine->lanes[lane], INPUT_BYTES) && complete;
     if (complete) return engine;
     smlt_engine_free(engine);
@@ -428,7 +429,7 @@ void smlt_engine_reconnected(smlt_engine *engine) {
     if (engine->waiting_for_tokens && engine->tokens.entry_seen) /* it may have been cut off behind its name */
         strcpy(engine->stream_id[engine->tokens.stream], engine->before_id[engine->tokens.stream]);
     for (int lane = 0; lane < SMLT_LANES; lane++) smlt_lane_reset(&engine->lanes[lane], &engine->pool);
-    engine->pool.bulk_available = engine->pool.bulk_total; /* reservations of replies that will not come */
+    smlt_pool_unreserve_all(&engine->pool); /* the replies will not come */
     engine->upload_outstanding = engine->fetch_outstanding = 0;
     engine->waiting_for_tokens = 0;
     memset(&engine->reading, 0, sizeof engine->reading);

@@ -12,8 +12,8 @@
 #define FETCH_TOGETHER_BYTES (64u << 10) /* aggregates that one MGET asks for */
 #define TRIM_BYTES (64u << 10)           /* of tokens read before the streams are trimmed again */
 #define UPLOAD_QUEUE_BYTES (64u << 10)   /* encoded and not sent: an aggregate waits behind so much */
-#define BULK_MESSAGES 12
-#define BULK_FOR_AGGREGATES 8      /* of these: uploads that wait for their link must not hold up what comes down */
+#define BULK_FOR_UPLOADS 4
+#define BULK_FOR_AGGREGATES 8
 #define STREAMING_BYTES (1u << 20) /* a larger target leaves a core's caches before anyone reads it */
 #define INPUT_BYTES (256u << 10)
 
@@ -170,7 +170,7 @@ void smlt_chunk_complete(smlt_engine *engine, collective *c, uint32_t chunk);
 
 /* send.c */
 void smlt_compose(smlt_engine *engine, int lane);
-void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk, const void *elements, int exponent);
+void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk, const void *elements, int exponent, int purpose);
 void smlt_delete_contributions(smlt_engine *engine, collective *c, uint32_t chunk);
 void smlt_delete_uploads(smlt_engine *engine, collective *c);
 void smlt_delete_remains(smlt_engine *engine, const remains *past);

@@ -21,8 +21,13 @@ void smlt_pool_free(smlt_message_pool *pool) {
     *pool = (smlt_message_pool){0};
 }
 
-int smlt_pool_init(smlt_message_pool *pool, int bulk_messages, size_t payload_capacity) {
+void smlt_pool_unreserve_all(smlt_message_pool *pool) { memcpy(pool->available, pool->share, sizeof pool->share); }
+
+int smlt_pool_init(smlt_message_pool *pool, const int share[SMLT_PURPOSES], size_t payload_capacity) {
     *pool = (smlt_message_pool){0};
+    int bulk_messages = 0;
+    for (int purpose = 0; purpose < SMLT_PURPOSES; purpose++) bulk_messages += pool->share[purpose] = share[purpose];
+    smlt_pool_unreserve_all(pool);
     for (int i = 0; i < bulk_messages; i++) {
         smlt_message *message = calloc(1, sizeof *message);
         if (message) message->payload = malloc(payload_capacity);
@@ -33,7 +38,6 @@ int smlt_pool_init(smlt_message_pool *pool, int bulk_messages, size_t payload_ca
         }
         message->next = pool->free_bulk;
         pool->free_bulk = message;
-        pool->bulk_total = ++pool->bulk_available;
     }
     return 1;
 }
@@ -46,18 +50,19 @@ smlt_message *smlt_pool_take_text(smlt_message_pool *pool) {
     return message;
 }
 
-int smlt_pool_reserve_bulk(smlt_message_pool *pool) {
-    if (pool->bulk_available == 0) return 0;
-    pool->bulk_available--;
+int smlt_pool_reserve(smlt_message_pool *pool, int purpose) {
+    if (pool->available[purpose] == 0) return 0;
+    pool->available[purpose]--;
     return 1;
 }
 
-void smlt_pool_unreserve_bulk(smlt_message_pool *pool) { pool->bulk_available++; }
+void smlt_pool_unreserve(smlt_message_pool *pool, int purpose) { pool->available[purpose]++; }
 
-smlt_message *smlt_pool_take_bulk(smlt_message_pool *pool) {
+smlt_message *smlt_pool_take_bulk(smlt_message_pool *pool, int purpose) {
     smlt_message *message = pool->free_bulk; /* there is one: it was reserved */
     pool->free_bulk = message->next;
     message->next = NULL;
+    message->purpose = purpose;
     return message;
 }
 
@@ -66,7 +71,7 @@ void smlt_pool_give(smlt_message_pool *pool, smlt_message *message) {
     resp_buffer_clear(&message->tail);
     message->payload_length = message->sent = 0;
     smlt_message **list = message->payload ? &pool->free_bulk : &pool->free_text;
-    if (message->payload) pool->bulk_available++;
+    if (message->payload) pool->available[message->purpose]++;
     message->next = *list;
     *list = message;
 }

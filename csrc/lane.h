@@ -11,28 +11,34 @@
 
 #include "resp.h"
 
+/* What a bulk message is for. Each has its share: aggregates must not take it all while there are contributions to send,
+ * or one worker would serve the others first and keep them waiting for its own; and uploads that wait for their link must
+ * not hold up what comes down. */
+enum { SMLT_FOR_UPLOADS, SMLT_FOR_AGGREGATES, SMLT_PURPOSES };
+
 typedef struct smlt_message {
     struct smlt_message *next;
     resp_buffer head, tail; /* command text before and after the payload */
     char *payload;          /* storage of a bulk message, NULL in a text message */
     size_t payload_length;
     size_t sent; /* of head + payload + tail */
+    int purpose; /* of a bulk message */
 } smlt_message;
 
 /* Recycled messages: bulk ones are a fixed set, text ones are made as needed. */
 typedef struct {
     smlt_message *free_bulk, *free_text;
-    int bulk_available; /* in free_bulk, less those reserved */
-    int bulk_total;
+    int share[SMLT_PURPOSES], available[SMLT_PURPOSES]; /* bulk messages: in all, and neither in use nor reserved */
 } smlt_message_pool;
 
-int smlt_pool_init(smlt_message_pool *pool, int bulk_messages, size_t payload_capacity);
+int smlt_pool_init(smlt_message_pool *pool, const int share[SMLT_PURPOSES], size_t payload_capacity);
 void smlt_pool_free(smlt_message_pool *pool);
 smlt_message *smlt_pool_take_text(smlt_message_pool *pool); /* NULL when memory is out */
 /* A bulk message is reserved before it is needed, then taken: an aggregate never waits for room in the middle. */
-int smlt_pool_reserve_bulk(smlt_message_pool *pool); /* 0 when all are in use or reserved */
-void smlt_pool_unreserve_bulk(smlt_message_pool *pool);
-smlt_message *smlt_pool_take_bulk(smlt_message_pool *pool);
+int smlt_pool_reserve(smlt_message_pool *pool, int purpose); /* 0 when all are in use or reserved */
+void smlt_pool_unreserve(smlt_message_pool *pool, int purpose);
+void smlt_pool_unreserve_all(smlt_message_pool *pool); /* when none is in use */
+smlt_message *smlt_pool_take_bulk(smlt_message_pool *pool, int purpose);
 void smlt_pool_give(smlt_message_pool *pool, smlt_message *message);
 
 typedef enum {

@@ -127,12 +127,12 @@ static void contributions_complete(smlt_engine *engine, collective *c, uint32_t 
     int not_finite = typed->kernel.finish(engine->accumulator, (size_t)chunk->count, engine->world_size, *shift);
     if (not_finite && *shift == 0) { /* rare: fetch again and add smaller, lest a sum overflow whose mean does not */
         *shift = smlt_shift_for(engine->world_size);
-        smlt_pool_unreserve_bulk(&engine->pool);
+        smlt_pool_unreserve(&engine->pool, SMLT_FOR_AGGREGATES);
         c->chunk_state[chunk_index] = CHUNK_READY;
         c->contributions.chunks[--c->contributions.first] = chunk_index;
         return;
     }
-    smlt_publish(engine, c, chunk_index, engine->accumulator, SMLT_CHOOSE_EXPONENT);
+    smlt_publish(engine, c, chunk_index, engine->accumulator, SMLT_CHOOSE_EXPONENT, SMLT_FOR_AGGREGATES);
 }
 
 static smlt_status chunk_vanished(smlt_engine *engine, const collective *c, const smlt_expectation *expected) {
@@ -177,7 +177,7 @@ static smlt_status chunks_event(smlt_engine *engine, const smlt_expectation *exp
         if (c)
             contributions_complete(engine, c, expected->chunk);
         else
-            smlt_pool_unreserve_bulk(&engine->pool);
+            smlt_pool_unreserve(&engine->pool, SMLT_FOR_AGGREGATES);
     }
     return SMLT_OK;
 }

@@ -143,7 +143,7 @@ static void compose_contribution(smlt_engine *engine, collective *c, uint32_t up
     uint32_t chunk_index = c->uploads[upload];
     const smlt_chunk *chunk = &c->chunks[chunk_index];
     const typed_segment *typed = &c->segments[chunk->segment];
-    smlt_message *message = smlt_pool_take_bulk(&engine->pool);
+    smlt_message *message = smlt_pool_take_bulk(&engine->pool, SMLT_FOR_UPLOADS);
     int64_t began = smlt_trace_begin(&engine->trace);
     int exponent = smlt_encode_contribution(typed, chunk, message->payload + SMLT_HEADER_BYTES);
     smlt_trace_end(&engine->trace, SMLT_TRACE_ENCODE, began, c->step, chunk_index,
@@ -192,10 +192,10 @@ static int encode_aggregate(collective *c, uint32_t chunk_index, char *wire, con
 
 /* Publish an own chunk; a bulk message was reserved. What everyone will decode is written to this worker's target too:
  * the same bytes everywhere (invariant 1). With an exponent given, elements decoded before are encoded again. */
-void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, const void *elements, int exponent) {
+void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, const void *elements, int exponent, int purpose) {
     const smlt_chunk *chunk = &c->chunks[chunk_index];
     const typed_segment *typed = &c->segments[chunk->segment];
-    smlt_message *message = smlt_pool_take_bulk(&engine->pool);
+    smlt_message *message = smlt_pool_take_bulk(&engine->pool, purpose);
     char *wire = message->payload + SMLT_HEADER_BYTES;
     char *target = (char *)typed->segment.target + (size_t)chunk->target * typed->kernel.element_bytes;
     int64_t began = smlt_trace_begin(&engine->trace);
@@ -220,7 +220,7 @@ static void publish_again(smlt_engine *engine, collective *c, uint32_t chunk_ind
     const smlt_chunk *chunk = &c->chunks[chunk_index];
     const typed_segment *typed = &c->segments[chunk->segment];
     const char *target = (const char *)typed->segment.target + (size_t)chunk->target * typed->kernel.element_bytes;
-    smlt_publish(engine, c, chunk_index, target, c->exponent[chunk_index - c->own_first]);
+    smlt_publish(engine, c, chunk_index, target, c->exponent[chunk_index - c->own_first], SMLT_FOR_UPLOADS);
 }
 
 static void compose_copy(smlt_engine *engine, collective *c, uint32_t upload) {
@@ -232,7 +232,7 @@ static void compose_copy(smlt_engine *engine, collective *c, uint32_t upload) {
     if (c->chunk_state[chunk_index] == CHUNK_PUBLISHED)
         publish_again(engine, c, chunk_index);
     else
-        smlt_publish(engine, c, chunk_index, source, SMLT_CHOOSE_EXPONENT);
+        smlt_publish(engine, c, chunk_index, source, SMLT_CHOOSE_EXPONENT, SMLT_FOR_UPLOADS);
 }
 
 /* An aggregate that is there holds this worker's contribution: after a lost connection it is not sent again, for in place
@@ -278,9 +278,9 @@ static void compose_uploads(smlt_engine *engine) {
         if (c->hello_unsent) compose_hello(engine, c);
         if (c->parts.unsent) compose_part(engine, c);
         while (lane->queued_bytes < UPLOAD_QUEUE_BYTES && engine->upload_outstanding < upload_limit(engine) &&
-               engine->pool.bulk_available > BULK_FOR_AGGREGATES && smlt_pool_reserve_bulk(&engine->pool))
+               smlt_pool_reserve(&engine->pool, SMLT_FOR_UPLOADS))
             if (!compose_upload(engine, c)) {
-                smlt_pool_unreserve_bulk(&engine->pool);
+                smlt_pool_unreserve(&engine->pool, SMLT_FOR_UPLOADS);
                 break;
             }
     }
@@ -334,7 +334,8 @@ static void compose_fetches(smlt_engine *engine) {
     for (collective *c = engine->active; c; c = c->next) {
         if (c->result.status != SMLT_ACTIVE) continue;
         while (engine->fetch_outstanding < engine->window_bytes) {
-            int contributions = c->contributions.first < c->contributions.count && smlt_pool_reserve_bulk(&engine->pool);
+            int contributions =
+                c->contributions.first < c->contributions.count && smlt_pool_reserve(&engine->pool, SMLT_FOR_AGGREGATES);
             if (!contributions && c->aggregates.first == c->aggregates.count) break;
             smlt_message *message = new_text(engine);
             if (!message) return;
