@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
@@ -39,8 +39,8 @@ kill $reader 2>/dev/null
 if [ -e "$folder/orphaned" ]; then rm -rf "$folder"; fi
 """
 
-# glibc gives large freed blocks back to the kernel at once; keeping them spares page faults, a few per cent
-# (`bench/` measures it).
+# glibc gives large freed blocks back to the kernel at once, and their pages fault in again with the next SET: keep them.
+# What this and other settings bring: `python -m bench.store_settings`.
 _ALLOCATOR = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=8589934592"
 
 
@@ -86,11 +86,20 @@ class EmbeddedStore:
     It listens on a unix socket (`url`) and on loopback TCP (`tcp_url`), wants a random password, writes nothing to disk,
     and refuses writes (never evicts) beyond `memory_bytes`. Its log goes to `log_path`, or a temporary file. With `bind`,
     addresses of this machine, other hosts reach it there too (`tcp_url_at`), with the same password but without TLS.
+    `settings` are lines of its configuration file that come last.
     Raises ConfigError when there is no server to start, StoreUnavailable with the end of its log when it does not come up.
     """
 
-    def __init__(self, *, memory_bytes: int | None = None, log_path: Path | None = None, bind: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        memory_bytes: int | None = None,
+        log_path: Path | None = None,
+        bind: Sequence[str] = (),
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self._bind = ("127.0.0.1", *bind)
+        self._settings = dict(settings or {})
         self._password = secrets.token_urlsafe(24)
         memory = default_memory_bytes() if memory_bytes is None else memory_bytes
         if memory <= 0:
@@ -164,6 +173,7 @@ class EmbeddedStore:
             "logfile": self._log,
             "daemonize": "no",
             "lazyfree-lazy-user-del": "yes",
+            **self._settings,
         }
         # In a file that only this user reads: arguments are seen by everyone in the process list.
         config = self._folder / "conf"
@@ -175,7 +185,7 @@ class EmbeddedStore:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "GLIBC_TUNABLES": _ALLOCATOR},
+                env={"GLIBC_TUNABLES": _ALLOCATOR, **os.environ},
                 start_new_session=True,  # a Ctrl-C in the terminal is not for the store: it ends when this process is done
             )
 
