@@ -507,11 +507,14 @@ cdef class Kernel:
             kept = &residual[0]
         return self.kernel.encode_feedback(&wire[0], &source[0], kept, &next_residual[0], n, chosen)
 
-    def decode(self, const unsigned char[::1] wire, int exponent, unsigned char[::1] target):
+    def decode(self, const unsigned char[::1] wire, int exponent, unsigned char[::1] target, bint streaming=False):
+        """Decode; with `streaming`, past the caches."""
         cdef size_t n = target.shape[0] // self.kernel.element_bytes
         if <size_t>wire.shape[0] < smlt_wire_size(&self.kernel, n):
             raise ValueError("wire is too short")
-        if n:
+        if n and streaming:
+            self.kernel.decode_streaming(&target[0], &wire[0], n, exponent)
+        elif n:
             self.kernel.decode(&target[0], &wire[0], n, exponent)
 
     def reduce(self, unsigned char[::1] accumulator, const unsigned char[::1] wire, int exponent, int shift, bint first):
