@@ -30,8 +30,8 @@ _parse_url: Callable[[str], dict[str, Any]] = redis.connection.parse_url
 class Connections:
     """The engine's lanes as sockets to the store at `url` (redis://, rediss:// or unix://)."""
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
-        self._url = url
+    def __init__(self, url: str, *, timeout_s: float, name: str = "smlt") -> None:
+        self._url, self._name = url, name
         self._options: dict[str, Any] = dict(_parse_url(url))
         self._tls = self._options.get("connection_class") is redis.connection.SSLConnection
         self._timeout_s = timeout_s
@@ -123,8 +123,8 @@ class Connections:
             commands.append(["AUTH", *user, options["password"]])
         if int(options.get("db", 0)):
             commands.append(["SELECT", str(options["db"])])
-        if not commands:
-            return
+        # These may be refused: for CLIENT LIST, and lest a store with maxmemory-clients drop who downloads the most.
+        commands += [["CLIENT", "SETNAME", self._name], ["CLIENT", "NO-EVICT", "ON"]]
         sock.sendall(b"".join(_native.encode_command(*(part.encode() for part in command)) for command in commands))
         decoder = _native.Decoder()
         replies: list[Any] = []
@@ -137,7 +137,7 @@ class Connections:
             except ValueError as error:
                 raise StoreUnavailable(f"{redact(self._url)} does not speak the Redis protocol") from error
         for command, reply in zip(commands, replies, strict=False):
-            if isinstance(reply, _native.ReplyError):
+            if isinstance(reply, _native.ReplyError) and command[0] != "CLIENT":
                 kind = StoreAuthError if command[0] == "AUTH" else StoreError
                 raise kind(f"{redact(self._url)} refused {command[0]}: {reply}")
 

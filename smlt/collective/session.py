@@ -60,7 +60,9 @@ class Session:
         self.chunk_bytes = chunk_bytes or tuned_chunk_bytes(self.tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
         self._refreshed = time.monotonic()
         try:
-            self._connections = Connections(parameters.url, timeout_s=min(10.0, timeout_s))
+            self._connections = Connections(
+                parameters.url, timeout_s=min(10.0, timeout_s), name=f"smlt-{parameters.job}-{rank}"
+            )
             self._engine = _native.Engine(
                 rank,
                 world_size,

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import in_parallel
+import redis
+from conftest import Group, in_parallel
 
 import smlt
 from smlt.errors import CollectiveError, ConfigError
@@ -82,3 +83,12 @@ def test_every_public_name_is_there() -> None:
     assert set(smlt.__all__) <= set(dir(smlt))
     with pytest.raises(AttributeError):
         smlt.nonsense  # noqa: B018
+
+
+def test_connections_are_named_and_not_evicted(store: EmbeddedStore) -> None:
+    workers = Group(store.url, "named", 2)
+    with redis.Redis.from_url(store.url) as client:
+        ours = [each for each in client.client_list() if each["name"] == "smlt-named-1"]
+        assert len(ours) == 3
+        assert all("e" in each["flags"] for each in ours)
+    workers.close()
