@@ -231,7 +231,7 @@ smlt_status smlt_engine_state(smlt_engine *engine, uint64_t step, smlt_error *er
 
 int smlt_engine_has_ended(smlt_engine *engine, uint64_t step) {
     const collective *c = smlt_find(engine, step);
-    return !c || c->result.status != SMLT_ACTIVE;
+    return !c || c->result.status != SMLT_ACTIVE || engine->fatal.status != SMLT_OK;
 }
 
 int smlt_engine_unfinished(const smlt_engine *engine) {
@@ -264,8 +264,13 @@ void smlt_engine_abandon(smlt_engine *engine, uint64_t step, smlt_status status,
     if (announce) smlt_announce(engine, step, SMLT_TOKEN_ABORT, status, text, strlen(text));
 }
 
-void smlt_engine_leave(smlt_engine *engine, const char *text) {
-    smlt_announce(engine, engine->last_step + 1, SMLT_TOKEN_ABORT, SMLT_LOST, text, strlen(text));
+void smlt_engine_leave(smlt_engine *engine, const char *text, int announce) {
+    static const char why[] = "the communicator was closed before it was complete";
+    collective *c = engine->active;
+    while (c && c->result.status != SMLT_ACTIVE) c = c->next;
+    uint64_t step = c ? c->step : engine->last_step + 1;
+    if (c) smlt_end_collective(engine, c, SMLT_ABORTED, why, sizeof why - 1);
+    if (announce) smlt_announce(engine, step, SMLT_TOKEN_ABORT, SMLT_LOST, text, strlen(text));
 }
 
 int smlt_engine_missing_owner(smlt_engine *engine, uint64_t step) {

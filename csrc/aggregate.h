@@ -96,16 +96,17 @@ smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint6
 /* SMLT_ACTIVE, SMLT_OK, or how it failed. */
 smlt_status smlt_engine_state(smlt_engine *engine, uint64_t step, smlt_error *error);
 void smlt_engine_retire(smlt_engine *engine, uint64_t step);
-int smlt_engine_has_ended(smlt_engine *engine, uint64_t step);
-int smlt_engine_unfinished(const smlt_engine *engine); /* some collective has not ended */
-uint64_t smlt_engine_ends(const smlt_engine *engine);  /* how many collectives have ended so far */
-int smlt_engine_flushed(const smlt_engine *engine);    /* everything queued is sent and answered but a blocking wait */
+int smlt_engine_has_ended(smlt_engine *engine, uint64_t step); /* one way or another; so has all when the engine failed */
+int smlt_engine_unfinished(const smlt_engine *engine);         /* some collective has not ended */
+uint64_t smlt_engine_ends(const smlt_engine *engine);          /* how many collectives have ended so far */
+int smlt_engine_flushed(const smlt_engine *engine);            /* everything queued is sent and answered but a blocking wait */
 
 /* End an active collective in error here, take back what was uploaded and, when `announce`, tell everyone. */
 void smlt_engine_abandon(smlt_engine *engine, uint64_t step, smlt_status status, const char *text, int announce);
 
-/* This worker calls no more: whoever waits for it in the next collective is told at once. */
-void smlt_engine_leave(smlt_engine *engine, const char *text);
+/* This worker calls no more. What is under way ends in error here; when `announce`, whoever waits for it, in that or in the
+ * next collective, is told at once. */
+void smlt_engine_leave(smlt_engine *engine, const char *text, int announce);
 
 /* For the message when a deadline has passed: the lowest owner whose aggregate is missing, -1 when none is, and on rank
  * 0 whether `rank` has taken part. */

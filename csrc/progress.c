@@ -18,12 +18,13 @@ struct smlt_progress {
     pthread_cond_t changed;      /* a collective has ended, the driver has left, the connections are new or lost */
     int fds[SMLT_LANES], plain;  /* plain: this transport moves the bytes */
     int driving, polling, lost;
+    int flushing; /* how many wait until everything is sent and answered */
     uint64_t ends_told;
     int wake[2];
 
     pthread_t thread;
     int thread_runs, stopping;
-    pid_t pid; /* a thread does not survive fork */
+    pid_t pid; /* neither threads nor locks survive fork */
 };
 
 void smlt_progress_lock(smlt_progress *progress) {
@@ -46,6 +47,7 @@ smlt_progress *smlt_progress_new(smlt_engine *engine) {
         fcntl(progress->wake[end], F_SETFD, FD_CLOEXEC);
     }
     progress->engine = engine;
+    progress->pid = getpid();
     progress->lost = 1; /* there are no connections yet */
     pthread_mutex_init(&progress->mutex, NULL);
     pthread_mutex_init(&progress->gate, NULL);
@@ -58,7 +60,7 @@ void smlt_progress_free(smlt_progress *progress) {
     smlt_progress_stop(progress);
     close(progress->wake[0]);
     close(progress->wake[1]);
-    if (progress->pid == 0 || progress->pid == getpid()) { /* after a fork the locks may be held for ever */
+    if (progress->pid == getpid()) {
         pthread_cond_destroy(&progress->changed);
         pthread_mutex_destroy(&progress->gate);
         pthread_mutex_destroy(&progress->mutex);
@@ -112,7 +114,8 @@ static void wait_for_change(smlt_progress *progress, int64_t timeout_ms) {
 typedef enum { UNTIL_ENDED, UNTIL_FLUSHED, UNTIL_NO_WORK } purpose;
 
 static int has_work(const smlt_progress *progress) {
-    return smlt_engine_fatal(progress->engine)->status == SMLT_OK && smlt_engine_unfinished(progress->engine);
+    return smlt_engine_fatal(progress->engine)->status == SMLT_OK &&
+           (smlt_engine_unfinished(progress->engine) || !smlt_engine_flushed(progress->engine));
 }
 
 static int is_over(smlt_progress *progress, purpose what, uint64_t step) {
@@ -138,6 +141,7 @@ static void drive(smlt_progress *progress, purpose what, uint64_t step, int64_t 
             progress->ends_told = smlt_engine_ends(progress->engine);
             tell(progress);
         }
+        if (progress->flushing && smlt_engine_flushed(progress->engine)) tell(progress);
         if (is_over(progress, what, step)) break;
         int64_t left = deadline - smlt_clock_ms();
         if (left <= 0) break;
@@ -153,10 +157,8 @@ static void drive(smlt_progress *progress, purpose what, uint64_t step, int64_t 
         smlt_trace_end(trace, SMLT_TRACE_WAIT, began, 0, (uint32_t)smlt_engine_unconfirmed(progress->engine),
                        smlt_engine_requested(progress->engine));
         progress->polling = 0;
-        if (failure) {
-            progress->lost = 1;
-            break;
-        }
+        if (failure) progress->lost = 1;
+        if (progress->lost) break;
         if (ready < 0)
             for (int i = 0; i < SMLT_LANES; i++) polled[i].revents = 0;
         if (polled[SMLT_LANES].revents) smlt_progress_drain(progress);
@@ -183,28 +185,45 @@ static void *thread_main(void *argument) {
 /* ---- without the lock ---- */
 
 int smlt_progress_start(smlt_progress *progress) {
-    if (progress->thread_runs) return 1;
     sigset_t all, before;
     sigfillset(&all);
-    progress->stopping = 0;
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the threads that were there */
-    int failed = pthread_create(&progress->thread, NULL, thread_main, progress);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (failed) return 0;
-    progress->thread_runs = 1;
-    progress->pid = getpid();
-    return 1;
+    smlt_progress_lock(progress);
+    if (!progress->thread_runs && !progress->stopping) {
+        pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the threads that were there */
+        progress->thread_runs = pthread_create(&progress->thread, NULL, thread_main, progress) == 0;
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+    }
+    int there_is_one = progress->thread_runs || progress->stopping;
+    smlt_progress_unlock(progress);
+    return there_is_one;
 }
 
 void smlt_progress_stop(smlt_progress *progress) {
-    if (!progress->thread_runs || progress->pid != getpid()) return;
+    if (progress->pid != getpid()) return;
     smlt_progress_lock(progress);
+    int ran = progress->thread_runs;
+    progress->thread_runs = 0;
     progress->stopping = 1;
     wake_driver(progress);
     tell(progress);
     smlt_progress_unlock(progress);
-    pthread_join(progress->thread, NULL);
-    progress->thread_runs = 0;
+    if (ran) pthread_join(progress->thread, NULL);
+}
+
+void smlt_progress_disconnect(smlt_progress *progress) {
+    smlt_progress_lock(progress);
+    progress->lost = 1;
+    wake_driver(progress);
+    tell(progress);
+    while (progress->driving) wait_for_change(progress, THREAD_POLL_MS);
+    smlt_progress_unlock(progress);
+}
+
+int smlt_progress_is_lost(smlt_progress *progress) {
+    smlt_progress_lock(progress);
+    int lost = progress->lost;
+    smlt_progress_unlock(progress);
+    return lost;
 }
 
 smlt_run_result smlt_progress_run(smlt_progress *progress, uint64_t step, int timeout_ms, int flush) {
@@ -212,6 +231,7 @@ smlt_run_result smlt_progress_run(smlt_progress *progress, uint64_t step, int ti
     int64_t deadline = smlt_clock_ms() + timeout_ms;
     smlt_run_result result;
     smlt_progress_lock(progress);
+    progress->flushing += flush;
     for (;;) {
         int64_t left = deadline - smlt_clock_ms();
         result = is_over(progress, what, step) ? SMLT_RUN_ENDED : progress->lost ? SMLT_RUN_LOST : SMLT_RUN_AGAIN;
@@ -221,6 +241,7 @@ smlt_run_result smlt_progress_run(smlt_progress *progress, uint64_t step, int ti
         else
             wait_for_change(progress, left);
     }
+    progress->flushing -= flush;
     smlt_progress_unlock(progress);
     return result;
 }

@@ -29,10 +29,14 @@ void smlt_progress_submitted(smlt_progress *progress); /* with the lock held: th
 /* One non-blocking socket a lane; NULL when another transport (TLS) moves the bytes. */
 void smlt_progress_connected(smlt_progress *progress, const int *fds);
 
-int smlt_progress_start(smlt_progress *progress); /* 0 when there is no thread to be had */
-void smlt_progress_stop(smlt_progress *progress);
+/* The connections are as good as lost: nobody uses their descriptors when this returns, so that they may be closed. */
+void smlt_progress_disconnect(smlt_progress *progress);
+int smlt_progress_is_lost(smlt_progress *progress);
 
-/* Drive, or wait for whoever drives, for at most `timeout_ms`. */
+int smlt_progress_start(smlt_progress *progress); /* 0 when there is no thread to be had */
+void smlt_progress_stop(smlt_progress *progress); /* for good */
+
+/* Drive, or wait for whoever drives, for at most `timeout_ms`. Not in a child process: the locks may be held for ever. */
 smlt_run_result smlt_progress_run(smlt_progress *progress, uint64_t step, int timeout_ms, int flush);
 
 /* For another transport: become the driver (0: someone is), and no longer. The driver polls smlt_progress_wake_fd too. */

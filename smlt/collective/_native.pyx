@@ -1,6 +1,7 @@
 # cython: language_level=3
 """The collective's native core for Python: the engine, the RESP decoder, the codecs. Typed in _native.pyi."""
 
+cimport cython
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
@@ -78,10 +79,12 @@ cdef class Held:
         return &self.buffers[self.buffer_count - 1]
 
 
+@cython.no_gc_clear  # the native thread reads what `held` holds until it has been stopped
 cdef class Engine:
     """One worker's part in the collectives of a session (csrc/aggregate.h), and who drives it (csrc/progress.h).
 
-    For use from any thread: every call takes the engine's lock, without the GIL where it may have to wait.
+    For use from any thread: every call takes the engine's lock, and gives up the GIL for as long as it has it. Not for use
+    in a child process.
     """
 
     cdef smlt_engine *engine
@@ -103,10 +106,6 @@ cdef class Engine:
         with nogil:  # the thread never takes the GIL, but it may hold the lock
             smlt_progress_free(self.progress)
         smlt_engine_free(self.engine)
-
-    cdef void lock(self) noexcept:
-        with nogil:
-            smlt_progress_lock(self.progress)
 
     def submit(self, *, int algorithm, int operation, uint64_t digest, bytes description, segments, ChunkTable table):
         """Begin a collective; returns its step. `segments`: (dtype, codec, source, target, itemsize, residual, next) each.
@@ -167,15 +166,30 @@ cdef class Engine:
         if sockets is not None:
             for i in range(SMLT_LANES):
                 fds[i] = sockets[i]
-        self.lock()
-        smlt_progress_connected(self.progress, NULL if sockets is None else fds)
-        smlt_progress_unlock(self.progress)
+        cdef const int *given = NULL if sockets is None else fds
+        with nogil:
+            smlt_progress_lock(self.progress)
+            smlt_progress_connected(self.progress, given)
+            smlt_progress_unlock(self.progress)
+
+    def disconnect(self):
+        """Nobody uses the connections any more when this returns: they may be closed."""
+        with nogil:
+            smlt_progress_disconnect(self.progress)
+
+    def lost(self):
+        """Whether the connections are lost, or to be closed."""
+        cdef bint lost
+        with nogil:
+            lost = smlt_progress_is_lost(self.progress)
+        return lost
 
     def reconnected(self):
         """Forget what the connections before had under way; before `connected`."""
-        self.lock()
-        smlt_engine_reconnected(self.engine)
-        smlt_progress_unlock(self.progress)
+        with nogil:
+            smlt_progress_lock(self.progress)
+            smlt_engine_reconnected(self.engine)
+            smlt_progress_unlock(self.progress)
 
     def run(self, uint64_t step, int timeout_ms, bint flush=False):
         """Move bytes, or wait for whoever does, for at most `timeout_ms`: ENDED, AGAIN or CONNECTION_LOST."""
@@ -186,93 +200,119 @@ cdef class Engine:
 
     def start(self):
         """Have a native thread drive while nobody waits. OSError when there is no thread to be had."""
-        if not smlt_progress_start(self.progress):
+        cdef bint started
+        with nogil:
+            started = smlt_progress_start(self.progress)
+        if not started:
             raise OSError("no thread for the progress of asynchronous collectives")
 
     def stop(self):
-        """End that thread."""
+        """End that thread for good."""
         with nogil:
             smlt_progress_stop(self.progress)
 
     def state(self, uint64_t step):
         """(status, message) of a collective."""
         cdef smlt_error error
-        self.lock()
-        smlt_engine_state(self.engine, step, &error)
-        smlt_progress_unlock(self.progress)
+        with nogil:
+            smlt_progress_lock(self.progress)
+            smlt_engine_state(self.engine, step, &error)
+            smlt_progress_unlock(self.progress)
         return error.status, error.message.decode("utf-8", "replace") if error.message[0] else ""
 
     def fatal(self):
         """(status, message): OK, or why the engine is of no further use."""
         cdef smlt_error error
-        self.lock()
-        error = smlt_engine_fatal(self.engine)[0]
-        smlt_progress_unlock(self.progress)
+        with nogil:
+            smlt_progress_lock(self.progress)
+            error = smlt_engine_fatal(self.engine)[0]
+            smlt_progress_unlock(self.progress)
         return error.status, error.message.decode("utf-8", "replace")
 
     def retire(self, uint64_t step):
         """Forget a collective and let go of its memory."""
-        self.lock()
-        smlt_engine_retire(self.engine, step)
-        smlt_progress_unlock(self.progress)
+        with nogil:
+            smlt_progress_lock(self.progress)
+            smlt_engine_retire(self.engine, step)
+            if not smlt_engine_flushed(self.engine):
+                smlt_progress_submitted(self.progress)
+            smlt_progress_unlock(self.progress)
         self.held.pop(step, None)
 
     def abandon(self, uint64_t step, int status, bytes text, bint announce):
         """End a collective in error here; with `announce`, for everyone."""
-        self.lock()
-        smlt_engine_abandon(self.engine, step, <smlt_status>status, text, announce)
-        smlt_progress_submitted(self.progress)
-        smlt_progress_unlock(self.progress)
+        cdef const char *said = text
+        with nogil:
+            smlt_progress_lock(self.progress)
+            smlt_engine_abandon(self.engine, step, <smlt_status>status, said, announce)
+            smlt_progress_submitted(self.progress)
+            smlt_progress_unlock(self.progress)
 
-    def leave(self, bytes text):
-        """Tell whoever waits for this worker in the next collective that it has left."""
-        self.lock()
-        smlt_engine_leave(self.engine, text)
-        smlt_progress_unlock(self.progress)
+    def leave(self, bytes text, bint announce):
+        """End what is under way; with `announce`, tell whoever waits for this worker in that or the next collective."""
+        cdef const char *said = text
+        with nogil:
+            smlt_progress_lock(self.progress)
+            smlt_engine_leave(self.engine, said, announce)
+            smlt_progress_submitted(self.progress)
+            smlt_progress_unlock(self.progress)
 
     def has_ended(self, uint64_t step):
         """Whether a collective has ended, one way or another."""
-        self.lock()
-        ended = bool(smlt_engine_has_ended(self.engine, step))
-        smlt_progress_unlock(self.progress)
+        cdef bint ended
+        with nogil:
+            smlt_progress_lock(self.progress)
+            ended = smlt_engine_has_ended(self.engine, step)
+            smlt_progress_unlock(self.progress)
         return ended
 
     def flushed(self):
-        self.lock()
-        flushed = bool(smlt_engine_flushed(self.engine))
-        smlt_progress_unlock(self.progress)
+        cdef bint flushed
+        with nogil:
+            smlt_progress_lock(self.progress)
+            flushed = smlt_engine_flushed(self.engine)
+            smlt_progress_unlock(self.progress)
         return flushed
 
     def missing_owner(self, uint64_t step):
-        self.lock()
-        owner = smlt_engine_missing_owner(self.engine, step)
-        smlt_progress_unlock(self.progress)
+        cdef int owner
+        with nogil:
+            smlt_progress_lock(self.progress)
+            owner = smlt_engine_missing_owner(self.engine, step)
+            smlt_progress_unlock(self.progress)
         return owner
 
     def has_joined(self, uint64_t step, int rank):
-        self.lock()
-        joined = bool(smlt_engine_has_joined(self.engine, step, rank))
-        smlt_progress_unlock(self.progress)
+        cdef bint joined
+        with nogil:
+            smlt_progress_lock(self.progress)
+            joined = smlt_engine_has_joined(self.engine, step, rank)
+            smlt_progress_unlock(self.progress)
         return joined
 
     def start_trace(self, size_t capacity):
         """Note from now on what time is spent on, up to `capacity` events. MemoryError when there is no room."""
-        self.lock()
-        started = smlt_trace_start(smlt_engine_trace(self.engine), capacity)
-        smlt_progress_unlock(self.progress)
+        cdef bint started
+        with nogil:
+            smlt_progress_lock(self.progress)
+            started = smlt_trace_start(smlt_engine_trace(self.engine), capacity)
+            smlt_progress_unlock(self.progress)
         if not started:
             raise MemoryError("no memory for the trace")
 
     def take_trace(self):
         """End the trace: tuples (kind, begin ns, end ns, step, chunk or lane, bytes), kinds as in csrc/trace.h."""
-        cdef smlt_trace *trace
-        self.lock()
-        trace = smlt_engine_trace(self.engine)
-        events = [(trace.events[i].kind, trace.events[i].begin_ns, trace.events[i].end_ns, trace.events[i].step,
-                   trace.events[i].chunk, trace.events[i].bytes) for i in range(trace.count)]
-        smlt_trace_free(trace)
-        smlt_progress_unlock(self.progress)
-        return events
+        cdef smlt_trace trace
+        with nogil:
+            smlt_progress_lock(self.progress)
+            trace = smlt_engine_trace(self.engine)[0]
+            memset(smlt_engine_trace(self.engine), 0, sizeof(trace))
+            smlt_progress_unlock(self.progress)
+        try:
+            return [(trace.events[i].kind, trace.events[i].begin_ns, trace.events[i].end_ns, trace.events[i].step,
+                     trace.events[i].chunk, trace.events[i].bytes) for i in range(trace.count)]
+        finally:
+            smlt_trace_free(&trace)
 
     # For a transport in Python (TLS): take the driver's part, move bytes, release it. The memoryviews are good until the
     # driver's next call on that lane.
@@ -295,9 +335,10 @@ cdef class Engine:
 
     def drain(self):
         """Take note of having been woken."""
-        self.lock()
-        smlt_progress_drain(self.progress)
-        smlt_progress_unlock(self.progress)
+        with nogil:
+            smlt_progress_lock(self.progress)
+            smlt_progress_drain(self.progress)
+            smlt_progress_unlock(self.progress)
 
     def wait_for_work(self, int timeout_ms):
         """Wait for an unfinished collective that nobody drives; True when there is one."""
@@ -312,16 +353,18 @@ cdef class Engine:
         cdef int count
         if not 0 <= lane < SMLT_LANES:
             raise IndexError(lane)
-        self.lock()
-        count = smlt_engine_output(self.engine, lane, vectors, 24)
-        smlt_progress_unlock(self.progress)
+        with nogil:
+            smlt_progress_lock(self.progress)
+            count = smlt_engine_output(self.engine, lane, vectors, 24)
+            smlt_progress_unlock(self.progress)
         return [PyMemoryView_FromMemory(<char *>vectors[i].iov_base, <Py_ssize_t>vectors[i].iov_len, PyBUF_READ)
                 for i in range(count)]
 
     def sent(self, int lane, size_t count):
-        self.lock()
-        smlt_engine_sent(self.engine, lane, count)
-        smlt_progress_unlock(self.progress)
+        with nogil:
+            smlt_progress_lock(self.progress)
+            smlt_engine_sent(self.engine, lane, count)
+            smlt_progress_unlock(self.progress)
 
     def input(self, int lane):
         """Where to put received bytes: a writable memoryview."""
@@ -329,9 +372,10 @@ cdef class Engine:
         cdef char *room
         if not 0 <= lane < SMLT_LANES:
             raise IndexError(lane)
-        self.lock()
-        room = smlt_engine_input(self.engine, lane, &capacity)
-        smlt_progress_unlock(self.progress)
+        with nogil:
+            smlt_progress_lock(self.progress)
+            room = smlt_engine_input(self.engine, lane, &capacity)
+            smlt_progress_unlock(self.progress)
         return PyMemoryView_FromMemory(room, <Py_ssize_t>capacity, PyBUF_WRITE)
 
     def received(self, int lane, size_t count):

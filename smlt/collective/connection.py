@@ -145,6 +145,8 @@ class Connections:
         deadline = time.monotonic() + timeout_ms / 1000
         wake = engine.wake_fd()
         while True:
+            if engine.lost():
+                return _native.CONNECTION_LOST
             moved = False
             waiting_to_write: list[socket.socket] = []
             for lane, sock in enumerate(self._sockets):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from typing import Any
 
 from smlt.collective import _native
@@ -48,6 +49,8 @@ class Session:
         self.ended = ""  # why no more collectives can be called
         self.in_order = True  # no collective has failed
         self._pid = os.getpid()
+        self._closed = False  # the connections are closed for good
+        self._forgotten: deque[int] = deque()
         self._order = threading.Lock()  # numbers are given in the order of the calls
         self._reconnecting = threading.Lock()
         self._background: threading.Thread | None = None
@@ -92,8 +95,13 @@ class Session:
         with self._order:
             self.check_usable()
             self._refresh()
+            self._retire_forgotten()
             self.calls += 1
             return self._engine.submit(**plan)
+
+    def forget(self, step: int) -> None:
+        """Nobody will wait for this collective: let go of its memory when it has ended. For use from finalizers."""
+        self._forgotten.append(step)
 
     def check_usable(self) -> None:
         """CollectiveError when no more collectives can be called."""
@@ -119,6 +127,8 @@ class Session:
 
         False when it has not ended at `until`, which is no failure.
         """
+        if os.getpid() != self._pid:
+            raise CollectiveError("a communicator does not survive fork: its collectives are the parent's to wait for")
         try:
             while True:
                 status, message = self._engine.state(step)
@@ -171,10 +181,12 @@ class Session:
         self._engine.stop()
         if self._background is not None:
             self._background.join()
-        if self.in_order:
-            self._engine.leave(farewell(self))
+        self._engine.leave(farewell(self), self.in_order)
         self._flush(2.0)
-        self._connections.close()
+        with self._reconnecting:
+            self._closed = True
+            self._engine.disconnect()
+            self._connections.close()
         self._leave_roster()
 
     # ---- inside ----
@@ -192,9 +204,9 @@ class Session:
     def _reconnect(self, step: int, deadline: float) -> None:
         """Open the lanes anew, until the collective's deadline, and redo what was not confirmed (invariant 5)."""
         with self._reconnecting:
-            if self._engine.run(step, 0) != _native.CONNECTION_LOST:
-                return  # another thread has done it
             for attempt in range(1_000_000):
+                if self._closed or self._engine.run(step, 0) != _native.CONNECTION_LOST:
+                    return  # another thread has done it, or has ended the collective
                 try:
                     self._connections.open(deadline)
                     break
@@ -213,6 +225,14 @@ class Session:
             left = deadline - time.monotonic()
             if left <= 0 or self._run(0, int(left * 1000) + 1, flush=True) == _native.CONNECTION_LOST:
                 return
+
+    def _retire_forgotten(self) -> None:
+        for _ in range(len(self._forgotten)):
+            step = self._forgotten.popleft()
+            if self._engine.has_ended(step):
+                self._engine.retire(step)
+            else:
+                self._forgotten.append(step)
 
     def _refresh(self) -> None:
         """Renew the roster's TTL now and then."""

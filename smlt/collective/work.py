@@ -66,6 +66,10 @@ class Work:
             return error
         return None
 
+    def __del__(self) -> None:
+        if not self._settled and self._session is not None:
+            self._session.forget(self._step)
+
     def _settle(self, until: float) -> bool:
         try:
             if self._session is not None and not self._session.finish(self._step, self._deadline, until):
