@@ -70,6 +70,7 @@ def _options(
     epilog=_examples(
         "smlt train examples/digits.py --workers 4 --epochs 25",
         "smlt train task.py --target-accuracy 0.97 --codec fp32 --data ./images",
+        "smlt train task.py --codec int8 --no-error-feedback",
         "smlt train --resume 20260102-153000-digits --epochs 50",
         "SMLT_STORE=rediss://:password@store.example:6380 smlt train task.py --json",
     )
@@ -85,6 +86,10 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of the model, the sample order and the workers.", show_default="0")] = None,
     codec: Annotated[
         str | None, typer.Option(help="What gradients travel as: fp32, fp16, bf16 or int8.", show_default="fp16")
+    ] = None,
+    error_feedback: Annotated[
+        bool | None,
+        typer.Option(help="Add to the next gradient what the codec cut off from this one.", show_default="with int8"),
     ] = None,
     bucket_mb: Annotated[
         float | None,
@@ -119,6 +124,7 @@ def train(
         "target_accuracy": target_accuracy,
         "seed": seed,
         "codec": codec,
+        "error_feedback": error_feedback,
         "bucket_mb": bucket_mb,
         "object_store": object_store,
         "memory_mb": memory,

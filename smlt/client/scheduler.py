@@ -90,6 +90,7 @@ class RunRequest:
     global_batch_size: int = 64
     seed: int = 0
     codec: str = "fp16"
+    error_feedback: bool | None = None  # None: with int8
     bucket_mb: float = BUCKET_MB
     target_accuracy: float | None = None
     memory_mb: int | None = None
@@ -200,6 +201,7 @@ class TaskScheduler:
                 global_batch_size=request.global_batch_size,
                 seed=request.seed,
                 codec=request.codec,
+                error_feedback=request.codec == "int8" if request.error_feedback is None else request.error_feedback,
                 bucket_mb=request.bucket_mb,
                 store_url=url,
                 has_data=request.data is not None,

@@ -2,13 +2,15 @@
 
 <prefix>/<step>/tensors.safetensors    model and optimizer
 <prefix>/<step>/state.json             everything else
-<prefix>/<step>/MANIFEST.json          SHA-256 of the two, written last: without it there is no checkpoint
+<prefix>/<step>/feedback-<rank>.safetensors    with error feedback: what that worker's codec has cut off and not sent yet
+<prefix>/<step>/MANIFEST.json          SHA-256 of them all, written last: without it there is no checkpoint
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -23,25 +25,74 @@ KEPT = 3
 log = logging.getLogger("smlt.checkpoint")
 
 
-def save(objects: ObjectStore, prefix: str, step: int, tensors: Tensors, state: dict[str, Any]) -> str:
-    """Write the checkpoint of `step` and delete all but the last three; returns its key prefix."""
-    import safetensors.numpy
+def save_feedback(objects: ObjectStore, prefix: str, step: int, rank: int, tensors: Tensors) -> bytes:
+    """Write a worker's own part of the checkpoint of `step`, before `save`; returns its SHA-256."""
+    content = _packed(tensors)
+    objects.put(f"{_where(prefix, step)}/{_feedback_name(rank)}", content)
+    return sha256(content).digest()
 
-    where = f"{prefix}/{step:09d}"
+
+def save(
+    objects: ObjectStore,
+    prefix: str,
+    step: int,
+    tensors: Tensors,
+    state: dict[str, Any],
+    feedback: Sequence[bytes] = (),
+) -> str:
+    """Write the checkpoint of `step` and delete all but the last three; returns its key prefix.
+
+    `feedback`: what `save_feedback` gave, by rank.
+    """
+    where = _where(prefix, step)
     contents = {
-        # safetensors writes an array's memory as it lies: a transposed one would come back scrambled.
-        "tensors.safetensors": safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in tensors.items()}),
+        "tensors.safetensors": _packed(tensors),
         "state.json": json.dumps(state, indent=1).encode(),
     }
     for name, content in contents.items():
         objects.put(f"{where}/{name}", content)
     manifest = {name: sha256(content).hexdigest() for name, content in contents.items()}
+    manifest |= {_feedback_name(rank): digest.hex() for rank, digest in enumerate(feedback)}
     objects.put(f"{where}/MANIFEST.json", json.dumps(manifest).encode())
     for old in _steps(objects, prefix)[:-KEPT]:
         # The manifest goes first: what is half deleted is no checkpoint.
         for key in [f"{prefix}/{old}/MANIFEST.json", *objects.list(f"{prefix}/{old}/")]:
             objects.delete(key)
     return where
+
+
+def _where(prefix: str, step: int) -> str:
+    return f"{prefix}/{step:09d}"
+
+
+def _feedback_name(rank: int) -> str:
+    return f"feedback-{rank:05d}.safetensors"
+
+
+def _packed(tensors: Tensors) -> bytes:
+    import safetensors.numpy
+
+    # safetensors writes an array's memory as it lies: a transposed one would come back scrambled.
+    return safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in tensors.items()})
+
+
+def load_feedback(objects: ObjectStore, prefix: str, step: int, rank: int) -> Tensors | None:
+    """A worker's own part of the checkpoint of `step`.
+
+    None, and a line in the log, when it is missing or corrupt: a step's rounding is lost, which is no reason to end.
+    """
+    import safetensors
+    import safetensors.numpy
+
+    where, name = _where(prefix, step), _feedback_name(rank)
+    try:
+        content = objects.get(f"{where}/{name}")
+        if sha256(content).hexdigest() != read_manifest(objects, where).get(name):
+            raise CheckpointError("its SHA-256 is not the manifest's")
+        return safetensors.numpy.load(content)
+    except (SmltError, OSError, safetensors.SafetensorError) as error:
+        log.warning("%s/%s cannot be used, error feedback begins anew: %s", where, name, error)
+        return None
 
 
 def _steps(objects: ObjectStore, prefix: str) -> list[str]:

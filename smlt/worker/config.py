@@ -23,6 +23,7 @@ class WorkerConfig:
     global_batch_size: int
     seed: int = 0
     codec: str = "fp16"
+    error_feedback: bool = False  # add to the next gradient what the codec cut off from this one
     bucket_mb: float = BUCKET_MB  # 0: one all-reduce when backward has ended
     generation: int = 1
     store_url: str | None = None  # None: one worker that nobody watches

@@ -6,6 +6,7 @@ import math
 import resource
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from smlt.collective.communicator import Communicator
+from smlt.collective.feedback import ErrorFeedback
 from smlt.collective.work import Work
 from smlt.errors import CheckpointError, CollectiveError, TaskError
 from smlt.store.object import ObjectStore
@@ -53,6 +55,9 @@ class Trainer:
         bucket_mb = config.bucket_mb if comm.world_size > 1 else 0  # alone there is nothing to hide
         self.adapter = make_adapter(task, config.seed, config.threads, bucket_mb)
         self._begun: list[Work] = []  # this step's buckets on their way
+        self._feedback: dict[str, ErrorFeedback] | None = None  # by bucket; "last"
+        if config.error_feedback and comm.world_size > 1:  # alone nothing is encoded
+            self._feedback = defaultdict(ErrorFeedback)
         self._first_sent = math.inf
         self.iterator = DataIterator(
             dataset_length(self.train), config.global_batch_size, config.seed, comm.rank, comm.world_size
@@ -134,7 +139,8 @@ class Trainer:
         """Take a bucket from backward, which goes on meanwhile."""
         self._first_sent = min(self._first_sent, time.perf_counter())
         try:
-            self._begun.append(self.comm.allreduce_async(bucket, codec=self.config.codec, out=bucket))
+            feedback = self._feedback_of(str(len(self._begun)))
+            self._begun.append(self.comm.allreduce_async(bucket, codec=self.config.codec, out=bucket, feedback=feedback))
         except CollectiveError:
             self._wait()  # if a bucket before has failed, that says more
             raise
@@ -142,11 +148,15 @@ class Trainer:
     def _reduce_last(self, value: dict[str, Any]) -> None:
         """Reduce the last bucket with the step's numbers; returns when all buckets are back."""
         try:
-            self.comm.allreduce(value, codec={"gradient": self.config.codec, "stats": "fp32"}, out=value)
+            codecs = {"gradient": self.config.codec, "stats": "fp32"}
+            self.comm.allreduce(value, codec=codecs, out=value, feedback=self._feedback_of("last"))
         except CollectiveError:
             self._wait()
             raise
         self._wait()
+
+    def _feedback_of(self, bucket: str) -> ErrorFeedback | None:
+        return self._feedback[bucket] if self._feedback is not None else None
 
     def _wait(self) -> None:
         begun, self._begun = self._begun, []
@@ -203,7 +213,10 @@ class Trainer:
         return f"{self.config.run}/checkpoints"
 
     def _save(self, epoch: int, step_in_epoch: int) -> None:
-        if self.comm.rank != 0 or self.objects is None:
+        if self.objects is None:
+            return
+        parts = self._save_feedback()
+        if self.comm.rank != 0:
             return
         tensors, rest = self.adapter.state()
         state = {
@@ -215,9 +228,36 @@ class Trainer:
             "seed": self.config.seed,
             "global_batch_size": self.config.global_batch_size,
             "samples": self.iterator.length,
+            "feedback": self._feedback_plan() if parts else None,
             "framework": rest,
         }
-        checkpoint.save(self.objects, self._prefix, self.step, tensors, state)
+        checkpoint.save(self.objects, self._prefix, self.step, tensors, state, parts)
+
+    def _feedback_plan(self) -> dict[str, Any]:
+        """Error feedback of one plan is of no use to another: it belongs to a worker and to what it aggregates."""
+        return {"workers": self.comm.world_size, "codec": self.config.codec, "bucket_mb": self.config.bucket_mb}
+
+    def _save_feedback(self) -> list[bytes]:
+        """Every worker writes its own; returns the SHA-256 by rank, when all are written."""
+        if self._feedback is None or self.objects is None:
+            return []
+        tensors = {
+            f"{bucket}.{name}": array
+            for bucket, feedback in self._feedback.items()
+            for name, array in feedback.state_dict().items()
+        }
+        digest = checkpoint.save_feedback(self.objects, self._prefix, self.step, self.comm.rank, tensors)
+        return [row.tobytes() for row in self.comm.allgather(np.frombuffer(digest, np.uint8))]
+
+    def _restore_feedback(self, step: int) -> None:
+        assert self.objects is not None
+        assert self._feedback is not None
+        states: dict[str, dict[str, Any]] = defaultdict(dict)
+        for key, array in (checkpoint.load_feedback(self.objects, self._prefix, step, self.comm.rank) or {}).items():
+            bucket, _, name = key.partition(".")
+            states[bucket][name] = array
+        for bucket, state in states.items():
+            self._feedback[bucket].load_state_dict(state)
 
     def _restore(self) -> int:
         """Take over the newest checkpoint; returns the step within the epoch to go on with."""
@@ -238,6 +278,8 @@ class Trainer:
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
         self.epoch, self.step, self.metrics = int(state["epoch"]), int(state["step"]), state["metrics"]
+        if self._feedback is not None and state.get("feedback") == self._feedback_plan():
+            self._restore_feedback(self.step)
         reached = self.config.target_accuracy is not None and state["metrics"].get("accuracy", 0) >= self.config.target_accuracy
         if self.epoch >= self.config.epochs or reached:
             self.state = "done"
