@@ -1,23 +1,23 @@
-"""pytest-benchmark suites of the aggregator: kernels, RESP, the collective.
+"""pytest-benchmark suite of the aggregation: all-reduces through an embedded store.
 
-pytest bench --benchmark-columns=median,iqr,rounds
+pytest bench/test_aggregation.py --benchmark-columns=median,iqr,rounds
+
+Workers are threads here (the collective holds no GIL); `bench.compare` uses processes, and peers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 
-from smlt import Communicator
-from smlt.collective import _native
-from smlt.collective.codecs import CODECS, OPERATIONS, WIRE_DTYPES
+from smlt import Communicator, ErrorFeedback
+from smlt.collective.codecs import CODECS
 from smlt.store.embedded import EmbeddedStore
-
-CHUNK = 131_072  # elements
 
 
 @pytest.fixture(scope="module")
@@ -26,46 +26,50 @@ def store() -> Iterator[EmbeddedStore]:
         yield server
 
 
-@pytest.mark.parametrize("path", _native.codec_paths())
-@pytest.mark.parametrize("step", ["encode", "decode", "reduce"])
-def test_fp16_kernel(benchmark: Any, path: str, step: str) -> None:
-    before = _native.codec_path()
-    _native.use_codec_path(path)
-    kernel = _native.Kernel(WIRE_DTYPES["float32"], CODECS["fp16"], OPERATIONS["mean"])
-    values = np.random.default_rng(0).standard_normal(CHUNK, dtype=np.float32).view(np.uint8)
-    wire, target = np.zeros(2 * CHUNK, np.uint8), np.zeros(4 * CHUNK, np.uint8)
-    exponent = kernel.encode(values, wire)
-    calls = {
-        "encode": lambda: kernel.encode(values, wire),
-        "decode": lambda: kernel.decode(wire, exponent, target),
-        "reduce": lambda: kernel.reduce(target, wire, exponent, 0, False),
-    }
-    benchmark(calls[step])
-    benchmark.extra_info["GB/s of float32"] = 4 * CHUNK / benchmark.stats["median"] / 1e9
-    _native.use_codec_path(before)
+@contextmanager
+def on_all(store: EmbeddedStore, workers: int, call: Callable[[Communicator], Any], **settings: Any) -> Iterator[Any]:
+    """A function that has every worker make the call, and returns when all have."""
+    with ThreadPoolExecutor(workers) as pool, ExitStack() as stack:
+        comms = [Communicator(store.url, job="bench", rank=rank, world_size=workers, **settings) for rank in range(workers)]
+        stack.callback(lambda: list(pool.map(Communicator.close, comms)))
+        yield lambda: list(pool.map(call, comms))
 
 
-def test_resp_decoding_of_a_token_reply(benchmark: Any) -> None:
-    entry = b"*2\r\n$15\r\n1700000000000-1\r\n*2\r\n$1\r\nt\r\n$40\r\n" + bytes(40) + b"\r\n"
-    reply = b"*1\r\n*2\r\n$10\r\nsmlt:inbox\r\n*100\r\n" + 100 * entry
-    (decoded,) = benchmark(lambda: _native.Decoder().feed(reply))
-    assert len(decoded[0][1]) == 100
+def measure(benchmark: Any, run: Callable[[], Any], floats: int) -> None:
+    benchmark.pedantic(run, rounds=7 if floats > 1_000_000 else 50, warmup_rounds=2)
+    benchmark.extra_info["GB/s of float32 a worker"] = 4 * floats / benchmark.stats["median"] / 1e9
 
 
 @pytest.mark.parametrize("floats", [1_000, 100_000, 11_000_000])
 @pytest.mark.parametrize("workers", [2, 4])
-@pytest.mark.parametrize("codec", ["fp32", "fp16"])
+@pytest.mark.parametrize("codec", list(CODECS))
 def test_allreduce(benchmark: Any, store: EmbeddedStore, workers: int, floats: int, codec: str) -> None:
-    """Workers are threads here (the collective holds no GIL); bench.compare uses processes."""
-    comms = [Communicator(store.url, job="bench", rank=rank, world_size=workers) for rank in range(workers)]
-    gradients = [np.ones(floats, np.float32) for _ in comms]
-    with ThreadPoolExecutor(workers) as pool:
+    gradients = [np.ones(floats, np.float32) for _ in range(workers)]
+    with on_all(store, workers, lambda c: c.allreduce(gradients[c.rank], codec=codec, out=gradients[c.rank])) as run:
+        measure(benchmark, run, floats)
 
-        def all_of_them() -> None:
-            calls = [pool.submit(c.allreduce, g, "mean", codec, g) for c, g in zip(comms, gradients, strict=True)]
-            for call in calls:
-                call.result()
 
-        benchmark.pedantic(all_of_them, rounds=7 if floats > 1_000_000 else 50, warmup_rounds=2)
-        for comm in comms:
-            pool.submit(comm.close)
+@pytest.mark.parametrize("algorithm", ["one-shot", "hierarchical", "centralised"])
+@pytest.mark.parametrize("floats", [100, 10_000])
+def test_algorithm(benchmark: Any, store: EmbeddedStore, floats: int, algorithm: str) -> None:
+    gradients = [np.ones(floats, np.float32) for _ in range(4)]
+    with on_all(store, 4, lambda c: c.allreduce(gradients[c.rank]), algorithm=algorithm) as run:
+        measure(benchmark, run, floats)
+
+
+def test_with_error_feedback(benchmark: Any, store: EmbeddedStore) -> None:
+    gradients, feedback = [np.ones(11_000_000, np.float32) for _ in range(4)], [ErrorFeedback() for _ in range(4)]
+
+    def call(comm: Communicator) -> None:
+        gradient = gradients[comm.rank]
+        comm.allreduce(gradient, codec="int8", out=gradient, feedback=feedback[comm.rank])
+
+    with on_all(store, 4, call) as run:
+        measure(benchmark, run, 11_000_000)
+
+
+@pytest.mark.parametrize("arrays", [1, 100])
+def test_fused_small_tensors(benchmark: Any, store: EmbeddedStore, arrays: int) -> None:
+    value = {str(number): np.ones(10_000 // arrays, np.float32) for number in range(arrays)}
+    with on_all(store, 4, lambda c: c.allreduce(value)) as run:
+        measure(benchmark, run, 10_000)
