@@ -23,6 +23,8 @@ Small leaves of one dtype share chunks. Integers, booleans and leaves of at most
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from smlt.errors import ConfigError
@@ -65,6 +67,13 @@ def check_operation(operation: str) -> str:
     return operation
 
 
+@lru_cache(maxsize=256)
+def dtype_name(dtype: np.dtype) -> str:
+    """`dtype.name`, which NumPy puts together anew each time."""
+    return dtype.name
+
+
+@lru_cache(maxsize=256)
 def wire_dtype(dtype: np.dtype) -> str | None:
     """The dtype in which arrays of `dtype` are reduced and sent, None when they cannot be.
 

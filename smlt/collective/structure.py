@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smlt.collective.codecs import check_codec, wire_dtype
+from smlt.collective.codecs import check_codec, dtype_name, wire_dtype
 from smlt.collective.plan import SegmentType
 from smlt.errors import ConfigError
 
@@ -61,7 +61,7 @@ def _torch_leaf(path: str, tensor: Any, codec: str) -> Leaf:
     plain = tensor.detach()
     if plain.dtype != torch.bfloat16:
         array = plain.numpy()
-        return Leaf(path, array, codec, array.dtype.name, torch.from_numpy, _writer(array))
+        return Leaf(path, array, codec, dtype_name(array.dtype), torch.from_numpy, _writer(array))
 
     def write(result: Array) -> None:
         plain.copy_(torch.from_numpy(result))
@@ -87,13 +87,13 @@ def _writer(array: Array) -> Callable[[Array], None] | None:
 def _number(path: str, value: Any, codec: str, floats: bool) -> Leaf:
     if isinstance(value, np.generic):
         array = np.asarray(value)
-        return Leaf(path, array, codec, array.dtype.name, lambda result: result[()], None, is_number=True)
+        return Leaf(path, array, codec, dtype_name(array.dtype), lambda result: result[()], None, is_number=True)
     kind = bool if isinstance(value, bool) else int if isinstance(value, int) and not floats else float
     try:
         array = np.asarray(value, {bool: np.bool_, int: np.int64, float: np.float64}[kind])
     except OverflowError as error:
         raise ConfigError(f"the integer {value} does not fit 64 bits") from error
-    return Leaf(path, array, codec, array.dtype.name, lambda result: kind(result.item()), None, is_number=True)
+    return Leaf(path, array, codec, dtype_name(array.dtype), lambda result: kind(result.item()), None, is_number=True)
 
 
 def _leaf(path: str, value: Any, codec: str, floats: bool) -> Leaf:
@@ -116,7 +116,7 @@ def _leaf(path: str, value: Any, codec: str, floats: bool) -> Leaf:
                 f"cannot reduce a {type(value).__module__}.{type(value).__qualname__}: give arrays, numbers, CPU tensors, "
                 "objects with DLPack or the buffer protocol, or dicts, lists and tuples of these"
             ) from None
-    return Leaf(path, array, codec, array.dtype.name, lambda result: result, _writer(array))
+    return Leaf(path, array, codec, dtype_name(array.dtype), lambda result: result, _writer(array))
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]] | None:
