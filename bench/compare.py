@@ -177,7 +177,8 @@ def rows_of(setting: Setting, times: dict[str, list[float]]) -> list[dict[str, A
 def show(setting: Setting, rows: list[dict[str, Any]], to: TextIO) -> None:
     """The table of one setting."""
     print(f"\n{setting}", file=to)
-    print(f"  {'':17} {'median':>10}  {'quartiles':>19}  {'takes, times ' + OURS:>24}", file=to)
+    compared = f"takes, times {OURS}" if any("times_ours" in row for row in rows) else ""
+    print(f"  {'':17} {'median':>10}  {'quartiles':>19}  {compared:>24}", file=to)
     for row in rows:
         low, high = row["quartiles_ms"]
         line = f"  {row['peer']:17} {row['median_ms']:7.1f} ms  {f'{low:.1f} to {high:.1f} ms':>19}"
@@ -199,6 +200,8 @@ def show(setting: Setting, rows: list[dict[str, Any]], to: TextIO) -> None:
 def chosen_peers(names: list[str] | None, codecs: list[str], to: TextIO) -> dict[str, Peer]:
     """The peers whose name holds one of `names` and that can run here."""
     peers = all_peers(codecs)
+    if unknown := [part for part in names or [] if not any(part in name for name in peers)]:
+        raise SystemExit(f"no peer is called {', '.join(unknown)}; there are {', '.join(peers)}")
     if names:
         peers = {name: peer for name, peer in peers.items() if any(part in name for part in names)}
     reasons = {name: peer.missing() for name, peer in peers.items()}
