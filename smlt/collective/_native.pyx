@@ -111,7 +111,8 @@ cdef class Engine:
         """Begin a collective; returns its step. `segments`: (dtype, codec, source, target, itemsize, residual, next) each.
 
         Source and target are contiguous buffers (source may be None on a worker that only receives) and are held until
-        `retire`, as are residual and next residual (None without error feedback; residual None: zeros). Raises BufferError for memory that cannot be used, ValueError for a plan that does not fit it.
+        `retire`, as are residual and next residual (None without error feedback; residual None: zeros). Raises BufferError
+        for memory that cannot be used, ValueError for a plan that does not fit it.
         """
         cdef int count = len(segments)
         cdef Held held = Held(4 * count)
