@@ -22,7 +22,11 @@ static smlt_status error_reply(smlt_engine *engine, const resp_item *item) {
                          : starts_with(item, "NOAUTH") || starts_with(item, "WRONGPASS") || starts_with(item, "NOPERM")
                              ? SMLT_STORE_DENIED
                              : SMLT_STORE_ERROR;
-    return smlt_fail_engine(engine, status, "%.*s", (int)(item->length < 900 ? item->length : 900), item->data);
+    char text[901];
+    size_t length = item->length < sizeof text - 1 ? item->length : sizeof text - 1;
+    for (size_t i = 0; i < length; i++) text[i] = item->data[i] ? item->data[i] : '?';
+    text[length] = 0;
+    return smlt_fail_engine(engine, status, "%s", length ? text : "an error without a text");
 }
 
 /* ---- the Shard Aggregator (contributions) and the Global Aggregator (aggregates): MGET on the DOWN lane, decoded as the

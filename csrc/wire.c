@@ -70,7 +70,7 @@ int smlt_header_parse(const char *bytes, size_t length, smlt_header *header) {
     header->chunk = (uint32_t)get(bytes + 24, 4);
     header->elements = (uint32_t)get(bytes + 28, 4);
     header->exponent = (int32_t)get(bytes + 32, 4);
-    return header->exponent >= -2048 && header->exponent <= 2048;
+    return get(bytes + 36, 4) == 0 && header->exponent >= -2048 && header->exponent <= 2048;
 }
 
 #define TOKEN_VERSION 1
@@ -102,6 +102,6 @@ int smlt_token_parse(const char *bytes, size_t length, smlt_token *token) {
     token->rank = (uint16_t)get(bytes + 32, 2);
     token->text_length = get(bytes + 34, 2);
     token->text = bytes + SMLT_TOKEN_BYTES;
-    return token->kind >= SMLT_TOKEN_CONTRIBUTION && token->kind <= SMLT_TOKEN_PART &&
+    return token->kind >= SMLT_TOKEN_CONTRIBUTION && token->kind <= SMLT_TOKEN_PART && get(bytes + 36, 4) == 0 &&
            token->text_length == length - SMLT_TOKEN_BYTES;
 }

@@ -1,0 +1,91 @@
+/* What a hostile or broken store could send to one worker: any bytes, on any connection, in any pieces. The engine must
+ * neither touch foreign memory nor hang; it may fail, and must say so in words.
+ *
+ * Input: a byte that says what is under way, then records: lane (3: the connections are lost), length (2 bytes, little
+ * endian), bytes. `record.py` makes such inputs out of real traffic.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "aggregate.h"
+
+#define COUNT 100
+
+static const smlt_chunk SHARDS[] = {{0, 0, 0, 0, 25}, {0, 0, 25, 25, 25}, {0, 1, 50, 50, 25}, {0, 1, 75, 75, 25}};
+static const smlt_chunk WHOLE[] = {{0, 0, 0, 0, COUNT}};
+
+/* Everything a lane has to say is sent at once, in pieces of any size: replies can only come to commands. */
+static void send_all(smlt_engine *engine) {
+    struct iovec vectors[24];
+    for (int lane = 0; lane < SMLT_LANES; lane++)
+        for (int count; (count = smlt_engine_output(engine, lane, vectors, 24)) > 0;)
+            smlt_engine_sent(engine, lane, vectors[0].iov_len);
+}
+
+static void receive(smlt_engine *engine, int lane, const uint8_t *bytes, size_t length) {
+    while (length > 0 && smlt_engine_fatal(engine)->status == SMLT_OK) {
+        size_t capacity;
+        char *room = smlt_engine_input(engine, lane, &capacity);
+        if (capacity == 0) abort(); /* it would wait for ever */
+        size_t taken = length < capacity ? length : capacity;
+        memcpy(room, bytes, taken);
+        smlt_engine_received(engine, lane, taken);
+        bytes += taken;
+        length -= taken;
+        send_all(engine);
+    }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    if (size == 0) return 0;
+    int codec = data[0] & 3, algorithm = (data[0] >> 2) % 3, rank = data[0] >> 4 & 1, collectives = 1 + (data[0] >> 5 & 1);
+    smlt_engine *engine = smlt_engine_new(rank, 2, 1, "smlt:{fuzz.0}:1.hand:", "smlt:{fuzz.0}:ctl", 60000, 1024, 4096, 16384);
+    float *values = calloc(2 * COUNT, sizeof *values); /* exact: the sanitizer sees one byte beyond */
+    if (!engine || !values) abort();
+    for (int i = 0; i < COUNT; i++) values[i] = (float)i;
+    const smlt_segment segment = {.dtype = SMLT_DTYPE_FLOAT32,
+                                  .codec = codec,
+                                  .source = values,
+                                  .target = values + COUNT,
+                                  .source_count = COUNT,
+                                  .target_count = COUNT};
+    const smlt_plan plan = {.algorithm = (smlt_algorithm)algorithm,
+                            .digest = 7,
+                            .description = "a fuzzed call",
+                            .segments = &segment,
+                            .segment_count = 1,
+                            .chunks = algorithm == SMLT_ONE_SHOT ? WHOLE : SHARDS,
+                            .chunk_count = algorithm == SMLT_ONE_SHOT ? 1 : 4};
+    uint64_t step = 0;
+    for (int i = 0; i < collectives; i++)
+        if (smlt_engine_submit(engine, &plan, &step) != SMLT_OK) abort();
+    send_all(engine);
+    for (size_t at = 1; at + 3 <= size;) {
+        int lane = data[at] & 3;
+        size_t length = data[at + 1] | (size_t)data[at + 2] << 8;
+        at += 3;
+        if (length > size - at) length = size - at;
+        if (lane == SMLT_LANES) {
+            smlt_engine_reconnected(engine);
+            send_all(engine);
+            continue;
+        }
+        receive(engine, lane, data + at, length);
+        at += length;
+    }
+    const smlt_error *fatal = smlt_engine_fatal(engine);
+    if (fatal->status != SMLT_OK && (!fatal->message[0] || strlen(fatal->message) >= SMLT_MESSAGE_MAX)) abort();
+    smlt_error error;
+    for (uint64_t each = 1; each <= step; each++) {
+        smlt_engine_state(engine, each, &error);
+        smlt_engine_retire(engine, each);
+    }
+    smlt_engine_leave(engine,
+                      "0\x1f"
+                      "left",
+                      1);
+    send_all(engine);
+    smlt_engine_free(engine);
+    free(values);
+    return 0;
+}

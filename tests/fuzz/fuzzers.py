@@ -1,0 +1,65 @@
+"""Run the fuzzers, one process each, and keep what they find interesting.
+
+    python tests/fuzz/fuzzers.py [--seconds 60] [--keep FOLDER] [engine resp wire]
+
+Needs clang with libFuzzer. Inputs that crash are written to FOLDER (default: fuzz-findings) and end the run with status 1.
+The corpus is made by `record.py`; `test_corpus.py` replays it under the sanitizers with any compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+TARGETS = ("engine", "resp", "wire")
+FLAGS = ["-g", "-O1", "-std=c11", "-D_GNU_SOURCE", "-ffp-contract=off", f"-I{CSRC}", "-fno-sanitize-recover=all"]
+
+
+def sources() -> list[Path]:
+    """All of csrc that does no I/O."""
+    return sorted(path for path in CSRC.glob("*.c") if path.stem not in ("progress", "transport"))
+
+
+def build(compiler: str, target: str, program: Path, sanitizers: str, *extra: Path) -> None:
+    """CalledProcessError when the compiler cannot."""
+    harness = HERE / f"fuzz_{target}.c"
+    command = [compiler, *FLAGS, f"-fsanitize={sanitizers}", harness, *extra, *sources(), "-lm", "-o", program]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", default=TARGETS, metavar="target")
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"))
+    options = parser.parse_args()
+    if unknown := [target for target in options.targets if target not in TARGETS]:
+        parser.error(f"no fuzzer is called {', '.join(unknown)}; there are {', '.join(TARGETS)}")
+    options.keep.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        running = []
+        for target in options.targets:
+            program, grown = Path(folder) / target, Path(folder) / f"{target}-corpus"
+            build("clang", target, program, "fuzzer,address,undefined")
+            grown.mkdir()
+            limits = [f"-max_total_time={options.seconds}", "-max_len=6000", "-timeout=10", "-rss_limit_mb=2000"]
+            command = [program, *limits, f"-artifact_prefix={options.keep}/{target}-", grown, HERE / "corpus" / target]
+            running.append((target, subprocess.Popen(command, stderr=subprocess.PIPE, text=True)))
+        failed = False
+        for target, process in running:
+            _, log = process.communicate()
+            lines = log.splitlines()
+            if process.returncode:
+                failed = True
+                print("\n".join(line for line in lines if not line.startswith("#")))
+            print(f"{target}: {lines[-1] if not process.returncode else 'failed, see above'}")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
