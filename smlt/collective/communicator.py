@@ -147,6 +147,11 @@ class Communicator:
         """Whether more collectives can be called: not closed, and none failed in a way that ends the job."""
         return self._session.usable if self._session is not None else not self._closed
 
+    @property
+    def last_out(self) -> bool:
+        """After `close`: whether this worker was the last to leave."""
+        return self._session.last_out if self._session is not None else self._closed
+
     def allreduce(
         self,
         x: Any,
@@ -192,12 +197,14 @@ class Communicator:
         codec: str | Mapping[str, str] | None = None,
         out: Any = None,
         feedback: ErrorFeedback | None = None,
+        progress: bool = True,
     ) -> Work:
         """Begin an all-reduce and return its handle at once: `wait()` gives what `allreduce` would have returned.
 
         Arguments and errors as for `allreduce`; errors of the collective itself come out of `wait`. A native thread moves
         the bytes meanwhile; several may be under way, blocking calls among them. Collectives are numbered in the order
-        of the calls, which must be the same on all workers. Until `wait` has returned, the memory of `x` and `out` must
+        of the calls, which must be the same on all workers. Without `progress` it moves only while somebody waits, which
+        spares small collectives a switch of threads. Until `wait` has returned, the memory of `x` and `out` must
         be left alone.
 
         >>> work = comm.allreduce_async(gradient, out=gradient)  # doctest: +SKIP
@@ -205,7 +212,7 @@ class Communicator:
         >>> work.wait()  # doctest: +SKIP
         """
         work = self._begin_allreduce(x, op, codec, out, feedback)
-        if self._session is not None:
+        if self._session is not None and progress:
             self._session.start_progress()
         return work
 

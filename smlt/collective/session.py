@@ -47,6 +47,7 @@ class Session:
         self.timeout_s = timeout_s
         self.calls = 0  # collectives begun
         self.ended = ""  # why no more collectives can be called
+        self.last_out = False  # this worker was the last to leave
         self.in_order = True  # no collective has failed
         self._pid = os.getpid()
         self._closed = False  # the connections are closed for good
@@ -243,7 +244,7 @@ class Session:
     def _leave_roster(self) -> None:
         parameters = self.parameters if self.in_order else self.parameters.impatient()
         try:
-            parameters.leave(rank=self.rank, generation=self.generation, worker_id=self.worker_id, session=self.number)
+            self.last_out = parameters.leave(rank=self.rank, generation=self.generation, worker_id=self.worker_id, session=self.number)
         except StoreError:
             return  # the store is gone or ending: everything there has a TTL
         finally:

@@ -58,6 +58,11 @@ class Work:
         """Whether it has ended, well or not; never waits."""
         return self._settled or self._session is None or self._session.has_ended(self._step)
 
+    @property
+    def complete(self) -> bool:
+        """Whether `wait` has returned the result."""
+        return self._settled and self._error is None
+
     def exception(self) -> SmltError | None:
         """Wait for the end; how it failed, None when it did not."""
         try:

@@ -1,14 +1,13 @@
-"""The parameter store's control plane: who takes part, what the workers report, what the scheduler asks for.
+"""The parameter store's control plane: the server, a job's keys, the sessions of its workers.
 
-Everything here is small and goes through redis-py; the chunks of the collectives go through csrc. Keys:
+Everything here is small and goes through redis-py; the chunks of the collectives go through csrc. What scheduler and
+workers say to each other: `smlt.store.coordination`. Keys:
 
     smlt:{J.0}:session:<g>       name of the session of generation g that workers may still join
     smlt:{J.0}:roster:<g>.<s>    hash: rank -> who holds it; world_size; left, how many have left again;
                                  tuning, of whoever joined first
+    smlt:{J.0}:generation        the membership's version
     smlt:{J.0}:ctl               stream that wakes blocked workers: kind ("abort" | "generation"), text
-    smlt:{J.0}:meta:<rank>       stream of a worker's reports, one JSON object each
-    smlt:{J.0}:control           "stop": end together at the next step boundary
-    smlt:{J.0}:failure           the first failing worker's error, as JSON
     smlt:{J.0}:<g>.<s>:...       the collectives of session s (csrc/wire.h)
 
 A session is one meeting of the workers of a generation. When the first worker leaves, the session is closed: who joins
@@ -23,7 +22,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +34,13 @@ from redis.retry import Retry
 
 from smlt.errors import ConfigError, FencedError, StoreAuthError, StoreError, StoreFull, StoreUnavailable
 
+#: Of control keys and of a session's keys: the generation they belong to.
+_OF_A_GENERATION = re.compile(rb"^smlt:\{[^}]*\}:(?:(?:roster:|session:|acks:)?)(\d+)(?:[.:]|$)")
+#: Replies that pass: the server is starting, failing over, or busy.
+PASSING = (
+    "LOADING", "READONLY", "BUSY ", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "UNBLOCKED",
+    "max number of clients",
+)
 SCHEMES = ("redis", "rediss", "unix")
 REPORTS_KEPT = 10_000
 
@@ -141,6 +147,8 @@ def translated(url: str) -> Iterator[None]:
         text = str(error)
         if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
             raise StoreAuthError(f"{where} refused the user, the password or a permission: {text}") from error
+        if text.startswith(PASSING):
+            raise StoreUnavailable(f"{where} cannot serve now: {text}") from error
         raise StoreError(f"{where} answered: {text}") from error
     except redis.RedisError as error:
         raise StoreError(f"{where}: {error}") from error
@@ -249,6 +257,25 @@ class ParameterStore:
                 deleted += int(self.client.unlink(*batch))
         return deleted
 
+    def delete_generations_before(self, generation: int) -> None:
+        """Delete the sessions, rosters and acknowledgements of older generations."""
+        older: list[bytes] = []
+        with translated(self.url):
+            for key in self.client.scan_iter(match=f"smlt:{{{self.job}.*", count=1000):
+                found = _OF_A_GENERATION.search(key)
+                if found is not None and int(found[1]) < generation:
+                    older.append(key)
+            for start in range(0, len(older), 500):
+                self.client.unlink(*older[start : start + 500])
+
+    def read_streams(self, last_ids: Mapping[str | bytes, str], block_ms: int) -> list[tuple[bytes, list[Any]]]:
+        """Entries (id, fields) of streams, by key, behind the last ids, waiting up to `block_ms` for one."""
+        socket_timeout_s = float(self.client.connection_pool.connection_kwargs["socket_timeout"])  # the URL may have set it
+        block_ms = min(block_ms, int(socket_timeout_s * 500))
+        with translated(self.url):
+            answer: Any = self.client.xread(dict(last_ids), count=1000, block=max(1, block_ms))
+        return list(answer or [])
+
     # ---- membership ----
 
     def register(self, *, rank: int, world_size: int, generation: int, worker_id: str, tuning: str = "{}") -> tuple[str, str]:
@@ -321,7 +348,7 @@ class ParameterStore:
             rows: dict[bytes, bytes] = self.client.hgetall(self.key(f"roster:{session}"))
         return {int(rank): json.loads(row) for rank, row in rows.items() if rank.isdigit()}
 
-    # ---- between scheduler and workers ----
+    # ---- words to every worker ----
 
     def _tell(self, kind: str, text: str) -> None:
         with translated(self.url), self.client.pipeline(transaction=False) as pipe:
@@ -338,55 +365,3 @@ class ParameterStore:
         with translated(self.url):
             self.client.set(self.key("generation"), generation, px=self._ttl_ms)
         self._tell("generation", str(generation))
-
-    def request_stop(self) -> None:
-        """Ask the workers to stop together at the next step boundary."""
-        with translated(self.url):
-            self.client.set(self.key("control"), "stop", px=self._ttl_ms)
-
-    def report(self, rank: int, row: dict[str, Any]) -> str:
-        """Add a report of `rank`, in one round trip; returns what the scheduler asks for: "" or "stop"."""
-        key = self.key(f"meta:{rank}")
-        with translated(self.url), self.client.pipeline(transaction=False) as pipe:
-            pipe.xadd(key, {"j": json.dumps(row)}, maxlen=REPORTS_KEPT, approximate=True)
-            pipe.pexpire(key, self._ttl_ms)
-            pipe.get(self.key("control"))
-            control = pipe.execute()[-1]
-        return control.decode() if control else ""
-
-    def read_reports(
-        self, ranks: Iterable[int], last_ids: dict[int, str], block_ms: int
-    ) -> list[tuple[int, str, dict[str, Any]]]:
-        """Reports of `ranks` after `last_ids` (by rank; all when absent), waiting up to `block_ms` for one.
-
-        Returns (rank, entry id, report) in each rank's order.
-        """
-        names = {self.key(f"meta:{rank}").encode(): rank for rank in ranks}
-        streams: dict[Any, Any] = {key: last_ids.get(rank, "0-0") for key, rank in names.items()}
-        socket_timeout_s = float(self.client.connection_pool.connection_kwargs["socket_timeout"])  # the URL may have set it
-        block_ms = min(block_ms, int(socket_timeout_s * 500))
-        with translated(self.url):
-            answer: Any = self.client.xread(streams, count=1000, block=max(1, block_ms))
-        return [
-            (names[key], entry.decode(), json.loads(fields[b"j"])) for key, entries in answer or [] for entry, fields in entries
-        ]
-
-    def alive(self, ranks: Iterable[int]) -> dict[int, bool]:
-        """Whether each rank's metadata key is there."""
-        wanted = list(ranks)
-        with translated(self.url), self.client.pipeline(transaction=False) as pipe:
-            for rank in wanted:
-                pipe.exists(self.key(f"meta:{rank}"))
-            return dict(zip(wanted, map(bool, pipe.execute()), strict=True))
-
-    def fail(self, rank: int, step: int, error: str, traceback: str) -> bool:
-        """Record why `rank` failed; only the first failure of the job is kept. True when this was it."""
-        row = json.dumps({"rank": rank, "step": step, "error": error, "traceback": traceback[-100_000:]})
-        with translated(self.url):
-            return bool(self.client.set(self.key("failure"), row, nx=True, px=self._ttl_ms))
-
-    def failure(self) -> dict[str, Any] | None:
-        """The first failure: rank, step, error, traceback; None when there is none."""
-        with translated(self.url):
-            row = self.client.get(self.key("failure"))
-        return json.loads(row) if row is not None else None

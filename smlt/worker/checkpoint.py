@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -39,26 +39,45 @@ def save(
     tensors: Tensors,
     state: dict[str, Any],
     feedback: Sequence[bytes] = (),
+    kept: int = KEPT,
+    confirm: Callable[[], None] = lambda: None,
 ) -> str:
-    """Write the checkpoint of `step` and delete all but the last three; returns its key prefix.
+    """Write the checkpoint of `step` and delete all but the last `kept`; returns its key prefix.
 
-    `feedback`: what `save_feedback` gave, by rank.
+    `feedback`: what `save_feedback` gave, by rank. `confirm` is called before the manifest makes it a checkpoint, and
+    raises when this worker may no longer write one.
     """
     where = _where(prefix, step)
+    put(objects, where, tensors, state, {_feedback_name(rank): digest.hex() for rank, digest in enumerate(feedback)}, confirm)
+    for old in _steps(objects, prefix)[:-kept]:
+        delete(objects, f"{prefix}/{old}")
+    return where
+
+
+def put(
+    objects: ObjectStore,
+    where: str,
+    tensors: Tensors,
+    state: dict[str, Any],
+    digests: Mapping[str, str] | None = None,
+    confirm: Callable[[], None] = lambda: None,
+) -> None:
+    """Write tensors, state and the manifest that makes them whole. `digests`: of files that were written before."""
     contents = {
         "tensors.safetensors": _packed(tensors),
         "state.json": json.dumps(state, indent=1).encode(),
     }
     for name, content in contents.items():
         objects.put(f"{where}/{name}", content)
-    manifest = {name: sha256(content).hexdigest() for name, content in contents.items()}
-    manifest |= {_feedback_name(rank): digest.hex() for rank, digest in enumerate(feedback)}
+    manifest = {name: sha256(content).hexdigest() for name, content in contents.items()} | dict(digests or {})
+    confirm()
     objects.put(f"{where}/MANIFEST.json", json.dumps(manifest).encode())
-    for old in _steps(objects, prefix)[:-KEPT]:
-        # The manifest goes first: what is half deleted is no checkpoint.
-        for key in [f"{prefix}/{old}/MANIFEST.json", *objects.list(f"{prefix}/{old}/")]:
-            objects.delete(key)
-    return where
+
+
+def delete(objects: ObjectStore, where: str) -> None:
+    """Delete what `put` wrote. The manifest goes first: what is half deleted is no checkpoint."""
+    for key in [f"{where}/MANIFEST.json", *objects.list(f"{where}/")]:
+        objects.delete(key)
 
 
 def _where(prefix: str, step: int) -> str:

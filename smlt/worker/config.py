@@ -25,21 +25,27 @@ class WorkerConfig:
     codec: str = "fp16"
     error_feedback: bool = False  # add to the next gradient what the codec cut off from this one
     bucket_mb: float = BUCKET_MB  # 0: one all-reduce when backward has ended
-    generation: int = 1
+    worker_id: str = "alone"  # names this start of a worker; a replacement has another
+    spare: bool = False  # wait, when a plan has no rank for this worker
+    liveness_s: float = 10.0  # a worker whose metadata key nobody has renewed for so long is taken for dead
+    warm: bool = True  # paused at the time limit, wait for the next invocation in the same process
+    time_limit_s: float | None = None  # this invocation ends then, however it stands
     store_url: str | None = None  # None: one worker that nobody watches
     has_data: bool = False  # whether <run>/data/ holds files for the task
     target_accuracy: float | None = None
-    resume: bool = False
     timeout_s: float = 300.0
     checkpoint_every_epochs: int = 1
+    checkpoints_kept: int = 3
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "global_batch_size", "world_size", "checkpoint_every_epochs", "threads"):
+        for name in ("epochs", "global_batch_size", "world_size", "checkpoint_every_epochs", "checkpoints_kept", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is not positive")
         if not 0 <= self.bucket_mb < BUCKET_MB_MAX:
             raise ConfigError(f"bucket_mb {self.bucket_mb} is not between 0 and {BUCKET_MB_MAX}")
+        if not self.liveness_s > 0 or (self.time_limit_s is not None and not self.time_limit_s > 0):
+            raise ConfigError(f"liveness_s {self.liveness_s} and time_limit_s {self.time_limit_s} must be positive")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed {self.seed} is not between 0 and 2**63 - 1")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:

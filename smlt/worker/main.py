@@ -1,113 +1,171 @@
 """A worker process: `python -m smlt.worker.main`, its configuration as one line of JSON on stdin.
 
-stdin stays open as a life line: when it closes, whoever started this worker is gone, and the worker ends. Exit codes are
-those of the errors in `smlt.errors`; 0 when training is done or was stopped in order.
+stdin stays open as a life line: when it closes, whoever started this worker is gone; it stops with the others behind a
+step, at a checkpoint, or ends after ORPHAN_GRACE_S. A worker that has paused at its time limit waits for the next line, as a warm
+sandbox waits for its next invocation: model and data stay in memory. Exit codes are those of the errors in
+`smlt.errors`; 0 when training is done, was stopped in order, or goes on without this worker.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import queue
 import signal
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from pathlib import Path
-from typing import Any
 
-from smlt.collective.communicator import Communicator
-from smlt.errors import SmltError, StoreError, TaskError
+from smlt.errors import FencedError, SmltError, StoreError, TaskError
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
 from smlt.worker.config import WorkerConfig
 from smlt.worker.data import fetch
 from smlt.worker.lifeline import end_with_parent
+from smlt.worker.member import Member
 from smlt.worker.task import load_task
 from smlt.worker.trainer import Trainer
 
+#: A worker whose scheduler is gone gets so long for its step and a checkpoint.
+ORPHAN_GRACE_S = 15.0
+#: What a worker ends with when its time limit has passed in the middle of something.
+TIME_LIMIT_EXIT = 124
 
-def run_worker(config: WorkerConfig) -> int:
-    """Join the job, train, leave; returns the exit code. What went wrong is told to the store and to stderr."""
-    trainer: Trainer | None = None
-    parameters: ParameterStore | None = None
-    try:
+
+class Sandbox:
+    """What stays in a process from one invocation to the next: the trainer with its model and data."""
+
+    def __init__(self) -> None:
+        self.trainer: Trainer | None = None
+        self.member: Member | None = None
+        self.scratch: tempfile.TemporaryDirectory[str] | None = None
+        self.orphaned = False
+
+    def invoke(self, config: WorkerConfig) -> tuple[int, str]:
+        """Work as `config` says; returns the exit code and how it ended. What went wrong is told to the store and to stderr."""
+        parameters: ParameterStore | None = None
+        began = time.monotonic()
+        limit = _end_at_the_limit(config)
+        try:
+            assert config.store_url is not None
+            parameters = ParameterStore(config.store_url, job=config.job)
+            self.member = member = Member(config, parameters)
+            if self.orphaned:
+                member.orphan()
+            trainer = self._trainer(config, member)
+            trainer.deadline = began + config.time_limit_s if config.time_limit_s is not None else math.inf
+            signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "stop_requested", True))
+            ended = member.run(trainer)
+            if member.orphaned and member.last_out:
+                parameters.sweep()
+            return 0, ended
+        except FencedError as error:  # a duplicate: the job is none of its business
+            print(f"smlt worker {config.rank}: {error}", file=sys.stderr, flush=True)
+            return error.exit_code, "fenced"
+        except SmltError as error:
+            text = f"{type(error).__name__}: {error}"
+            cause = error.__cause__ if isinstance(error, TaskError) else None
+            trace = "".join(traceback.format_exception(cause)) if cause is not None else ""
+            print(f"{trace}smlt worker {config.rank}: {text}", file=sys.stderr, flush=True)
+            self._tell(config, text, trace)
+            return error.exit_code, "failed"
+        except Exception as error:  # the user's code, or a bug here: the traceback tells which
+            text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+            print(f"{trace}smlt worker {config.rank}: {text}", file=sys.stderr, flush=True)
+            self._tell(config, text, trace)
+            return TaskError.exit_code, "failed"
+        finally:
+            if limit is not None:
+                limit.cancel()
+            if parameters is not None:
+                parameters.close()
+
+    def _trainer(self, config: WorkerConfig, member: Member) -> Trainer:
+        """The trainer that is here already, or a new one with the task from the object store."""
+        if self.trainer is not None:
+            self.trainer.enlist(config, member.report, member.confirm)
+            return self.trainer
         objects = open_object_store(config.object_store_url)
-        with tempfile.TemporaryDirectory(prefix="smlt-worker-") as scratch:
-            if config.store_url is not None:
-                parameters = ParameterStore(config.store_url, job=config.job)
-            code = fetch(objects, f"{config.run}/code", Path(scratch) / "code")
-            task = load_task(code / config.script)
-            if config.has_data:
-                task.data_dir = fetch(objects, f"{config.run}/data", Path(scratch) / "data")
-            with Communicator(
-                config.store_url,
-                job=config.job,
-                rank=config.rank,
-                world_size=config.world_size,
-                generation=config.generation,
-                timeout_s=config.timeout_s,
-                codec=config.codec,
-            ) as comm:
+        self.scratch = tempfile.TemporaryDirectory(prefix="smlt-worker-")
+        folder = Path(self.scratch.name)
+        code = fetch(objects, f"{config.run}/code", folder / "code")
+        task = load_task(code / config.script)
+        if config.has_data:
+            task.data_dir = fetch(objects, f"{config.run}/data", folder / "data")
+        self.trainer = Trainer(config, task, objects, member.report, member.confirm)
+        return self.trainer
 
-                def report(row: dict[str, Any]) -> str:
-                    return comm.parameter_store.report(config.rank, row) if comm.parameter_store is not None else ""
+    def _tell(self, config: WorkerConfig, text: str, trace: str) -> None:
+        """Record the failure if it is the job's first, and end the others' waiting."""
+        if self.member is None:
+            return
+        step = self.trainer.step if self.trainer is not None else 0
+        try:
+            self.member.tell_failure(step, text, trace)
+        except StoreError as error:
+            print(f"smlt worker {config.rank}: cannot tell the scheduler: {error}", file=sys.stderr, flush=True)
 
-                trainer = Trainer(config, task, comm, objects, report)
-                signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "stop_requested", True))
-                trainer.run()
-        return 0
-    except SmltError as error:
-        text = f"{type(error).__name__}: {error}"
-        cause = error.__cause__ if isinstance(error, TaskError) else None
-        trace = "".join(traceback.format_exception(cause)) if cause is not None else ""
-        print(f"{trace}smlt worker {config.rank}: {text}", file=sys.stderr, flush=True)
-        _tell(parameters, config, trainer, text, trace)
-        return error.exit_code
-    except Exception as error:  # the user's code, or a bug here: the traceback tells which
-        text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
-        print(f"{trace}smlt worker {config.rank}: {text}", file=sys.stderr, flush=True)
-        _tell(parameters, config, trainer, text, trace)
-        return TaskError.exit_code
+    def lose_the_scheduler(self, config: WorkerConfig) -> None:
+        """Last words of a worker whose scheduler is gone: stop in order while there is time, then clean up."""
+        self.orphaned = True
+        member, trainer = self.member, self.trainer
+        if member is not None and trainer is not None and trainer.has_state:
+            member.orphan()
+            time.sleep(ORPHAN_GRACE_S)  # the main thread ends the process when it is done
+        if config.store_url is not None:  # what is missed here has a TTL
+            parameters = ParameterStore(config.store_url, job=config.job).impatient()
+            with contextlib.suppress(StoreError):
+                parameters.sweep()
+        if self.scratch is not None:
+            self.scratch.cleanup()
 
 
-def _tell(parameters: ParameterStore | None, config: WorkerConfig, trainer: Trainer | None, text: str, trace: str) -> None:
-    """Record the failure if it is the job's first, and end the others' waiting."""
-    if parameters is None:
-        return
-    step = trainer.step if trainer is not None else 0
-    try:
-        if parameters.fail(config.rank, step, text, trace):
-            parameters.abort(f"rank {config.rank} failed at step {step}: {text}")
-    except StoreError as error:
-        print(f"smlt worker {config.rank}: cannot tell the scheduler: {error}", file=sys.stderr, flush=True)
+def _end_at_the_limit(config: WorkerConfig) -> threading.Timer | None:
+    """As a function's runtime does: the process ends at the limit, whatever it is doing."""
+    if config.time_limit_s is None:
+        return None
 
+    def end() -> None:
+        print(f"smlt worker {config.rank}: the time limit of {config.time_limit_s:g} s has passed", file=sys.stderr, flush=True)
+        os._exit(TIME_LIMIT_EXIT)
 
-def _clean_up(config: WorkerConfig) -> None:
-    """Last words of a worker whose scheduler is gone: what the job has in the store. What is missed has a TTL."""
-    if config.store_url is not None:
-        parameters = ParameterStore(config.store_url, job=config.job).impatient()
-        with contextlib.suppress(StoreError):
-            parameters.sweep()
+    timer = threading.Timer(config.time_limit_s, end)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def main() -> int:
-    """Read the configuration from stdin and work."""
+    """Read configurations from stdin and work."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the scheduler decides
-    line = b""
-    while not line.endswith(b"\n"):
-        byte = os.read(0, 1)  # unbuffered: nothing is taken from the life line
-        if not byte:
-            break
-        line += byte
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    sandbox, configs = Sandbox(), list[WorkerConfig]()
+
+    def last_words() -> None:
+        if configs:
+            sandbox.lose_the_scheduler(configs[-1])
+
+    end_with_parent(last_words, lines.put)
     try:
-        config = WorkerConfig.from_json(line.decode())
-    except SmltError as error:
-        print(f"smlt worker: {error}", file=sys.stderr)
-        return error.exit_code
-    end_with_parent(lambda: _clean_up(config))
-    return run_worker(config)
+        while True:
+            try:
+                config = WorkerConfig.from_json(lines.get().decode())
+            except SmltError as error:
+                print(f"smlt worker: {error}", file=sys.stderr)
+                return error.exit_code
+            configs.append(config)
+            code, ended = sandbox.invoke(config)
+            if ended != "paused" or not config.warm or sandbox.orphaned:
+                return code
+    finally:
+        if sandbox.scratch is not None:
+            sandbox.scratch.cleanup()
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import math
 import resource
 import sys
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,163 +18,291 @@ import numpy as np
 from smlt.collective.communicator import Communicator
 from smlt.collective.feedback import ErrorFeedback
 from smlt.collective.work import Work
-from smlt.errors import CheckpointError, CollectiveError, TaskError
+from smlt.errors import CheckpointError, CollectiveError, FencedError, SmltError, TaskError
+from smlt.store.membership import COMMITTED, EPOCH_ENDED, SHARED, Position
 from smlt.store.object import ObjectStore
 from smlt.worker import checkpoint
 from smlt.worker.config import WorkerConfig
 from smlt.worker.data import DataIterator, dataset_length, part, take
 from smlt.worker.frameworks import make_adapter, seed_generators
-from smlt.worker.minibatch import MinibatchBuffer
+from smlt.worker.minibatch import Minibatch, MinibatchBuffer
 from smlt.worker.task import Task
 
 EVALUATION_BATCH = 256
+#: Rows of the last steps go into checkpoints and acknowledgements: a report may be lost with whoever was to read it.
+RECENT_ROWS = 256
+#: Before a time limit: this many of the longest recent steps, and so much beside.
+STEPS_AHEAD, SPARE_TIME_S = 2.0, 0.3
 
 #: Takes a report row; returns what the scheduler asks for: "" or "stop".
 Report = Callable[[dict[str, Any]], str]
 
 
-class Trainer:
-    """Trains `task` as worker `comm.rank`. All workers call the same collectives in the same order, come what may.
+@dataclass
+class StepUnderWay:
+    """A step from its first gradient to its commit."""
 
-    The mean of the workers' gradients, each weighted by its part of the global batch, is the gradient of the global
-    batch's mean loss, also when the parts are uneven. A request to stop travels in that same all-reduce, so that all
-    workers stop behind the same step. It is the step's last bucket: those before are all-reduced while backward computes.
+    minibatch: Minibatch
+    data_s: float
+    started: float
+    computed: float = 0.0
+    first_sent: float = math.inf
+    works: list[Work] = field(default_factory=list)  # its buckets, the last one with the step's numbers
+    feedbacks: list[ErrorFeedback | None] = field(default_factory=list)
+    stats: Any = None
+    sent: bool = False  # all of it: another worker may have completed the step
+
+
+class Trainer:
+    """Trains `task` as one of the workers. All workers call the same collectives in the same order, come what may.
+
+    It outlives communicators: `attach` gives it the one of the next generation, `run` goes on from `position`. The mean of
+    the workers' gradients, each weighted by its part of the global batch, is the gradient of the global batch's mean
+    loss, also when the parts are uneven. A request to stop travels in that same all-reduce, so that all workers stop
+    behind the same step. It is the step's last bucket: those before are all-reduced while backward computes.
+
+    `confirm` raises when this worker may no longer write what others read, because a newer generation has begun.
     """
 
     def __init__(
-        self, config: WorkerConfig, task: Task, comm: Communicator, objects: ObjectStore | None, report: Report
+        self,
+        config: WorkerConfig,
+        task: Task,
+        objects: ObjectStore | None,
+        report: Report,
+        confirm: Callable[[], None] = lambda: None,
     ) -> None:
-        self.config, self.task, self.comm, self.objects, self.report = config, task, comm, objects, report
+        self.config, self.task, self.objects, self.report, self.confirm = config, task, objects, report, confirm
         self.stop_requested = False
-        self.step = 0  # global steps done
+        self.deadline = math.inf  # monotonic: the worker's time limit
+        self.step = 0  # global steps committed
         self.epoch = 0
+        self.step_in_epoch = 0
+        self.phase = COMMITTED
+        self.has_state = False  # the model is where `position` says, not just built
         self.state = "running"
         self.metrics: dict[str, float] = {}
+        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT_ROWS)
         datasets = task.data()
         if not isinstance(datasets, dict) or "train" not in datasets:
             raise TaskError('data() returns {"train": ..., "test": ...}; "train" is missing')
         self.train, self.test = datasets["train"], datasets.get("test")
-        bucket_mb = config.bucket_mb if comm.world_size > 1 else 0  # alone there is nothing to hide
-        self.adapter = make_adapter(task, config.seed, config.threads, bucket_mb)
-        self._begun: list[Work] = []  # this step's buckets on their way
+        self.adapter = make_adapter(task, config.seed, config.threads, config.bucket_mb)
+        self._under_way: StepUnderWay | None = None
         self._feedback: dict[str, ErrorFeedback] | None = None  # by bucket; "last"
-        if config.error_feedback and comm.world_size > 1:  # alone nothing is encoded
-            self._feedback = defaultdict(ErrorFeedback)
-        self._first_sent = math.inf
+        self._saved_step = -1
+        self._longest_s = deque[float](maxlen=20)
+        self._epoch_end_s = self._save_s = 0.0
+        self.comm: Communicator
+        self.iterator = DataIterator(dataset_length(self.train), config.global_batch_size, config.seed, 0, 1)
+        if config.target_accuracy is not None:
+            if self.test is None:
+                raise TaskError('--target-accuracy needs a "test" set in data() and "accuracy" in evaluate()')
+            if "accuracy" not in self._metrics_of_one_sample():
+                raise TaskError('--target-accuracy needs "accuracy" in what evaluate() returns')
+
+    # ---- generations ----
+
+    @property
+    def position(self) -> Position | None:
+        """How far this worker's state is, None before it has any."""
+        return Position(self.step, self.phase) if self.has_state else None
+
+    @property
+    def finishing(self) -> bool:
+        """Whether all this worker has to send for the next step is sent, so that others may have completed it."""
+        return self._under_way is not None and self._under_way.sent
+
+    def attach(self, comm: Communicator) -> None:
+        """Take part in `comm` from now on: its rank and world size cut the batches."""
+        self.comm = comm
+        config = self.config
         self.iterator = DataIterator(
             dataset_length(self.train), config.global_batch_size, config.seed, comm.rank, comm.world_size
         )
-        if config.target_accuracy is not None and self.test is None:
-            raise TaskError('--target-accuracy needs a "test" set in data() and "accuracy" in evaluate()')
+        if config.error_feedback and comm.world_size > 1 and self._feedback is None:  # alone nothing is encoded
+            self._feedback = defaultdict(ErrorFeedback)
+        self.state = "running"
 
-    def run(self) -> str:
-        """Train to the end; returns "done" or "stopped"."""
-        first_step = self._restore() if self.config.resume else 0
-        if self.config.target_accuracy is not None and "accuracy" not in self._metrics_of_one_sample():
-            raise TaskError('--target-accuracy needs "accuracy" in what evaluate() returns')
+    def enlist(self, config: WorkerConfig, report: Report, confirm: Callable[[], None]) -> None:
+        """Go on for another invocation, with the model and the data that are here."""
+        self.config, self.report, self.confirm = config, report, confirm
+        self.stop_requested = False
+
+    def begin(self, resume: bool) -> None:
+        """Begin with all others: from the newest checkpoint if there may be one, else from the beginning."""
+        if resume:
+            self._load_newest()
         parameters = self.adapter.parameters()
         self.comm.broadcast(parameters, out=parameters)
-        if self.state == "done":
-            return self.state
-        steps = self.iterator.steps(self.epoch, first_step, self.config.epochs)
-        with MinibatchBuffer(steps, lambda indices: self.adapter.prepare(take(self.train, indices))) as batches:
-            waiting = time.perf_counter()
-            for minibatch in batches:
-                data_s = time.perf_counter() - waiting
-                self.epoch = minibatch.epoch
-                stop = self._train_step(minibatch, data_s)
-                epoch_over = minibatch.step + 1 == self.iterator.steps_per_epoch
-                if epoch_over:
-                    self._end_epoch()
-                if stop or self.state == "done":
-                    self.state = self.state if self.state == "done" else "stopped"
-                    break
-                waiting = time.perf_counter()
-            else:
-                self.state = "done"
-        if self.state == "stopped" and not epoch_over:
-            self._share_buffers()
-            self._save(minibatch.epoch, minibatch.step + 1)
+        self.has_state = True
+
+    def complete_step(self, timeout_s: float) -> bool:
+        """Commit the step under way, which another worker has completed, from what is in the store; False if it is not there."""
+        step = self._under_way
+        if step is None or not step.sent or not self.comm.complete_fenced(timeout_s):
+            return False
+        with suppress(FencedError):  # the row goes with the acknowledgement
+            self._apply(step)
+        return True
+
+    def rewind(self) -> None:
+        """Take back the step under way, if there is one: it will be computed again. The communicator must be closed."""
+        step, self._under_way = self._under_way, None
+        if step is None:
+            return
+        for work, feedback in zip(step.works, step.feedbacks, strict=False):
+            with suppress(SmltError):
+                work.wait()
+            if feedback is not None and work.complete:
+                feedback.undo()
+        self.adapter.restore_buffers()
+
+    def run(self) -> str:
+        """Train from `position` to the end; returns "done", "stopped", or "paused" before the time limit.
+
+        When a collective or the store fails, this raises, `position` holds, and after `rewind` it can be called again.
+        """
+        if self._is_complete():
+            self.state = "done"
+        elif self.step_in_epoch == self.iterator.steps_per_epoch:
+            self._end_epoch()
+        if self.state == "running":
+            self._train()
+        if self.state in ("stopped", "paused") and self._saved_step != self.step:
+            if self.state == "stopped" and self.step_in_epoch:  # paused, they go on with what each of them has
+                self._share_buffers()
+            self._save(self.epoch, self.step_in_epoch, wait=True)
         self.report(self._row(kind="end", state=self.state))
         return self.state
 
-    def _row(self, **values: Any) -> dict[str, Any]:
-        return {"rank": self.comm.rank, "step": self.step, "epoch": self.epoch, "time": time.time(), **values}
+    def _is_complete(self) -> bool:
+        target = self.config.target_accuracy
+        reached = target is not None and self.step_in_epoch == 0 and self.metrics.get("accuracy", 0.0) >= target
+        return self.epoch >= self.config.epochs or reached
 
-    def _train_step(self, minibatch: Any, data_s: float) -> bool:
-        """One step; returns whether the workers agreed to stop behind it.
+    def _train(self) -> None:
+        steps = self.iterator.steps(self.epoch, self.step_in_epoch, self.config.epochs)
+        with MinibatchBuffer(steps, lambda indices: self.adapter.prepare(take(self.train, indices))) as batches:
+            waiting = time.perf_counter()
+            for minibatch in batches:
+                asked = self._train_step(minibatch, time.perf_counter() - waiting)
+                if self.step_in_epoch == self.iterator.steps_per_epoch:
+                    self._end_epoch()
+                self._longest_s.append(time.perf_counter() - waiting)
+                if self.state == "running" and asked:
+                    self.state = asked
+                if self.state != "running":
+                    return
+                waiting = time.perf_counter()
+        self.state = "done"
+
+    def _row(self, **values: Any) -> dict[str, Any]:
+        row = {"rank": self.comm.rank, "step": self.step, "epoch": self.epoch, "time": time.time(), **values}
+        self.recent.append(row)
+        return row
+
+    # ---- a step ----
+
+    def _train_step(self, minibatch: Minibatch, data_s: float) -> str:
+        """One step; returns what the workers agreed to do behind it: "", "stopped" or "paused".
 
         Of its report, `communication_s` is the time spent waiting for communication; `communication_total_s` begins when
         the first bucket leaves, and so also holds what backward hid.
         """
-        config, adapter, n = self.config, self.adapter, self.comm.world_size
-        seed_generators(step_seed(config.seed, self.step, self.comm.rank))
-        self._first_sent = math.inf
-        started = time.perf_counter()
+        adapter, n = self.adapter, self.comm.world_size
+        adapter.keep_buffers()
+        step = self._under_way = StepUnderWay(minibatch, data_s, time.perf_counter())
+        seed_generators(step_seed(self.config.seed, self.step, self.comm.rank))
         loss = 0.0
         if minibatch.local_size:
             loss = adapter.compute(minibatch.batch, n * minibatch.local_size / minibatch.global_size, self._send)
         else:
             adapter.skip(self._send)
-        computed = time.perf_counter()
-        stats = np.array([loss * minibatch.local_size, minibatch.local_size, float(self.stop_requested)])
-        self._reduce_last({"gradient": adapter.gradient, "stats": stats})
+        step.computed = time.perf_counter()
+        step.stats = np.array(
+            [loss * minibatch.local_size, minibatch.local_size, float(self.stop_requested), float(self._must_pause())]
+        )
+        self._send_last(step)
+        return self._apply(step)
+
+    def _apply(self, step: StepUnderWay) -> str:
+        """Wait for the step's buckets, take the optimizer's step, commit, report."""
+        for work in step.works:
+            work.wait()
         reduced = time.perf_counter()
-        adapter.apply()
+        self.adapter.apply()
         applied = time.perf_counter()
+        self._under_way = None
         self.step += 1
+        self.step_in_epoch += 1
+        self.phase = COMMITTED
+        stats = step.stats
+        asked = "stopped" if stats[2] > 0 else "paused" if stats[3] > 0 else ""
         answer = self.report(
             self._row(
                 loss=float(stats[0] / stats[1]),
-                samples=minibatch.global_size,
-                compute_s=computed - started + applied - reduced,
-                communication_s=reduced - computed,
-                communication_total_s=reduced - min(self._first_sent, computed),
-                data_s=data_s,
+                samples=step.minibatch.global_size,
+                compute_s=step.computed - step.started + applied - reduced,
+                communication_s=reduced - step.computed,
+                communication_total_s=reduced - min(step.first_sent, step.computed),
+                data_s=step.data_s,
                 rss_mb=resident_mb(),
             )
         )
         self.stop_requested |= answer == "stop"
-        return bool(stats[2] > 0)
+        return asked
 
     def _send(self, bucket: Any) -> None:
         """Take a bucket from backward, which goes on meanwhile."""
-        self._first_sent = min(self._first_sent, time.perf_counter())
+        step = self._under_way
+        assert step is not None
+        step.first_sent = min(step.first_sent, time.perf_counter())
+        self._submit(step, bucket, self.config.codec, str(len(step.works)), progress=True)
+
+    def _send_last(self, step: StepUnderWay) -> None:
+        """Send the last bucket with the step's numbers."""
+        codecs = {"gradient": self.config.codec, "stats": "fp32"}
+        # Whoever waits moves the bytes itself: that spares a switch of threads.
+        self._submit(step, {"gradient": self.adapter.gradient, "stats": step.stats}, codecs, "last", progress=False)
+        step.sent = True
+
+    def _submit(self, step: StepUnderWay, value: Any, codec: Any, bucket: str, *, progress: bool) -> None:
+        feedback = self._feedback[bucket] if self._feedback is not None else None
         try:
-            feedback = self._feedback_of(str(len(self._begun)))
-            self._begun.append(self.comm.allreduce_async(bucket, codec=self.config.codec, out=bucket, feedback=feedback))
+            work = self.comm.allreduce_async(value, codec=codec, out=value, feedback=feedback, progress=progress)
         except CollectiveError:
-            self._wait()  # if a bucket before has failed, that says more
+            for earlier in step.works:  # if a bucket before has failed, that says more
+                earlier.wait()
             raise
+        step.works.append(work)
+        step.feedbacks.append(feedback)
 
-    def _reduce_last(self, value: dict[str, Any]) -> None:
-        """Reduce the last bucket with the step's numbers; returns when all buckets are back."""
-        try:
-            codecs = {"gradient": self.config.codec, "stats": "fp32"}
-            self.comm.allreduce(value, codec=codecs, out=value, feedback=self._feedback_of("last"))
-        except CollectiveError:
-            self._wait()
-            raise
-        self._wait()
+    def _must_pause(self) -> bool:
+        """Whether the next step, and the checkpoint behind it, might not end before the time limit."""
+        if self.deadline == math.inf:
+            return False
+        ahead = STEPS_AHEAD * max(self._longest_s, default=0.0) + self._epoch_end_s + 2 * self._save_s + SPARE_TIME_S
+        return time.monotonic() + ahead > self.deadline
 
-    def _feedback_of(self, bucket: str) -> ErrorFeedback | None:
-        return self._feedback[bucket] if self._feedback is not None else None
-
-    def _wait(self) -> None:
-        begun, self._begun = self._begun, []
-        for work in begun:
-            work.wait()
+    # ---- the end of an epoch ----
 
     def _end_epoch(self) -> None:
-        self._share_buffers()
+        began = time.perf_counter()
+        if self.phase < SHARED:
+            self._share_buffers()
+            self.phase = SHARED
         self.metrics = self._evaluate() if self.test is not None else {}
         self.report(self._row(kind="epoch", metrics=self.metrics))
+        self._epoch_end_s = time.perf_counter() - began
         target = self.config.target_accuracy
-        if target is not None and self.metrics["accuracy"] >= target:
+        done = self.epoch + 1 == self.config.epochs or (target is not None and self.metrics["accuracy"] >= target)
+        if done or (self.epoch + 1) % self.config.checkpoint_every_epochs == 0:
+            self._save(self.epoch + 1, 0, wait=done)
+        self.epoch += 1
+        self.step_in_epoch, self.phase = 0, EPOCH_ENDED
+        if done:
             self.state = "done"
-        last = self.epoch + 1 == self.config.epochs
-        if last or self.state == "done" or (self.epoch + 1) % self.config.checkpoint_every_epochs == 0:
-            self._save(self.epoch + 1, 0)
 
     def _share_buffers(self) -> None:
         """Give all workers the same state where gradients do not reach: of floats the mean, of counts the largest.
@@ -206,32 +336,76 @@ class Trainer:
         totals: dict[str, float] = self.comm.allreduce(sums, op="sum", codec="fp32") if sums else {}
         return {name: total / len(indices) for name, total in totals.items()}
 
-    # ---- checkpoints ----
+    # ---- checkpoints and snapshots ----
 
     @property
     def _prefix(self) -> str:
         return f"{self.config.run}/checkpoints"
 
-    def _save(self, epoch: int, step_in_epoch: int) -> None:
+    def _save(self, epoch: int, step_in_epoch: int, *, wait: bool) -> None:
+        """Write a checkpoint; with `wait`, no worker goes on before it is there."""
         if self.objects is None:
             return
+        began = time.perf_counter()
         parts = self._save_feedback()
-        if self.comm.rank != 0:
+        if self.comm.rank == 0:
+            self._write(epoch, step_in_epoch, parts)
+        if wait:
+            self.comm.barrier()
+        self._saved_step = self.step
+        self._save_s = time.perf_counter() - began
+
+    def save_alone(self) -> None:
+        """Write a checkpoint without the others, who are gone or cannot be reached. Of what they held nothing is in it."""
+        if self.objects is None or not self.has_state or self._saved_step == self.step:
             return
+        over = self.step_in_epoch == self.iterator.steps_per_epoch
+        if not over:  # the end of an epoch takes all workers: the checkpoint before it will do
+            self._write(self.epoch, self.step_in_epoch, [])
+
+    def _write(self, epoch: int, step_in_epoch: int, parts: list[bytes]) -> None:
+        assert self.objects is not None
         tensors, rest = self.adapter.state()
-        state = {
+        state = self._state(epoch, step_in_epoch, rest)
+        state["feedback"] = self._feedback_plan() if parts else None
+        checkpoint.save(self.objects, self._prefix, self.step, tensors, state, parts, self.config.checkpoints_kept, self.confirm)
+
+    def _state(self, epoch: int, step_in_epoch: int, framework: dict[str, Any]) -> dict[str, Any]:
+        return {
             "epoch": epoch,
             "step_in_epoch": step_in_epoch,
             "step": self.step,
-            "state": self.state,
+            "phase": EPOCH_ENDED if self.step and not step_in_epoch else self.phase,
             "metrics": self.metrics,
             "seed": self.config.seed,
             "global_batch_size": self.config.global_batch_size,
             "samples": self.iterator.length,
-            "feedback": self._feedback_plan() if parts else None,
-            "framework": rest,
+            "recent": list(self.recent),
+            "framework": framework,
         }
-        checkpoint.save(self.objects, self._prefix, self.step, tensors, state, parts)
+
+    def _snapshot_key(self, generation: int) -> str:
+        return f"{self.config.run}/snapshots/{generation:09d}"
+
+    def give_snapshot(self, generation: int) -> None:
+        """As the donor: write the state for those who join in `generation`."""
+        if self.objects is None:
+            raise CheckpointError("a donor needs an object store")
+        tensors, rest = self.adapter.state()
+        checkpoint.put(
+            self.objects, self._snapshot_key(generation), tensors, self._state(self.epoch, self.step_in_epoch, rest)
+        )
+
+    def take_snapshot(self, generation: int) -> None:
+        """Take over the donor's state. CheckpointError when it is not whole or does not fit."""
+        assert self.objects is not None
+        self._load(*checkpoint.load(self.objects, self._snapshot_key(generation)))
+        self._feedback = None if self._feedback is None else defaultdict(ErrorFeedback)
+
+    def drop_snapshot(self, generation: int) -> None:
+        """Everyone has it."""
+        assert self.objects is not None
+        checkpoint.delete(self.objects, self._snapshot_key(generation))
 
     def _feedback_plan(self) -> dict[str, Any]:
         """Error feedback of one plan is of no use to another: it belongs to a worker and to what it aggregates."""
@@ -239,7 +413,7 @@ class Trainer:
 
     def _save_feedback(self) -> list[bytes]:
         """Every worker writes its own; returns the SHA-256 by rank, when all are written."""
-        if self._feedback is None or self.objects is None:
+        if self._feedback is None or self.objects is None or self.comm.world_size == 1:
             return []
         tensors = {
             f"{bucket}.{name}": array
@@ -259,12 +433,12 @@ class Trainer:
         for bucket, state in states.items():
             self._feedback[bucket].load_state_dict(state)
 
-    def _restore(self) -> int:
-        """Take over the newest checkpoint; returns the step within the epoch to go on with."""
+    def _load_newest(self) -> None:
+        """Take over the newest checkpoint, if one was written."""
         assert self.objects is not None
         found = checkpoint.load_latest(self.objects, self._prefix)
         if found is None:
-            return 0  # stopped before the first checkpoint
+            return  # stopped before the first checkpoint
         tensors, state = found
         for name, value in (
             ("seed", self.config.seed),
@@ -273,17 +447,21 @@ class Trainer:
         ):
             if state[name] != value:
                 raise CheckpointError(f"the checkpoint was made with {name} {state[name]}, this run has {value}")
+        self._load(tensors, state)
+        self._saved_step = self.step
+        if self._feedback is not None and state.get("feedback") == self._feedback_plan():
+            self._restore_feedback(self.step)
+
+    def _load(self, tensors: Any, state: dict[str, Any]) -> None:
         try:
             self.adapter.load_state(tensors, state["framework"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
-        self.epoch, self.step, self.metrics = int(state["epoch"]), int(state["step"]), state["metrics"]
-        if self._feedback is not None and state.get("feedback") == self._feedback_plan():
-            self._restore_feedback(self.step)
-        reached = self.config.target_accuracy is not None and state["metrics"].get("accuracy", 0) >= self.config.target_accuracy
-        if self.epoch >= self.config.epochs or reached:
-            self.state = "done"
-        return int(state["step_in_epoch"])
+        self.step, self.phase = int(state["step"]), int(state.get("phase", COMMITTED))
+        self.epoch, self.step_in_epoch, self.metrics = int(state["epoch"]), int(state["step_in_epoch"]), state["metrics"]
+        self.recent.clear()
+        self.recent.extend(state.get("recent", []))
+        self._under_way, self.has_state = None, True
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -323,8 +501,11 @@ def train_alone(task: Task, epochs: int, global_batch_size: int, seed: int) -> T
         epochs=epochs,
         global_batch_size=global_batch_size,
         seed=seed,
+        bucket_mb=0,  # alone there is nothing to hide
     )
+    trainer = Trainer(config, task, None, report)
     with Communicator() as comm:
-        trainer = Trainer(config, task, comm, None, report)
+        trainer.attach(comm)
+        trainer.begin(resume=False)
         trainer.run()
     return trainer

@@ -49,6 +49,12 @@ class Adapter(Protocol):
     def set_buffers(self, buffers: Tensors) -> None:
         """Take over what `buffers` gave, of all workers."""
 
+    def keep_buffers(self) -> None:
+        """Before a step: keep what its forward pass changes beside the gradients, in case it must be computed again."""
+
+    def restore_buffers(self) -> None:
+        """Put back what `keep_buffers` kept."""
+
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         """Model and optimizer as arrays by name, and the rest as JSON."""
 

@@ -99,6 +99,12 @@ class NumpyAdapter:
     def set_buffers(self, buffers: Tensors) -> None:
         pass
 
+    def keep_buffers(self) -> None:
+        pass
+
+    def restore_buffers(self) -> None:
+        pass
+
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         tensors = {f"model.{name}": array for name, array in self.model.items()}
         tensors |= {f"optimizer.{name}": np.asarray(array) for name, array in self.optimizer.state_dict().items()}

@@ -30,6 +30,7 @@ class TorchAdapter:
         self._frozen = [(name, parameter) for name, parameter in reverse if not parameter.requires_grad]
         if not self._parameters:
             raise TaskError("the model has no parameter that wants a gradient")
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._flat: dict[str, torch.Tensor] = {}
         self._views = self._lay_out()
         plan: list[Bucket] = []
@@ -163,6 +164,15 @@ class TorchAdapter:
     def set_buffers(self, buffers: Tensors) -> None:
         for name, buffer in self._buffers().items():
             buffer.copy_(_tensor(buffers[name]))
+
+    @torch.no_grad()
+    def keep_buffers(self) -> None:
+        self._kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+
+    @torch.no_grad()
+    def restore_buffers(self) -> None:
+        for buffer, before in self._kept:
+            buffer.copy_(before)
 
     def _buffers(self) -> dict[str, torch.Tensor]:
         # What is not persistent, such as a cache, may have another shape on each worker.

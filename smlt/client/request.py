@@ -1,0 +1,85 @@
+"""What `smlt train` was asked for, checked before anything is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smlt.collective.codecs import check_codec
+from smlt.errors import ConfigError
+from smlt.worker.buckets import BUCKET_MB, BUCKET_MB_MAX
+from smlt.worker.checkpoint import KEPT
+
+ON_FAILURE = ("restart", "shrink", "stop")
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What `smlt train` was asked for. See its --help."""
+
+    script: str
+    workers: int = 1
+    epochs: int = 10
+    global_batch_size: int = 64
+    seed: int = 0
+    codec: str = "fp16"
+    error_feedback: bool | None = None  # None: with int8
+    bucket_mb: float = BUCKET_MB
+    target_accuracy: float | None = None
+    memory_mb: int | None = None
+    timeout_s: float = 300.0
+    object_store: str | None = None
+    data: str | None = None
+    on_failure: str = "restart"
+    max_restarts: int = 5  # in a row, without a step in between
+    liveness_s: float = 10.0
+    spares: int = 0
+    replace_stragglers: float | None = None  # times the others' median; None: show them only
+    time_limit_s: float | None = None
+    warm: bool = True
+    keep_checkpoints: int = KEPT
+
+
+def check_request(request: RunRequest) -> None:
+    """ConfigError for numbers that cannot work."""
+    for name, whole in (
+        ("--workers", request.workers),
+        ("--epochs", request.epochs),
+        ("--global-batch-size", request.global_batch_size),
+        ("--keep-checkpoints", request.keep_checkpoints),
+        ("--memory", request.memory_mb),
+    ):
+        if whole is not None and whole < 1:
+            raise ConfigError(f"{name} {whole} is not positive")
+    for name, number in (
+        ("--timeout", request.timeout_s),
+        ("--liveness", request.liveness_s),
+        ("--time-limit", request.time_limit_s),
+    ):
+        if number is not None and not number > 0:
+            raise ConfigError(f"{name} {number} is not positive")
+    for name, count in (("--spares", request.spares), ("--max-restarts", request.max_restarts)):
+        if count < 0:
+            raise ConfigError(f"{name} {count} is negative")
+    if not 0 <= request.bucket_mb < BUCKET_MB_MAX:
+        raise ConfigError(f"--bucket-mb {request.bucket_mb} is not between 0 and {BUCKET_MB_MAX}")
+    if not 0 <= request.seed < 2**63:
+        raise ConfigError(f"--seed {request.seed} is not between 0 and 2**63 - 1")
+    if request.target_accuracy is not None and not 0 < request.target_accuracy <= 1:
+        raise ConfigError(f"--target-accuracy {request.target_accuracy} is not between 0 and 1")
+    if request.on_failure not in ON_FAILURE:
+        raise ConfigError(f"--on-failure {request.on_failure!r}: choose one of {', '.join(ON_FAILURE)}")
+    if request.replace_stragglers is not None and not request.replace_stragglers > 1:
+        raise ConfigError(f"--replace-stragglers {request.replace_stragglers} is not above 1: how many times the others' step")
+    check_workers(request.workers, request.global_batch_size)
+    check_codec(request.codec)
+
+
+def check_workers(workers: int, global_batch_size: int) -> None:
+    """ConfigError when so many workers cannot share the batch."""
+    if workers < 1:
+        raise ConfigError(f"--workers {workers} is not positive")
+    if workers > global_batch_size:
+        raise ConfigError(
+            f"{workers} workers cannot share a global batch of {global_batch_size}: "
+            "give a larger --global-batch-size or fewer --workers"
+        )
