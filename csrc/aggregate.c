@@ -150,6 +150,7 @@ collective *smlt_find(smlt_engine *engine, uint64_t step) {
 static void note_end(smlt_engine *engine, collective *c, smlt_status status) {
     c->result.status = status;
     engine->ends++;
+    engine->failures += status != SMLT_OK;
     engine->completed = engine->last_step;
     for (const collective *other = engine->active; other; other = other->next)
         if (other->result.status == SMLT_ACTIVE) {
@@ -184,7 +185,7 @@ static void end_after_failure(smlt_engine *engine, collective *c) {
 void smlt_end_collective(smlt_engine *engine, collective *c, smlt_status status, const char *message, size_t length) {
     if (c->result.status != SMLT_ACTIVE) return;
     end_with(engine, c, status, message, length);
-    if (status == SMLT_MISMATCH) return;
+    if (status == SMLT_MISMATCH || status == SMLT_FENCED) return;
     if (!engine->failed_step) engine->failed_step = c->step;
     for (collective *later = c->next; later; later = later->next) end_after_failure(engine, later);
 }
@@ -199,6 +200,7 @@ void smlt_chunk_complete(smlt_engine *engine, collective *c, uint32_t chunk) {
 
 smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint64_t *step) {
     if (engine->fatal.status != SMLT_OK) return engine->fatal.status;
+    if (engine->fenced_by) return SMLT_FENCED;
     collective *c = smlt_collective_new(engine, plan), **last = &engine->active;
     if (!c) return SMLT_NO_MEMORY;
     c->step = engine->last_step + 1;
@@ -226,18 +228,17 @@ smlt_status smlt_engine_state(smlt_engine *engine, uint64_t step, smlt_error *er
         return SMLT_PROTOCOL;
     }
     *error = c->result.status == SMLT_ACTIVE && engine->fatal.status != SMLT_OK ? engine->fatal : c->result;
+    if (error->status == SMLT_ACTIVE && smlt_is_frozen(engine)) smlt_fence_error(engine, error);
     return error->status;
 }
 
 int smlt_engine_has_ended(smlt_engine *engine, uint64_t step) {
     const collective *c = smlt_find(engine, step);
-    return !c || c->result.status != SMLT_ACTIVE || engine->fatal.status != SMLT_OK;
+    return !c || c->result.status != SMLT_ACTIVE || engine->fatal.status != SMLT_OK || smlt_is_frozen(engine);
 }
 
 int smlt_engine_unfinished(const smlt_engine *engine) {
-    for (const collective *c = engine->active; c; c = c->next)
-        if (c->result.status == SMLT_ACTIVE) return 1;
-    return 0;
+    return !smlt_is_frozen(engine) && smlt_engine_first_unfinished(engine) != 0;
 }
 
 uint64_t smlt_engine_ends(const smlt_engine *engine) { return engine->ends; }
@@ -264,15 +265,6 @@ void smlt_engine_abandon(smlt_engine *engine, uint64_t step, smlt_status status,
     if (announce) smlt_announce(engine, step, SMLT_TOKEN_ABORT, status, text, strlen(text));
 }
 
-void smlt_engine_leave(smlt_engine *engine, const char *text, int announce) {
-    static const char why[] = "the communicator was closed before it was complete";
-    collective *c = engine->active;
-    while (c && c->result.status != SMLT_ACTIVE) c = c->next;
-    uint64_t step = c ? c->step : engine->last_step + 1;
-    if (c) smlt_end_collective(engine, c, SMLT_ABORTED, why, sizeof why - 1);
-    if (announce) smlt_announce(engine, step, SMLT_TOKEN_ABORT, SMLT_LOST, text, strlen(text));
-}
-
 int smlt_engine_missing_owner(smlt_engine *engine, uint64_t step) {
     collective *c = smlt_find(engine, step);
     if (c && c->algorithm == SMLT_ONE_SHOT) {
@@ -296,7 +288,7 @@ int smlt_engine_flushed(const smlt_engine *engine) {
 
 /* ---- tokens: hints of what has arrived; a lost, doubled or hostile one changes nothing (invariant 5) ---- */
 
-static void queue_fetch(fetch_queue *queue, collective *c, uint32_t chunk) {
+void smlt_queue_fetch(fetch_queue *queue, collective *c, uint32_t chunk) {
     if (c->chunk_state[chunk] == CHUNK_WAITING) c->tokens_left--;
     c->chunk_state[chunk] = CHUNK_READY;
     queue->chunks[queue->count++] = chunk;
@@ -308,11 +300,11 @@ void smlt_contribution_is_there(smlt_engine *engine, collective *c, uint32_t chu
     if (*arrived) return;
     *arrived = 1;
     if (++c->arrived_count[own] == others(engine) && c->chunk_state[chunk] == CHUNK_WAITING)
-        queue_fetch(&c->contributions, c, chunk);
+        smlt_queue_fetch(&c->contributions, c, chunk);
 }
 
 void smlt_aggregate_is_there(collective *c, uint32_t chunk) {
-    if (c->chunk_state[chunk] == CHUNK_WAITING) queue_fetch(&c->aggregates, c, chunk);
+    if (c->chunk_state[chunk] == CHUNK_WAITING) smlt_queue_fetch(&c->aggregates, c, chunk);
 }
 
 static smlt_status check_caller(smlt_engine *engine, collective *c, const smlt_token *token) {
@@ -388,7 +380,7 @@ smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const 
     collective *c = smlt_find(engine, token->step);
     if (!c || c->result.status != SMLT_ACTIVE) return SMLT_OK;
     if (token->kind == SMLT_TOKEN_ABORT) {
-        smlt_status status = token->status > SMLT_ACTIVE && token->status <= SMLT_FENCED ? token->status : SMLT_ABORTED;
+        smlt_status status = token->status > SMLT_ACTIVE && token->status < SMLT_FENCED ? token->status : SMLT_ABORTED;
         smlt_end_collective(engine, c, status, token->text, token->text_length);
         return SMLT_OK;
     }
@@ -401,49 +393,4 @@ smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const 
     else if (token->kind == SMLT_TOKEN_AGGREGATE && c->algorithm != SMLT_ONE_SHOT && owner == token->rank)
         smlt_aggregate_is_there(c, token->chunk);
     return status;
-}
-
-/* ---- after a lost connection ---- */
-
-static void recover(smlt_engine *engine, collective *c) {
-    c->recovered = 1;
-    c->hello_unsent = c->hello_left;
-    if (c->algorithm == SMLT_ONE_SHOT) { /* reading goes on where it was: no token is lost */
-        c->parts.unsent = c->uploads_left > 0;
-        return;
-    }
-    c->upload_next = 0;
-    for (uint32_t i = 0; i < c->upload_count; i++) {
-        uint8_t *state = &c->upload_state[i];
-        if (*state == UPLOAD_SENT) *state = UPLOAD_UNSENT;
-    }
-    c->contributions = (fetch_queue){c->contributions.chunks, 0, 0};
-    c->aggregates = (fetch_queue){c->aggregates.chunks, 0, 0};
-    c->republish = (fetch_queue){c->republish.chunks, 0, 0};
-    for (uint32_t chunk = 0; chunk < c->chunk_count; chunk++) {
-        int own = chunk >= c->own_first && chunk < c->own_end;
-        if (c->algorithm == SMLT_HIERARCHICAL && c->chunk_state[chunk] == CHUNK_PUBLISHED)
-            c->republish.chunks[c->republish.count++] = chunk;
-        if (c->chunk_state[chunk] == CHUNK_READY || c->chunk_state[chunk] == CHUNK_REQUESTED)
-            queue_fetch(own ? &c->contributions : &c->aggregates, c, chunk);
-    }
-    smlt_ask_existence(engine, c);
-}
-
-void smlt_engine_reconnected(smlt_engine *engine) {
-    if (engine->waiting_for_tokens && engine->tokens.entry_seen) /* it may have been cut off behind its name */
-        strcpy(engine->stream_id[engine->tokens.stream], engine->before_id[engine->tokens.stream]);
-    for (int lane = 0; lane < SMLT_LANES; lane++) smlt_lane_reset(&engine->lanes[lane], &engine->pool);
-    smlt_pool_unreserve_all(&engine->pool); /* the replies will not come */
-    engine->upload_outstanding = engine->fetch_outstanding = 0;
-    engine->waiting_for_tokens = 0;
-    memset(&engine->reading, 0, sizeof engine->reading);
-    memset(&engine->tokens, 0, sizeof engine->tokens);
-    memset(engine->expiry_set_ms, 0, ((size_t)engine->world_size + 1) * sizeof *engine->expiry_set_ms);
-    for (collective *c = engine->active; c; c = c->next) {
-        if (c->result.status == SMLT_ACTIVE)
-            recover(engine, c);
-        else if (c->result.status != SMLT_OK)
-            smlt_delete_uploads(engine, c);
-    }
 }

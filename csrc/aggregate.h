@@ -97,12 +97,20 @@ smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint6
 smlt_status smlt_engine_state(smlt_engine *engine, uint64_t step, smlt_error *error);
 void smlt_engine_retire(smlt_engine *engine, uint64_t step);
 int smlt_engine_has_ended(smlt_engine *engine, uint64_t step); /* one way or another; so has all when the engine failed */
-int smlt_engine_unfinished(const smlt_engine *engine);         /* some collective has not ended */
+int smlt_engine_unfinished(const smlt_engine *engine);         /* some collective has not ended, and may go on */
 uint64_t smlt_engine_ends(const smlt_engine *engine);          /* how many collectives have ended so far */
 int smlt_engine_flushed(const smlt_engine *engine);            /* everything queued is sent and answered but a blocking wait */
 
 /* End an active collective in error here, take back what was uploaded and, when `announce`, tell everyone. */
 void smlt_engine_abandon(smlt_engine *engine, uint64_t step, smlt_status status, const char *text, int announce);
+
+/* A newer generation has begun (the engine also hears of it on the control stream): collectives under way count as ended,
+ * with SMLT_FENCED, and the engine rests. They are as they were: after smlt_engine_complete_fenced(engine, 1) it goes on. */
+void smlt_engine_fence(smlt_engine *engine, uint64_t generation);
+uint64_t smlt_engine_fenced_by(const smlt_engine *engine); /* 0: by none */
+void smlt_engine_complete_fenced(smlt_engine *engine, int on);
+uint64_t smlt_engine_first_unfinished(const smlt_engine *engine); /* step; 0: all have ended */
+uint64_t smlt_engine_failures(const smlt_engine *engine);         /* how many have ended otherwise than complete */
 
 /* This worker calls no more. What is under way ends in error here; when `announce`, whoever waits for it, in that or in the
  * next collective, is told at once. */

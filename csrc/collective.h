@@ -101,6 +101,9 @@ struct smlt_engine {
 
     collective *active; /* by step; retired ones leave the list */
     uint64_t last_step, completed, ends;
+    uint64_t failures;      /* how many have ended otherwise than complete */
+    uint64_t fenced_by;     /* a newer generation; 0: none */
+    int completing;         /* though fenced, go on */
     uint64_t failed_step;   /* the first that failed otherwise than by a mismatch; 0: none */
     uint64_t *completed_by; /* by rank, what its tokens say */
     int64_t *expiry_set_ms; /* by rank: inbox; [world_size]: outbox */
@@ -163,6 +166,7 @@ void smlt_end_collective(smlt_engine *engine, collective *c, smlt_status status,
 smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length);
 smlt_status smlt_take_part(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length, const char *part,
                            size_t part_length);
+void smlt_queue_fetch(fetch_queue *queue, collective *c, uint32_t chunk);
 void smlt_contribution_is_there(smlt_engine *engine, collective *c, uint32_t chunk, int rank);
 void smlt_aggregate_is_there(collective *c, uint32_t chunk);
 void smlt_end_if_complete(smlt_engine *engine, collective *c);
@@ -176,9 +180,19 @@ void smlt_delete_uploads(smlt_engine *engine, collective *c);
 void smlt_delete_remains(smlt_engine *engine, const remains *past);
 void smlt_trim_streams(smlt_engine *engine);
 void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length);
-void smlt_ask_existence(smlt_engine *engine, collective *c);
+
+smlt_message *smlt_new_text(smlt_engine *engine); /* NULL: the engine has failed */
+void smlt_queue(smlt_engine *engine, int lane, smlt_message *message);
+void smlt_expect(smlt_engine *engine, int lane, smlt_expectation expectation);
 
 int smlt_encode_contribution(const typed_segment *typed, const smlt_chunk *chunk, void *wire);
+
+/* fence.c */
+int smlt_is_frozen(const smlt_engine *engine); /* fenced, and not to complete what is under way */
+void smlt_fence_error(const smlt_engine *engine, smlt_error *error);
+
+/* recover.c */
+void smlt_ask_existence(smlt_engine *engine, collective *c);
 
 /* receive.c */
 uint8_t smlt_shift_for(int world_size);

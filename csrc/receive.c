@@ -196,9 +196,7 @@ static smlt_status control_event(smlt_engine *engine, const char *text, size_t l
         uint64_t generation = 0;
         for (size_t i = 0; i < length && text[i] >= '0' && text[i] <= '9' && generation < UINT64_MAX / 16; i++)
             generation = generation * 10 + (uint64_t)(text[i] - '0');
-        if (generation > engine->generation)
-            return smlt_fail_engine(engine, SMLT_FENCED, "generation %llu has begun; this worker is of generation %llu",
-                                    (unsigned long long)generation, (unsigned long long)engine->generation);
+        smlt_engine_fence(engine, generation);
     }
     return SMLT_OK;
 }

@@ -3,7 +3,7 @@
 
 #include "collective.h"
 
-static void queue(smlt_engine *engine, int lane, smlt_message *message) {
+void smlt_queue(smlt_engine *engine, int lane, smlt_message *message) {
     if (message->head.failed || message->tail.failed) {
         smlt_pool_give(&engine->pool, message);
         smlt_fail_engine(engine, SMLT_NO_MEMORY, "out of memory for commands to the store");
@@ -15,18 +15,20 @@ static void queue(smlt_engine *engine, int lane, smlt_message *message) {
         smlt_lane_queue(&engine->lanes[lane], message);
 }
 
-static smlt_message *new_text(smlt_engine *engine) {
+smlt_message *smlt_new_text(smlt_engine *engine) {
     smlt_message *message = smlt_pool_take_text(&engine->pool);
     if (!message) smlt_fail_engine(engine, SMLT_NO_MEMORY, "out of memory for commands to the store");
     return message;
 }
 
-static void expect(smlt_engine *engine, int lane, smlt_expectation expectation) {
+void smlt_expect(smlt_engine *engine, int lane, smlt_expectation expectation) {
     if (!smlt_lane_expect(&engine->lanes[lane], expectation))
         smlt_fail_engine(engine, SMLT_NO_MEMORY, "out of memory for replies of the store");
 }
 
-static void expect_nothing(smlt_engine *engine) { expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_IGNORED}); }
+static void expect_nothing(smlt_engine *engine) {
+    smlt_expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_IGNORED});
+}
 
 /* ---- tokens ---- */
 
@@ -62,7 +64,7 @@ static void append_entry(smlt_engine *engine, resp_buffer *buffer, int to_rank, 
         resp_append_text(buffer, "p");
         resp_append_bulk(buffer, part, part_length);
     }
-    expect(engine, SMLT_LANE_UP, expectation);
+    smlt_expect(engine, SMLT_LANE_UP, expectation);
     append_expiry(engine, buffer, key, &engine->expiry_set_ms[to_rank >= 0 ? to_rank : engine->world_size]);
 }
 
@@ -72,17 +74,17 @@ static void append_token(smlt_engine *engine, resp_buffer *buffer, int to_rank, 
 }
 
 void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length) {
-    smlt_message *message = new_text(engine);
+    smlt_message *message = smlt_new_text(engine);
     if (!message) return;
     append_token(
         engine, &message->head, -1,
         (smlt_token){.kind = (uint8_t)kind, .status = (uint8_t)status, .step = step, .text = text, .text_length = length},
         (smlt_expectation){.kind = EXPECT_IGNORED});
-    queue(engine, SMLT_LANE_UP, message);
+    smlt_queue(engine, SMLT_LANE_UP, message);
 }
 
 static void compose_hello(smlt_engine *engine, collective *c) {
-    smlt_message *message = new_text(engine);
+    smlt_message *message = smlt_new_text(engine);
     if (!message) return;
     append_token(engine, &message->head, 0,
                  (smlt_token){.kind = SMLT_TOKEN_HELLO,
@@ -92,7 +94,7 @@ static void compose_hello(smlt_engine *engine, collective *c) {
                               .text_length = strlen(c->description)},
                  (smlt_expectation){.kind = EXPECT_HELLO_STORED, .step = c->step});
     c->hello_unsent = 0;
-    queue(engine, SMLT_LANE_UP, message);
+    smlt_queue(engine, SMLT_LANE_UP, message);
 }
 
 /* ---- the Shard Generator: chunks going up ---- */
@@ -126,7 +128,7 @@ int smlt_encode_contribution(const typed_segment *typed, const smlt_chunk *chunk
 }
 
 static void compose_part(smlt_engine *engine, collective *c) {
-    smlt_message *message = new_text(engine);
+    smlt_message *message = smlt_new_text(engine);
     if (!message) return;
     append_entry(engine, &message->head, -1,
                  (smlt_token){.kind = SMLT_TOKEN_PART,
@@ -136,7 +138,7 @@ static void compose_part(smlt_engine *engine, collective *c) {
                               .text_length = strlen(c->description)},
                  smlt_own_part(engine, c), c->parts.size, (smlt_expectation){.kind = EXPECT_PART_STORED, .step = c->step});
     c->parts.unsent = 0;
-    queue(engine, SMLT_LANE_UP, message);
+    smlt_queue(engine, SMLT_LANE_UP, message);
 }
 
 static void compose_contribution(smlt_engine *engine, collective *c, uint32_t upload) {
@@ -152,7 +154,7 @@ static void compose_contribution(smlt_engine *engine, collective *c, uint32_t up
     size_t key_length = smlt_key_contribution(key, engine->prefix, c->step, chunk_index, engine->rank);
     begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
     engine->upload_outstanding += message->payload_length;
-    expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_SET, .bytes = message->payload_length});
+    smlt_expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_SET, .bytes = message->payload_length});
     smlt_token token = {.kind = SMLT_TOKEN_CONTRIBUTION, .step = c->step, .digest = c->digest, .chunk = chunk_index};
     if (chunk_index == 0) { /* rank 0 hears what this worker called */
         token.text = c->description;
@@ -161,7 +163,7 @@ static void compose_contribution(smlt_engine *engine, collective *c, uint32_t up
     append_token(engine, &message->tail, chunk->owner, token,
                  (smlt_expectation){.kind = EXPECT_CONTRIBUTION_STORED, .step = c->step, .first = upload});
     c->upload_state[upload] = UPLOAD_SENT;
-    queue(engine, SMLT_LANE_UP, message);
+    smlt_queue(engine, SMLT_LANE_UP, message);
 }
 
 /* With an exponent given, the bytes are those of the first time: block headers were kept, what was lost is known. */
@@ -209,11 +211,11 @@ void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, cons
     size_t key_length = smlt_key_aggregate(key, engine->prefix, c->step, chunk_index);
     begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
     engine->upload_outstanding += message->payload_length;
-    expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_SET, .bytes = message->payload_length});
+    smlt_expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_SET, .bytes = message->payload_length});
     append_token(engine, &message->tail, -1,
                  (smlt_token){.kind = SMLT_TOKEN_AGGREGATE, .step = c->step, .digest = c->digest, .chunk = chunk_index},
                  (smlt_expectation){.kind = EXPECT_AGGREGATE_STORED, .step = c->step, .chunk = chunk_index});
-    queue(engine, SMLT_LANE_UP, message);
+    smlt_queue(engine, SMLT_LANE_UP, message);
 }
 
 static void publish_again(smlt_engine *engine, collective *c, uint32_t chunk_index) {
@@ -303,9 +305,9 @@ static void compose_contributions_fetch(smlt_engine *engine, collective *c, smlt
     c->chunk_state[chunk] = CHUNK_REQUESTED;
     size_t bytes = others(engine) * chunk_wire_bytes(c, chunk);
     engine->fetch_outstanding += bytes;
-    expect(engine, SMLT_LANE_DOWN,
-           (smlt_expectation){
-               .kind = EXPECT_CONTRIBUTIONS, .step = c->step, .chunk = chunk, .count = others(engine), .bytes = bytes});
+    smlt_expect(engine, SMLT_LANE_DOWN,
+                (smlt_expectation){
+                    .kind = EXPECT_CONTRIBUTIONS, .step = c->step, .chunk = chunk, .count = others(engine), .bytes = bytes});
 }
 
 /* Small aggregates share an MGET; large ones do not, so that the next MGET is under way while one is received. */
@@ -324,9 +326,9 @@ static void compose_aggregates_fetch(smlt_engine *engine, collective *c, smlt_me
     resp_append_text(&message->head, "MGET");
     for (uint32_t i = first; i < ready->first; i++)
         resp_append_bulk(&message->head, key, smlt_key_aggregate(key, engine->prefix, c->step, ready->chunks[i]));
-    expect(engine, SMLT_LANE_DOWN,
-           (smlt_expectation){
-               .kind = EXPECT_AGGREGATES, .step = c->step, .first = first, .count = ready->first - first, .bytes = bytes});
+    smlt_expect(engine, SMLT_LANE_DOWN,
+                (smlt_expectation){
+                    .kind = EXPECT_AGGREGATES, .step = c->step, .first = first, .count = ready->first - first, .bytes = bytes});
 }
 
 /* Contributions first: others wait for what comes of them. */
@@ -337,13 +339,13 @@ static void compose_fetches(smlt_engine *engine) {
             int contributions =
                 c->contributions.first < c->contributions.count && smlt_pool_reserve(&engine->pool, SMLT_FOR_AGGREGATES);
             if (!contributions && c->aggregates.first == c->aggregates.count) break;
-            smlt_message *message = new_text(engine);
+            smlt_message *message = smlt_new_text(engine);
             if (!message) return;
             if (contributions)
                 compose_contributions_fetch(engine, c, message);
             else
                 compose_aggregates_fetch(engine, c, message);
-            queue(engine, SMLT_LANE_DOWN, message);
+            smlt_queue(engine, SMLT_LANE_DOWN, message);
         }
     }
 }
@@ -367,7 +369,7 @@ static void rewind_streams(smlt_engine *engine) {
 /* The wait: blocks in the store until there is a token, or word from the scheduler (invariant 8). */
 static void compose_wait(smlt_engine *engine) {
     if (engine->waiting_for_tokens || !tokens_are_missing(engine)) return;
-    smlt_message *message = new_text(engine);
+    smlt_message *message = smlt_new_text(engine);
     if (!message) return;
     if (engine->rewind) rewind_streams(engine);
     resp_buffer *buffer = &message->head;
@@ -381,12 +383,12 @@ static void compose_wait(smlt_engine *engine) {
     for (int i = 0; i < STREAMS; i++) resp_append_text(buffer, engine->stream_key[i]);
     for (int i = 0; i < STREAMS; i++) resp_append_text(buffer, engine->stream_id[i]);
     engine->waiting_for_tokens = 1;
-    expect(engine, SMLT_LANE_TOKENS, (smlt_expectation){.kind = EXPECT_TOKENS});
-    queue(engine, SMLT_LANE_TOKENS, message);
+    smlt_expect(engine, SMLT_LANE_TOKENS, (smlt_expectation){.kind = EXPECT_TOKENS});
+    smlt_queue(engine, SMLT_LANE_TOKENS, message);
 }
 
 void smlt_compose(smlt_engine *engine, int lane) {
-    if (engine->fatal.status != SMLT_OK) return;
+    if (engine->fatal.status != SMLT_OK || smlt_is_frozen(engine)) return;
     if (lane == SMLT_LANE_UP)
         compose_uploads(engine);
     else if (lane == SMLT_LANE_DOWN)
@@ -395,41 +397,10 @@ void smlt_compose(smlt_engine *engine, int lane) {
         compose_wait(engine);
 }
 
-/* ---- looking for chunks by key, after a lost connection (invariant 5) ---- */
-
-static void ask(smlt_engine *engine, smlt_message *message, const char *key, size_t length, smlt_expectation expectation) {
-    resp_append_array(&message->head, 2);
-    resp_append_text(&message->head, "EXISTS");
-    resp_append_bulk(&message->head, key, length);
-    expect(engine, SMLT_LANE_DOWN, expectation);
-}
-
-void smlt_ask_existence(smlt_engine *engine, collective *c) {
-    if (c->algorithm == SMLT_ONE_SHOT) return; /* its tokens are the data: they are read again */
-    smlt_message *message = new_text(engine);
-    if (!message) return;
-    char key[SMLT_KEY_MAX];
-    for (uint32_t chunk = 0; chunk < c->chunk_count; chunk++) {
-        if (c->chunk_state[chunk] != CHUNK_WAITING) continue;
-        if (c->chunks[chunk].owner != engine->rank) {
-            ask(engine, message, key, smlt_key_aggregate(key, engine->prefix, c->step, chunk),
-                (smlt_expectation){.kind = EXPECT_AGGREGATE_EXISTS, .step = c->step, .chunk = chunk});
-            continue;
-        }
-        const uint8_t *arrived = c->arrived + (size_t)(chunk - c->own_first) * (size_t)engine->world_size;
-        for (int rank = 0; c->algorithm == SMLT_HIERARCHICAL && rank < engine->world_size; rank++)
-            if (rank != engine->rank && !arrived[rank])
-                ask(engine, message, key, smlt_key_contribution(key, engine->prefix, c->step, chunk, rank),
-                    (smlt_expectation){
-                        .kind = EXPECT_CONTRIBUTION_EXISTS, .step = c->step, .chunk = chunk, .first = (uint32_t)rank});
-    }
-    queue(engine, SMLT_LANE_DOWN, message);
-}
-
 /* ---- deleting (invariant 6) ---- */
 
 void smlt_delete_contributions(smlt_engine *engine, collective *c, uint32_t chunk) {
-    smlt_message *message = new_text(engine);
+    smlt_message *message = smlt_new_text(engine);
     if (!message) return;
     char key[SMLT_KEY_MAX];
     resp_append_array(&message->head, (size_t)engine->world_size);
@@ -438,14 +409,14 @@ void smlt_delete_contributions(smlt_engine *engine, collective *c, uint32_t chun
         if (rank != engine->rank)
             resp_append_bulk(&message->head, key, smlt_key_contribution(key, engine->prefix, c->step, chunk, rank));
     expect_nothing(engine);
-    queue(engine, SMLT_LANE_UP, message);
+    smlt_queue(engine, SMLT_LANE_UP, message);
 }
 
 /* Contributions that nobody may come to fetch: of a collective that ended in error, or sent twice. */
 void smlt_delete_uploads(smlt_engine *engine, collective *c) {
     uint32_t sent = 0;
     for (uint32_t i = 0; i < c->upload_count; i++) sent += c->upload_state[i] != UPLOAD_UNSENT;
-    smlt_message *message = c->algorithm == SMLT_HIERARCHICAL && sent ? new_text(engine) : NULL;
+    smlt_message *message = c->algorithm == SMLT_HIERARCHICAL && sent ? smlt_new_text(engine) : NULL;
     if (!message) return;
     char key[SMLT_KEY_MAX];
     resp_append_array(&message->head, 1 + sent);
@@ -455,7 +426,7 @@ void smlt_delete_uploads(smlt_engine *engine, collective *c) {
             resp_append_bulk(&message->head, key,
                              smlt_key_contribution(key, engine->prefix, c->step, c->uploads[i], engine->rank));
     expect_nothing(engine);
-    queue(engine, SMLT_LANE_UP, message);
+    smlt_queue(engine, SMLT_LANE_UP, message);
 }
 
 static void append_trim(smlt_engine *engine, resp_buffer *buffer, int stream, const char *id) {
@@ -469,7 +440,7 @@ static void append_trim(smlt_engine *engine, resp_buffer *buffer, int stream, co
 }
 
 void smlt_delete_remains(smlt_engine *engine, const remains *past) {
-    smlt_message *message = new_text(engine);
+    smlt_message *message = smlt_new_text(engine);
     if (!message) return;
     char key[SMLT_KEY_MAX];
     resp_append_array(&message->head, 1 + past->own_end - past->own_first);
@@ -477,14 +448,14 @@ void smlt_delete_remains(smlt_engine *engine, const remains *past) {
     for (uint32_t chunk = past->own_first; chunk < past->own_end; chunk++)
         resp_append_bulk(&message->head, key, smlt_key_aggregate(key, engine->prefix, past->step, chunk));
     expect_nothing(engine);
-    queue(engine, SMLT_LANE_UP, message);
+    smlt_queue(engine, SMLT_LANE_UP, message);
 }
 
 /* What all workers have read: tokens of collectives that all have completed. */
 void smlt_trim_streams(smlt_engine *engine) {
-    smlt_message *message = new_text(engine);
+    smlt_message *message = smlt_new_text(engine);
     if (!message) return;
     append_trim(engine, &message->head, INBOX, engine->trim.inbox_id);
     if (engine->rank == 0) append_trim(engine, &message->head, OUTBOX, engine->trim.outbox_id);
-    queue(engine, SMLT_LANE_UP, message);
+    smlt_queue(engine, SMLT_LANE_UP, message);
 }

@@ -69,9 +69,14 @@ cdef class Held:
             raise MemoryError
 
     def __dealloc__(self):
+        self.release()
+        free(self.buffers)
+
+    cdef void release(self):
+        """The buffers; the plan is kept."""
         for i in range(self.buffer_count):
             PyBuffer_Release(&self.buffers[i])
-        free(self.buffers)
+        self.buffer_count = 0
 
     cdef Py_buffer *hold(self, object owner, int flags) except NULL:
         PyObject_GetBuffer(owner, &self.buffers[self.buffer_count], flags)
@@ -257,6 +262,46 @@ cdef class Engine:
             smlt_engine_leave(self.engine, said, announce)
             smlt_progress_submitted(self.progress)
             smlt_progress_unlock(self.progress)
+
+    def fence(self, uint64_t generation):
+        """A newer generation has begun: collectives under way count as ended, but stay as they are."""
+        with nogil:
+            smlt_progress_lock(self.progress)
+            smlt_engine_fence(self.engine, generation)
+            smlt_progress_submitted(self.progress)
+            smlt_progress_unlock(self.progress)
+
+    def fenced_by(self):
+        """The newer generation, or 0."""
+        cdef uint64_t generation
+        with nogil:
+            smlt_progress_lock(self.progress)
+            generation = smlt_engine_fenced_by(self.engine)
+            smlt_progress_unlock(self.progress)
+        return generation
+
+    def complete_fenced(self, bint on):
+        """Go on with what is under way though a newer generation has begun, or rest again."""
+        with nogil:
+            smlt_progress_lock(self.progress)
+            smlt_engine_complete_fenced(self.engine, on)
+            smlt_progress_submitted(self.progress)
+            smlt_progress_unlock(self.progress)
+
+    def standing(self):
+        """(the first collective that has not ended or 0, how many have ended in error)."""
+        cdef uint64_t step, failures
+        with nogil:
+            smlt_progress_lock(self.progress)
+            step = smlt_engine_first_unfinished(self.engine)
+            failures = smlt_engine_failures(self.engine)
+            smlt_progress_unlock(self.progress)
+        return step, failures
+
+    def let_go(self):
+        """Let go of all the callers' memory: after `leave` and `disconnect`, when nobody uses it any more."""
+        for held in list(self.held.values()):
+            (<Held>held).release()
 
     def has_ended(self, uint64_t step):
         """Whether a collective has ended, one way or another."""

@@ -263,6 +263,20 @@ class Communicator:
         plan = reduce_plan((segments[0].type,), self.world_size, self.chunk_bytes, self.tuning, self.algorithm)
         self._begin("barrier", "", [], segments, plan, lambda: None).wait()
 
+    @property
+    def fenced(self) -> int:
+        """The newer generation that has begun, as far as this worker has heard; 0 when none has."""
+        return self._session.fenced if self._session is not None else 0
+
+    def complete_fenced(self, timeout_s: float) -> bool:
+        """Complete the collectives under way from what is in the store, though a newer generation has begun.
+
+        True when all are complete: another worker has completed them, so all their aggregates are there. Then `Work.wait`
+        returns their results, the same bytes as everywhere. False when they are not after `timeout_s` seconds, or the
+        store cannot be reached: they stay fenced. Then `close` lets go of them and of their memory.
+        """
+        return self._session.complete_fenced(timeout_s) if self._session is not None else True
+
     def close(self) -> None:
         """Leave the job. The last worker to leave deletes what is left in the store. Safe to call twice."""
         with self._lock:

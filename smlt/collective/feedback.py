@@ -38,6 +38,27 @@ class ErrorFeedback:
         self._residuals: list[Array | None] = []
         self._next: list[Array | None] = []
         self._busy = threading.Lock()
+        self._undoable: list[bool] | None = None  # for each residual: there was one before
+
+    def undo(self) -> None:
+        """Take back the last completed step: the residuals are what they were before it, for a step that is redone.
+
+        One level: ConfigError when no step has been completed since the last `undo` or `load_state_dict`, or when another
+        collective has been begun with it since, and while one is under way.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise ConfigError("this error feedback is in use by a collective under way: nothing can be taken back")
+        try:
+            if self._undoable is None:
+                raise ConfigError(
+                    "this error feedback has no completed step to take back: one level is kept, until the next call"
+                )
+            for index, had_one in enumerate(self._undoable):
+                current, before = self._residuals[index], self._next[index]
+                self._residuals[index], self._next[index] = before if had_one else None, current
+            self._undoable = None
+        finally:
+            self._busy.release()
 
     def state_dict(self) -> dict[str, Array]:
         """The residuals by name; empty before the first step."""
@@ -46,7 +67,7 @@ class ErrorFeedback:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`. They must fit the next gradient: ConfigError there, if not."""
         arrays = {int(name): np.array(array) for name, array in state.items()}
-        self._types = None
+        self._types = self._undoable = None
         self._residuals = [arrays.get(index) for index in range(max(arrays, default=-1) + 1)]
         self._next = []
 
@@ -72,11 +93,13 @@ class ErrorFeedback:
                     self._next = []
                     raise ConfigError("the error feedback's state does not fit this gradient")
             self._types = types
+        self._undoable = None  # where the residual before lies, this collective will write
         return list(zip(self._residuals, self._next, strict=True))
 
     def end(self, *, complete: bool) -> None:
         """For the communicator: the collective has ended; when it is `complete`, what it lost counts."""
         if complete:
+            self._undoable = [before is not None for before in self._residuals]
             for index, fresh in enumerate(self._next):
                 if fresh is not None:
                     before = self._residuals[index]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smlt.collective import _native
 from smlt.collective.connection import Connections
@@ -15,8 +16,11 @@ from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_TUNED_MIN, CHUNK_ELEME
 from smlt.collective.tuning import Tuning, window_bytes
 from smlt.collective.tuning import chunk_bytes as tuned_chunk_bytes
 from smlt.collective.tuning import load as load_tuning
-from smlt.errors import CollectiveError, StoreError, StoreUnavailable
+from smlt.errors import CollectiveError, FencedError, StoreError, StoreUnavailable
 from smlt.store.parameter import ParameterStore
+
+if TYPE_CHECKING:
+    from smlt.collective.work import Work
 
 #: The native loop comes back this often, so that Ctrl-C and deadlines are seen.
 SLICE_MS = 50
@@ -50,7 +54,8 @@ class Session:
         self.last_out = False  # this worker was the last to leave
         self.in_order = True  # no collective has failed
         self._pid = os.getpid()
-        self._closed = False  # the connections are closed for good
+        self.closed = False  # the connections are closed for good
+        self.works: weakref.WeakSet[Work] = weakref.WeakSet()  # to be settled at the end, whoever waits for them or not
         self._forgotten: deque[int] = deque()
         self._order = threading.Lock()  # numbers are given in the order of the calls
         self._reconnecting = threading.Lock()
@@ -81,13 +86,18 @@ class Session:
             self._connections.open()
             self._engine.connected(self._connections.descriptors())
         except BaseException:
-            self._leave_roster()
+            self._leave_roster(impatient=False)
             raise
 
     @property
     def usable(self) -> bool:
         """Whether more collectives can be called."""
-        return not self.ended and os.getpid() == self._pid
+        return not self.ended and os.getpid() == self._pid and not self.fenced
+
+    @property
+    def fenced(self) -> int:
+        """The newer generation that has begun, 0 when none has."""
+        return self._engine.fenced_by()
 
     # ---- collectives ----
 
@@ -97,8 +107,13 @@ class Session:
             self.check_usable()
             self._refresh()
             self._retire_forgotten()
+            try:
+                step = self._engine.submit(**plan)
+            except ValueError:  # the plan does not fit, or the engine takes no more
+                self._check_engine()
+                raise
             self.calls += 1
-            return self._engine.submit(**plan)
+            return step
 
     def forget(self, step: int) -> None:
         """Nobody will wait for this collective: let go of its memory when it has ended. For use from finalizers."""
@@ -126,7 +141,8 @@ class Session:
     def finish(self, step: int, deadline: float, until: float) -> bool:
         """Move bytes until the collective has ended; raise when it failed, or when `deadline` (monotonic) has passed.
 
-        False when it has not ended at `until`, which is no failure.
+        False when it has not ended at `until`, which is no failure. After FencedError, until `close`, the collective is as
+        it was and may be waited for again: `complete_fenced` may complete it.
         """
         if os.getpid() != self._pid:
             raise CollectiveError("a communicator does not survive fork: its collectives are the parent's to wait for")
@@ -158,6 +174,8 @@ class Session:
         if status == _native.OK:
             self._engine.retire(step)
             return True
+        if status == _native.FENCED:
+            raise failure(self, status, message, step)
         if status != _native.MISMATCH:  # after a mismatch all workers go on alike
             self.in_order = False
             self.ended = self.ended or f"collective {step} failed: {message}"
@@ -165,6 +183,27 @@ class Session:
         self._flush(2.0)
         self._engine.retire(step)
         raise failure(self, status, message, step)
+
+    def complete_fenced(self, timeout_s: float) -> bool:
+        """See `Communicator.complete_fenced`."""
+        deadline = time.monotonic() + timeout_s
+        _, failures = self._engine.standing()
+        self._engine.complete_fenced(True)
+        try:
+            while not self.closed:
+                step, now_failed = self._engine.standing()
+                if now_failed != failures or step == 0:
+                    return now_failed == failures
+                left_ms = int((deadline - time.monotonic()) * 1000)
+                if left_ms <= 0:
+                    return False
+                if self._run(step, min(SLICE_MS, left_ms)) == _native.CONNECTION_LOST:
+                    self._reconnect(step, deadline)
+        except StoreError:
+            return False  # what the store holds cannot be had
+        finally:
+            self._engine.complete_fenced(False)
+        return False
 
     def start_trace(self, capacity: int) -> None:
         """Note from now on what time is spent on."""
@@ -182,15 +221,31 @@ class Session:
         self._engine.stop()
         if self._background is not None:
             self._background.join()
-        self._engine.leave(farewell(self), self.in_order)
-        self._flush(2.0)
+        # In a generation that is over nobody waits for a word from this worker.
+        fenced = bool(self.fenced)
+        self._engine.leave(farewell(self), self.in_order and not fenced)
+        self._flush(0.2 if fenced else 2.0)
         with self._reconnecting:
-            self._closed = True
+            self.closed = True
             self._engine.disconnect()
             self._connections.close()
-        self._leave_roster()
+        for work in list(self.works):
+            work.settle()
+        self._engine.let_go()
+        self._leave_roster(impatient=fenced or not self.in_order)
 
     # ---- inside ----
+
+    def _check_engine(self) -> None:
+        """FencedError when a newer generation has begun; what has made the engine useless, if something has."""
+        status, message = self._engine.fatal()
+        if status != _native.OK:
+            raise failure(self, status, message, self.calls + 1)
+        if self.fenced:
+            raise FencedError(
+                f"generation {self.fenced} of job {self.job} has begun; this worker (rank {self.rank}) is of generation "
+                f"{self.generation}: complete what is under way, close this communicator and join the new generation"
+            )
 
     def _run(self, step: int, timeout_ms: int, flush: bool = False) -> int:
         if self._connections.tls:
@@ -206,7 +261,7 @@ class Session:
         """Open the lanes anew, until the collective's deadline, and redo what was not confirmed (invariant 5)."""
         with self._reconnecting:
             for attempt in range(1_000_000):
-                if self._closed or self._engine.run(step, 0) != _native.CONNECTION_LOST:
+                if self.closed or self._engine.run(step, 0) != _native.CONNECTION_LOST:
                     return  # another thread has done it, or has ended the collective
                 try:
                     self._connections.open(deadline)
@@ -230,7 +285,7 @@ class Session:
     def _retire_forgotten(self) -> None:
         for _ in range(len(self._forgotten)):
             step = self._forgotten.popleft()
-            if self._engine.has_ended(step):
+            if self._engine.has_ended(step) and not self.fenced:
                 self._engine.retire(step)
             else:
                 self._forgotten.append(step)
@@ -241,8 +296,8 @@ class Session:
             self._refreshed = time.monotonic()
             self.parameters.refresh(self.generation, self.number)
 
-    def _leave_roster(self) -> None:
-        parameters = self.parameters if self.in_order else self.parameters.impatient()
+    def _leave_roster(self, *, impatient: bool) -> None:
+        parameters = self.parameters.impatient() if impatient else self.parameters
         try:
             self.last_out = parameters.leave(rank=self.rank, generation=self.generation, worker_id=self.worker_id, session=self.number)
         except StoreError:

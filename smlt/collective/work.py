@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -9,13 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 from smlt.collective.session import Session
-from smlt.errors import SmltError
+from smlt.errors import FencedError, SmltError
 
 
 class Work:
     """A collective under way, as `Communicator.allreduce_async` returns it. For use from any thread.
 
-    The memory of the input and of `out` belongs to the collective until `wait` has returned or raised, or `done` is true.
+    The memory of the input and of `out` belongs to the collective until `wait` has returned or raised, or `done` is true;
+    when a newer generation has begun (FencedError), until it is completed after all or the communicator is closed.
     """
 
     def __init__(self, session: Session | None, step: int, give: Callable[[], Any]) -> None:
@@ -30,6 +32,8 @@ class Work:
     def then(self, settle: Callable[[bool], None]) -> None:
         """For the communicator: what to do when it has ended, told whether it is complete."""
         self._then = settle
+        if self._session is not None:
+            self._session.works.add(self)
 
     @property
     def step(self) -> int:
@@ -40,7 +44,8 @@ class Work:
         """The result, as the blocking call would return it.
 
         Raises what the blocking call raises, again on every call; TimeoutError when it has not ended after `timeout_s`
-        seconds (default: the communicator's deadline, counted from the call that began it), and then goes on.
+        seconds (default: the communicator's deadline, counted from the call that began it), and then goes on. FencedError
+        is not the end either: after `Communicator.complete_fenced` has returned True, `wait` returns the result.
         """
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         if not self._lock.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0)):
@@ -71,6 +76,11 @@ class Work:
             return error
         return None
 
+    def settle(self) -> None:
+        """For the session, when it is closed: end it here, one way or another."""
+        with contextlib.suppress(Exception):  # kept for whoever waits
+            self.wait()
+
     def __del__(self) -> None:
         if not self._settled and self._session is not None:
             self._session.forget(self._step)
@@ -81,6 +91,8 @@ class Work:
                 return False
             self._value = self._give()
         except BaseException as error:
+            if isinstance(error, FencedError) and self._session is not None and not self._session.closed:
+                raise  # it may be completed yet
             self._error = error
         if self._then is not None:
             self._then(self._error is None)

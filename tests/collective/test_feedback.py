@@ -74,3 +74,27 @@ def test_a_state_of_another_size_is_refused(group: Callable[..., Group]) -> None
             comm.allreduce(np.ones(50_000, np.float32), codec="int8", feedback=feedback)
 
     group(2).run(run)
+
+
+def test_a_step_that_is_taken_back_and_done_again_gives_the_same_bits(group: Callable[..., Group]) -> None:
+    def run(comm: Communicator) -> None:
+        x, feedback = values(comm.rank, 50_000), smlt.ErrorFeedback()
+        with pytest.raises(ConfigError, match="no completed step"):
+            feedback.undo()
+        for _ in range(3):  # the first has no residual before it
+            before = feedback.state_dict()
+            first = comm.allreduce(x, codec="int8", feedback=feedback)
+            after = feedback.state_dict()
+            feedback.undo()
+            assert feedback.state_dict().keys() == before.keys()
+            assert all((feedback.state_dict()[name] == before[name]).all() for name in before)
+            with pytest.raises(ConfigError, match="one level"):
+                feedback.undo()
+            assert comm.allreduce(x, codec="int8", feedback=feedback).tobytes() == first.tobytes()
+            assert all((feedback.state_dict()[name] == after[name]).all() for name in after)
+        work = comm.allreduce_async(x, codec="int8", feedback=feedback)
+        with pytest.raises(ConfigError, match="under way"):
+            feedback.undo()
+        work.wait()
+
+    group(2).run(run)
