@@ -18,7 +18,8 @@ from smlt._version import __version__
 from smlt.client.artifacts import local_modules
 from smlt.client.progress import make_progress, metrics_text, resume_line
 from smlt.client.runs import DEFAULT_RUNS_DIR, Run, list_runs
-from smlt.client.scheduler import RunRequest, TaskScheduler, check_request
+from smlt.client.request import RunRequest, check_request, check_workers
+from smlt.client.scheduler import TaskScheduler, take_over
 from smlt.errors import CheckpointError, ConfigError, SmltError, TaskError
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
@@ -71,7 +72,7 @@ def _options(
         "smlt train examples/digits.py --workers 4 --epochs 25",
         "smlt train task.py --target-accuracy 0.97 --codec fp32 --data ./images",
         "smlt train task.py --codec int8 --no-error-feedback",
-        "smlt train --resume 20260102-153000-digits --epochs 50",
+        "smlt train task.py --on-failure shrink --liveness 5 --spares 1",
         "SMLT_STORE=rediss://:password@store.example:6380 smlt train task.py --json",
     )
 )
@@ -109,13 +110,46 @@ def train(
         float | None,
         typer.Option(metavar="SECONDS", help="Longest wait for a worker or the store.", show_default="300"),
     ] = None,
-    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with a run where its last checkpoint is.")] = None,
+    on_failure: Annotated[
+        str | None,
+        typer.Option(
+            help="When a worker is lost: restart another in its place, shrink to those who are left, or stop.",
+            show_default="restart",
+        ),
+    ] = None,
+    max_restarts: Annotated[
+        int | None, typer.Option(metavar="K", help="Give up after so many failures in a row without a step between.", show_default="5")
+    ] = None,
+    liveness: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="A worker that gives no sign of life for so long is lost.", show_default="10"),
+    ] = None,
+    spares: Annotated[
+        int | None, typer.Option(metavar="K", help="Workers kept ready to take a lost one's place.", show_default="0")
+    ] = None,
+    replace_stragglers: Annotated[
+        float | None,
+        typer.Option(metavar="FACTOR", help="Replace a worker whose steps take so many times the others'.", show_default="shown only"),
+    ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Invoke the workers anew after so long, as a function's time limit makes it.", show_default="none"),
+    ] = None,
+    warm: Annotated[
+        bool | None,
+        typer.Option("--warm/--cold", help="Invoked anew, a worker still has model and data in memory, or has to load them.", show_default="warm"),
+    ] = None,
+    keep_checkpoints: Annotated[
+        int | None, typer.Option(metavar="K", help="How many checkpoints are kept.", show_default="3")
+    ] = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="As `smlt resume RUN`.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train the task in SCRIPT with n workers on this machine.
 
     Workers average their gradients through the parameter store: the embedded one, which needs no setting up, or --store.
-    Ctrl-C stops all workers behind the same step and leaves a checkpoint to go on from.
+    A worker that is lost is replaced, and training goes on where it was. Ctrl-C stops all workers behind the same step
+    and leaves a checkpoint to go on from.
     """
     given: dict[str, Any] = {
         "workers": workers,
@@ -130,22 +164,71 @@ def train(
         "memory_mb": memory,
         "data": data,
         "timeout_s": timeout,
+        "on_failure": on_failure,
+        "max_restarts": max_restarts,
+        "liveness_s": liveness,
+        "spares": spares,
+        "replace_stragglers": replace_stragglers,
+        "time_limit_s": time_limit,
+        "warm": warm,
+        "keep_checkpoints": keep_checkpoints,
     }
     chosen = {key: value for key, value in given.items() if value is not None}
     if resume is not None:
-        run = Run.open(runs_dir, resume)
         if script is not None or data is not None or name is not None:
             raise ConfigError("--resume goes on with the run's own script and data: give no SCRIPT, --data or --name")
-        request = _resumed(run, chosen)
-    else:
-        if script is None:
-            raise ConfigError("give a SCRIPT, or --resume RUN")
-        request = RunRequest(script, **{"workers": 4, **chosen})
-        check_request(request)
-        _check_surroundings(request, store)  # what cannot work leaves no run folder behind
-        run = Run.create(runs_dir, Path(script), asdict(request), name)
-    scheduler = TaskScheduler(run, request, make_progress(as_json=as_json), store_url=store, resume=resume is not None)
-    scheduler.run()
+        _resume(Run.open(runs_dir, resume), chosen, store, as_json)
+        return
+    if script is None:
+        raise ConfigError("give a SCRIPT, or --resume RUN")
+    request = RunRequest(script, **{"workers": 4, **chosen})
+    check_request(request)
+    _check_surroundings(request, store)  # what cannot work leaves no run folder behind
+    run = Run.create(runs_dir, Path(script), asdict(request), name)
+    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=store).run()
+
+
+def _resume(run: Run, chosen: dict[str, Any], store: str | None, as_json: bool) -> None:
+    request = _resumed(run, chosen)
+    if store is not None:
+        take_over(run, store)
+    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=store, resume=True).run()
+
+
+@app.command(epilog=_examples("smlt resume 20260102-153000-digits", "smlt resume 20260102-153000-digits --epochs 50 --json"))
+def resume(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    workers: Annotated[int | None, typer.Option("--workers", "-n", help="Number of workers.", show_default="as before")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training set.", show_default="as before")] = None,
+    store: StoreUrl = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that was stopped, has failed, or has lost its scheduler.
+
+    It goes on at the very sample behind its newest checkpoint. Workers that are still there without a scheduler are given
+    time to stop at a checkpoint of their own. All else is as the run was asked for; `smlt train --resume` can change more.
+    """
+    chosen = {key: value for key, value in {"workers": workers, "epochs": epochs}.items() if value is not None}
+    _resume(Run.open(runs_dir, run), chosen, store, as_json)
+
+
+@app.command(epilog=_examples("smlt scale 20260102-153000-digits --workers 8"))
+def scale(
+    run: Annotated[str, typer.Argument(help="The name or folder of a run that is under way.")],
+    workers: Annotated[int, typer.Option("--workers", "-n", help="Number of workers from now on.")],
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+) -> None:
+    """Change the number of workers of a run that is under way.
+
+    The global batch, the order of the samples and the optimizer's state stay as they are. New workers are started first;
+    training goes on meanwhile.
+    """
+    found = Run.open(runs_dir, run)
+    check_workers(workers, int(found.config["global_batch_size"]))
+    if found.status["state"] != "running":
+        raise ConfigError(f"run {found.name} is not under way (it is {found.status['state']}): smlt resume {run} --workers {workers}")
+    found.request_scale(workers)
 
 
 def _check_surroundings(request: RunRequest, store: str | None) -> None:

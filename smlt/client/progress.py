@@ -12,8 +12,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from smlt.client.records import json_line
 from smlt.client.runs import Run
-from smlt.client.scheduler import Progress, json_line
+from smlt.client.watching import Progress
 from smlt.store.parameter import ServerInfo
 
 #: A plain line at least this often while an epoch goes on.
@@ -54,6 +55,9 @@ class JsonLines:
 
     def epoch(self, row: dict[str, Any]) -> None:
         self._write("epoch", {name: value for name, value in row.items() if name != "kind"})
+
+    def membership(self, row: dict[str, Any]) -> None:
+        self._write("membership", row)
 
     def warning(self, text: str) -> None:
         self._write("warning", {"text": text})
@@ -105,6 +109,9 @@ class PlainLines:
         )
         self.losses, self.samples, self.seconds = [], 0, [0.0, 0.0]
 
+    def membership(self, row: dict[str, Any]) -> None:
+        self._say(change_line(row))
+
     def warning(self, text: str) -> None:
         self._say(f"warning: {text}")
 
@@ -126,11 +133,17 @@ def closing_line(run: Run, status: dict[str, Any]) -> str:
     return text
 
 
+def change_line(row: dict[str, Any]) -> str:
+    """How and why the membership has changed, in a line."""
+    reasons = "; ".join(row["reasons"])
+    return f"step {row['step']}: {reasons}: {row['world_size']} workers go on after {row['recovery_s']:.1f} s"
+
+
 def resume_line(run: Run, status: dict[str, Any]) -> str:
     """How to go on with a run, and from where."""
     step = status.get("checkpoint_step")
     where = f"from step {step}" if step else "from the beginning, there is no checkpoint yet"
-    return f"resume {where} with: smlt train --resume {run.name} --runs-dir {run.runs_dir}"
+    return f"resume {where} with: smlt resume {run.name} --runs-dir {run.runs_dir}"
 
 
 class LiveView:
@@ -140,7 +153,7 @@ class LiveView:
         self.console = console
         self.live = Live(console=console, refresh_per_second=8, transient=False)
         self.title, self.epochs = "", 0
-        self.warned = ""
+        self.warned = self.changed = ""
         self.row: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
         self.recent: deque[dict[str, Any]] = deque(maxlen=50)
@@ -161,6 +174,10 @@ class LiveView:
 
     def epoch(self, row: dict[str, Any]) -> None:
         self.metrics = row["metrics"]
+        self.live.update(self._picture())
+
+    def membership(self, row: dict[str, Any]) -> None:
+        self.changed = change_line(row)
         self.live.update(self._picture())
 
     def warning(self, text: str) -> None:
@@ -188,7 +205,7 @@ class LiveView:
             metrics = metrics_text(self.metrics)
             parts.append(Text(line + (f"  {metrics}" if metrics else "")))
             parts.append(self._workers())
-        for text in filter(None, (self.warned, self.note)):
+        for text in filter(None, (self.changed, self.warned, self.note)):
             parts.append(Text(text, style="yellow"))
         return Group(*parts)
 
@@ -196,8 +213,9 @@ class LiveView:
         table = Table(box=None, pad_edge=False)
         for name in ("worker", "compute ms", "communication ms", "waiting for data ms", "memory MB"):
             table.add_column(name, justify="right")
-        count = len(self.recent)
-        for rank in range(len(self.recent[-1]["compute_s"])):
-            means = [sum(row[name][rank] for row in self.recent) / count for name in ("compute_s", "communication_s", "data_s")]
-            table.add_row(str(rank), *(f"{mean * 1e3:.1f}" for mean in means), f"{self.recent[-1]['rss_mb'][rank]:.0f}")
+        ranks = self.recent[-1]["ranks"]
+        alike = [row for row in self.recent if row["ranks"] == ranks]  # of this membership
+        for place, rank in enumerate(ranks):
+            means = [sum(row[name][place] for row in alike) / len(alike) for name in ("compute_s", "communication_s", "data_s")]
+            table.add_row(str(rank), *(f"{mean * 1e3:.1f}" for mean in means), f"{self.recent[-1]['rss_mb'][place]:.0f}")
         return table

@@ -15,13 +15,13 @@ from smlt.client.watching import Progress
 class Records:
     """Puts the workers' reports together. Each step and each epoch is written once, in order, whoever reports it again."""
 
-    def __init__(self, folder: Run, progress: Progress, file: TextIO, world_size: int) -> None:
+    def __init__(self, folder: Run, progress: Progress, world_size: int) -> None:
         self.folder, self.progress, self.world_size = folder, progress, world_size
         self.done_step = 0
         self.epoch = 0
         self.metrics: dict[str, float] = {}
         self.ended: dict[int, str] = {}  # by rank: the state it ended in
-        self._file = file
+        self._file: TextIO | None = None
         self._steps: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)  # by step, then rank: until all have reported
         self._epoch_rows: dict[int, dict[str, Any]] = {}  # by step: until that step is complete
         self._last_step_time = 0.0
@@ -54,12 +54,29 @@ class Records:
             self._complete_step(pending)
         self._complete_epochs()
 
-    def go_back(self, step: int) -> None:
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+    def go_back(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
         """Training begins again behind `step`: what came later is not the run's any more."""
         self._steps.clear()
         self._epoch_rows.clear()
+        self.close()
         self.folder.truncate_metrics(step)
-        self.done_step = step
+        self.done_step, self.epoch, self.metrics = step, epoch, metrics
+
+    def catch_up(self, step: int, epoch: int, metrics: dict[str, float], recent: Iterable[dict[str, Any]]) -> None:
+        """Go back to a checkpoint, or on to it: workers whose scheduler was gone may have come further than it wrote down."""
+        written = [row for row in self.folder.metrics() if row.get("kind") in ("step", "epoch") and row["step"] <= step]
+        last_step = max((row["step"] for row in written if row["kind"] == "step"), default=0)
+        last_epoch = max((row["epoch"] + 1 for row in written if row["kind"] == "epoch"), default=0)
+        self.go_back(last_step, last_epoch, metrics)
+        self.take_recent(row for row in recent if row["step"] <= step)
+        self.settle(step)
+        self.done_step, self.epoch, self.metrics = step, epoch, metrics
 
     def change(self, row: dict[str, Any]) -> None:
         """Write down a change of the membership."""
@@ -104,6 +121,8 @@ class Records:
             self.progress.epoch(record)
 
     def _record(self, row: dict[str, Any]) -> None:
+        if self._file is None:
+            self._file = (self.folder.path / "metrics.jsonl").open("a", buffering=1)
         self._file.write(json_line(row) + "\n")
 
 

@@ -1,50 +1,68 @@
-"""The Resource Manager: reads each worker's metadata key, keeps the history, notices who is missing."""
+"""The Resource Manager: reads what the workers report after each iteration, keeps the history, sees who lags or holds too much."""
 
 from __future__ import annotations
 
-import time
 from collections import deque
+from statistics import median
 from typing import Any
 
-from smlt.store.parameter import ParameterStore
+from smlt.store.coordination import Coordination
 
-#: How often the existence of the metadata keys is looked at.
-CHECK_EVERY_S = 1.0
-
-#: A poll gives at most so many reports of a worker (`ParameterStore.read_reports`); with fewer in all, it gave all.
-REPORTS_PER_READ = 1000
-#: How many iterations of each worker are kept.
+#: How many iterations of each rank are kept.
 HISTORY = 10_000
+#: A straggler is told by the median of so many steps.
+STRAGGLER_STEPS = 20
+#: Times the median of the others: from here on a worker is shown as a straggler.
+STRAGGLER_FACTOR = 1.5
+#: A lag of less than that is nothing.
+STRAGGLER_S = 0.005
 
 
 class ResourceManager:
     """The workers' reports of a job, as they come in."""
 
-    def __init__(self, parameters: ParameterStore, world_size: int, memory_mb: float | None = None) -> None:
-        self.parameters, self.world_size, self.memory_mb = parameters, world_size, memory_mb
+    def __init__(self, coordination: Coordination, memory_mb: float | None = None) -> None:
+        self.coordination, self.memory_mb = coordination, memory_mb
         # By rank: the rows of its last iterations (metrics.jsonl holds them all).
-        self.history = {rank: deque[dict[str, Any]](maxlen=HISTORY) for rank in range(world_size)}
+        self.history: dict[int, deque[dict[str, Any]]] = {}
         self.latest: dict[int, dict[str, Any]] = {}
-        self._last_ids: dict[int, str] = {}
-        self._checked = time.monotonic()
+        self._last_ids: dict[str, str] = {}
 
-    def poll(self, block_ms: int) -> list[dict[str, Any]]:
-        """New reports of all workers, waiting up to `block_ms` for the first."""
-        rows = []
-        for rank, entry, row in self.parameters.read_reports(range(self.world_size), self._last_ids, block_ms):
-            self._last_ids[rank] = entry
+    def poll(self, ranks: int, block_ms: int) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+        """New reports of the ranks below `ranks`, and the workers' words, waiting up to `block_ms` for the first."""
+        events = self.coordination.read_events(range(ranks), self._last_ids, block_ms)
+        for rank, row in events.reports:
             self.latest[rank] = row
             if "loss" in row:
-                self.history[rank].append(row)
-            rows.append(row)
-        return rows
+                self.history.setdefault(rank, deque(maxlen=HISTORY)).append(row)
+        return [row for _, row in events.reports], events.words
 
-    def lost(self) -> list[int]:
-        """Workers whose metadata key was there and is gone (it expires when nobody renews it)."""
-        if time.monotonic() - self._checked < CHECK_EVERY_S or not self.latest:
-            return []
-        self._checked = time.monotonic()
-        return [rank for rank, there in self.parameters.alive(self.latest).items() if not there]
+    def begin_anew(self, world_size: int) -> None:
+        """The membership has changed: who reports from now on is another, or elsewhere."""
+        self.latest.clear()
+        for rank in list(self.history):
+            if rank >= world_size:
+                del self.history[rank]
+            else:
+                self.history[rank].clear()
+
+    def streams_are_new(self) -> None:
+        """The store has lost its data: its streams begin again."""
+        self._last_ids.clear()
+
+    def stragglers(self) -> dict[int, float]:
+        """Ranks whose steps take longer than the others', by how many times: compute and waiting for data, not communication."""
+        recent = {
+            rank: median(row["compute_s"] + row["data_s"] for row in list(rows)[-STRAGGLER_STEPS:])
+            for rank, rows in self.history.items()
+            if len(rows) >= STRAGGLER_STEPS
+        }
+        found = {}
+        for rank, seconds in recent.items():
+            others = [value for other, value in recent.items() if other != rank]
+            if others and seconds > STRAGGLER_FACTOR * median(others) and seconds - median(others) > STRAGGLER_S:
+                found[rank] = seconds / max(median(others), 1e-9)
+        return found
 
     def over_memory(self) -> tuple[int, float] | None:
         """A worker that holds more memory than it was given: (rank, MB); None when there is none."""

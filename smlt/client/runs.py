@@ -103,6 +103,22 @@ class Run:
                 except json.JSONDecodeError:
                     return
 
+    def request_scale(self, workers: int) -> None:
+        """Ask whoever schedules the run for another number of workers."""
+        self._write("scale.json", {"workers": workers})
+
+    def take_scale_request(self) -> int | None:
+        """The number of workers that was asked for since the last time, None when none was."""
+        path = self.path / "scale.json"
+        if not path.exists():
+            return None
+        try:
+            return int(self._read("scale.json")["workers"])
+        except (CheckpointError, KeyError, TypeError, ValueError):
+            return None
+        finally:
+            path.unlink(missing_ok=True)
+
     def truncate_metrics(self, step: int) -> None:
         """Drop rows of steps after `step`: a resumed run does them again."""
         rows = [row for row in self.metrics() if row["step"] <= step]

@@ -1,106 +1,48 @@
-"""The Task Scheduler: starts the workers of a run, watches them, writes down what they report, ends what must end."""
+"""The Task Scheduler: starts a run's workers, watches them, writes down what they report, mends what breaks, ends what must end."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
+import random
 import signal
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any
 
 from smlt.client.artifacts import ArtifactManager
-from smlt.client.executors import Executor, Worker
+from smlt.client.crew import Crew
+from smlt.client.executors import Executor
 from smlt.client.executors.local import LocalExecutor, threads_per_worker
-from smlt.client.resources import REPORTS_PER_READ, ResourceManager
+from smlt.client.records import Records
+from smlt.client.request import RunRequest, check_workers
+from smlt.client.resources import ResourceManager
 from smlt.client.runs import Run
-from smlt.errors import CheckpointError, ConfigError, SmltError, TaskError, WorkerLostError
+from smlt.client.watching import Progress, Unwatched
+from smlt.errors import CheckpointError, ConfigError, SmltError, StoreUnavailable, WorkerLostError
+from smlt.store.coordination import Coordination
 from smlt.store.embedded import EmbeddedStore
 from smlt.store.object import open_object_store
-from smlt.store.parameter import ParameterStore, ServerInfo
+from smlt.store.parameter import ParameterStore
 from smlt.worker import checkpoint
-from smlt.worker.buckets import BUCKET_MB, BUCKET_MB_MAX
-from smlt.worker.checkpoint import load_latest
 from smlt.worker.config import WorkerConfig
 from smlt.worker.data import read_manifest
 
-#: A worker that was told to end gets this long before it is killed.
-GRACE_S = 10.0
+#: A look around at least this often.
+TICK_MS = 100
 #: After a Ctrl-C the workers finish their step and write a checkpoint; then they are killed.
 STOP_GRACE_S = 30.0
-
-
-class Progress(Protocol):
-    """Who watches a run. Everything here is told from one thread."""
-
-    def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
-        """The workers are being started."""
-
-    def step(self, row: dict[str, Any]) -> None:
-        """A global step is complete: the row of metrics.jsonl."""
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        """An epoch is complete: its metrics."""
-
-    def warning(self, text: str) -> None:
-        """Something a user should know while the run goes on."""
-
-    def stopping(self) -> None:
-        """Ctrl-C was seen: the workers finish their step."""
-
-    def ended(self, run: Run, status: dict[str, Any]) -> None:
-        """The run has ended."""
-
-
-class Unwatched:
-    """A run that nobody watches any more."""
-
-    def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
-        """See Progress."""
-
-    def step(self, row: dict[str, Any]) -> None:
-        """See Progress."""
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        """See Progress."""
-
-    def warning(self, text: str) -> None:
-        """See Progress."""
-
-    def stopping(self) -> None:
-        """See Progress."""
-
-    def ended(self, run: Run, status: dict[str, Any]) -> None:
-        """See Progress."""
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """What `smlt train` was asked for. See its --help."""
-
-    script: str
-    workers: int = 1
-    epochs: int = 10
-    global_batch_size: int = 64
-    seed: int = 0
-    codec: str = "fp16"
-    error_feedback: bool | None = None  # None: with int8
-    bucket_mb: float = BUCKET_MB
-    target_accuracy: float | None = None
-    memory_mb: int | None = None
-    timeout_s: float = 300.0
-    object_store: str | None = None
-    data: str | None = None
+#: Workers without a scheduler get so long to stop at a checkpoint when a run is resumed.
+ORPHANS_STOP_S = 20.0
+#: Between two tries to reach the store: doubled each time up to the last, and drawn between half and the whole.
+PAUSE_S, PAUSE_MAX_S = 0.05, 1.0
 
 
 class TaskScheduler:
-    """Runs one job. `run()` returns the final status; it raises what the failed worker raised, once."""
+    """Runs one job. `run()` returns the final status; it raises what ended the job, once."""
 
     def __init__(
         self,
@@ -114,18 +56,14 @@ class TaskScheduler:
     ) -> None:
         self.folder, self.request, self.progress = run, request, progress
         self.store_url, self.resume = store_url, resume
-        self.executor: Executor = executor if executor is not None else LocalExecutor()
+        self.executor = executor
+        self.scheduler_id = f"{os.getpid()}-{os.urandom(4).hex()}"
         self.object_store_url = request.object_store or str(run.runs_dir)
-        self.workers: list[Worker] = []
-        self._steps: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)  # by step, then rank: until all have reported
-        self._last_step_time = 0.0
-        self._done_step = 0
-        self._epoch_rows: dict[int, dict[str, Any]] = {}  # by step: until all have reported that step
-        self._end: dict[int, str] = {}  # by rank: the state it ended in
-        self._metrics: dict[str, float] = {}
-        self._epoch = 0
-        self._file: TextIO | None = None
-        self._warned = False  # of a loss that is not finite
+        self.crew: Crew | None = None
+        self.records: Records | None = None
+        self._store: EmbeddedStore | None = None
+        self._stop_by: float | None = None  # monotonic: Ctrl-C was seen; then the workers are killed
+        self._shown: set[int] = set()  # stragglers that the user knows of
 
     def run(self) -> dict[str, Any]:
         """Upload, start, watch, end. On Ctrl-C the workers stop together and leave a checkpoint; a second one kills them.
@@ -137,6 +75,8 @@ class TaskScheduler:
         try:
             with ExitStack() as stack:
                 state = self._run(stack)
+            if state == "stopped":
+                raise KeyboardInterrupt
         except (KeyboardInterrupt, BrokenPipeError):  # a pipe: nobody reads the progress any more
             state = "stopped"
             raise
@@ -147,12 +87,14 @@ class TaskScheduler:
             error_text = f"{type(error).__name__}: {error}"
             raise
         finally:
+            records, crew = self.records, self.crew
             status = {
                 "state": state,
                 "ended": time.time(),
-                "step": self._done_step,
-                "epoch": self._epoch,
-                "metrics": self._metrics,
+                "step": records.done_step if records is not None else 0,
+                "epoch": records.epoch if records is not None else 0,
+                "metrics": records.metrics if records is not None else {},
+                "restarts": crew.restarts if crew is not None else 0,
                 "error": error_text,
                 "checkpoint_step": self._checkpoint_step(),
             }
@@ -168,8 +110,10 @@ class TaskScheduler:
         objects = open_object_store(self.object_store_url)
         artifacts = ArtifactManager(objects, self.folder.name)
         script = Path(request.script).name
+        records = self.records = Records(self.folder, self.progress, request.workers)
+        stack.callback(records.close)
         if self.resume:
-            complete = self._prepare_resume(script)
+            complete = self._prepare_resume(script, records)
             self.folder.write_config(asdict(request))
             if complete:
                 return "done"
@@ -179,51 +123,70 @@ class TaskScheduler:
                 artifacts.upload_data(Path(request.data), leave_out=(self.folder.runs_dir, Path(objects.url)))
         url = self.store_url
         if url is None:
-            url = stack.enter_context(EmbeddedStore(log_path=self.folder.log_path("store"))).url
+            self._store = stack.enter_context(EmbeddedStore(log_path=self.folder.log_path("store")))
+            url = self._store.url
+        if self.executor is None:
+            self.executor = LocalExecutor([self._store.life_line] if self._store is not None else [])
         # A name of its own for every start: keys of a former start of this run are other keys.
         job = f"{self.folder.name}-{os.urandom(3).hex()}"
         parameters = ParameterStore(url, job=job)
         stack.callback(parameters.close)
         server = parameters.check()
-        self._file = stack.enter_context((self.folder.path / "metrics.jsonl").open("a", buffering=1))
+        self.folder.write_status(job=job)
         self.progress.started(self.folder, self.folder.config, server)
-        stack.callback(self._clean, parameters)
-        resources = ResourceManager(parameters, request.workers, request.memory_mb)
-        for rank in range(request.workers):
-            config = WorkerConfig(
-                run=self.folder.name,
-                job=job,
-                rank=rank,
-                world_size=request.workers,
-                object_store_url=self.object_store_url,
-                script=script,
-                epochs=request.epochs,
-                global_batch_size=request.global_batch_size,
-                seed=request.seed,
-                codec=request.codec,
-                error_feedback=request.codec == "int8" if request.error_feedback is None else request.error_feedback,
-                bucket_mb=request.bucket_mb,
-                store_url=url,
-                has_data=request.data is not None,
-                target_accuracy=request.target_accuracy,
-                resume=self.resume,
-                timeout_s=request.timeout_s,
-                threads=threads_per_worker(request.workers),
-            )
-            self.workers.append(self.executor.start(config, self.folder.log_path(f"worker-{rank}")))
-        try:
-            self._watch(parameters, resources, deadline=None)
-        except (KeyboardInterrupt, BrokenPipeError) as error:
-            if not resources.latest:  # nothing is trained yet
-                raise
-            if isinstance(error, BrokenPipeError):
-                self.progress = Unwatched()
-            self.progress.stopping()
-            parameters.request_stop()
-            self._watch(parameters, resources, deadline=time.monotonic() + STOP_GRACE_S)
-            if "done" not in self._end.values():
-                raise
-        return "done"
+        coordination = Coordination(parameters)
+        resources = ResourceManager(coordination, request.memory_mb)
+        crew = self.crew = Crew(
+            request,
+            self.folder,
+            self.executor,
+            coordination,
+            self.scheduler_id,
+            self._template(job, script, url),
+            records,
+            resume=self.resume,
+        )
+        stack.callback(self._clean, parameters, crew)
+        crew.begin()
+        while True:
+            try:
+                state = self._watch(crew, records, resources)
+                return state
+            except (KeyboardInterrupt, BrokenPipeError) as error:
+                if self._stop_by is not None or not resources.latest:  # asked twice, or nothing is trained yet
+                    raise
+                if isinstance(error, BrokenPipeError):
+                    self.progress = records.progress = Unwatched()
+                self._stop_by = time.monotonic() + STOP_GRACE_S
+                self.progress.stopping()
+                with suppress(StoreUnavailable):  # it is said again when the store is back
+                    coordination.request_stop()
+
+    def _template(self, job: str, script: str, url: str) -> WorkerConfig:
+        request = self.request
+        return WorkerConfig(
+            run=self.folder.name,
+            job=job,
+            rank=0,
+            world_size=request.workers,
+            object_store_url=self.object_store_url,
+            script=script,
+            epochs=request.epochs,
+            global_batch_size=request.global_batch_size,
+            seed=request.seed,
+            codec=request.codec,
+            error_feedback=request.codec == "int8" if request.error_feedback is None else request.error_feedback,
+            bucket_mb=request.bucket_mb,
+            store_url=url,
+            has_data=request.data is not None,
+            target_accuracy=request.target_accuracy,
+            timeout_s=request.timeout_s,
+            liveness_s=request.liveness_s,
+            time_limit_s=request.time_limit_s,
+            warm=request.warm,
+            checkpoints_kept=request.keep_checkpoints,
+            threads=threads_per_worker(request.workers),
+        )
 
     def _checkpoint_step(self) -> int | None:
         """Of which step the newest checkpoint is; None when there is none."""
@@ -232,7 +195,7 @@ class TaskScheduler:
         except SmltError:
             return None
 
-    def _prepare_resume(self, script: str) -> bool:
+    def _prepare_resume(self, script: str, records: Records) -> bool:
         """See that all is there, and go back to the last checkpoint; returns whether training was complete there.
 
         CheckpointError names what is missing.
@@ -244,143 +207,119 @@ class TaskScheduler:
             for name in sorted(names):
                 if not objects.exists(f"{prefix}/{name}"):
                     raise CheckpointError(f"run {self.folder.name} is incomplete: {kind}/{name} is missing")
-        found = load_latest(objects, f"{self.folder.name}/checkpoints")
-        self._done_step = int(found[1]["step"]) if found is not None else 0
-        self._epoch = int(found[1]["epoch"]) if found is not None else 0
-        self._metrics = found[1]["metrics"] if found is not None else {}
-        self.folder.truncate_metrics(self._done_step)
+        found = checkpoint.load_latest(objects, f"{self.folder.name}/checkpoints")
+        if found is None:
+            records.go_back(0, 0, {})
+            return False
+        state = found[1]
+        records.catch_up(int(state["step"]), int(state["epoch"]), state["metrics"], state.get("recent", []))
         target = self.request.target_accuracy
-        return self._epoch >= self.request.epochs or (target is not None and self._metrics.get("accuracy", 0.0) >= target)
+        return records.epoch >= self.request.epochs or (target is not None and records.metrics.get("accuracy", 0.0) >= target)
 
-    def _watch(self, parameters: ParameterStore, resources: ResourceManager, deadline: float | None) -> None:
-        """Take reports until every worker has ended; raise when one failed."""
+    # ---- watching ----
+
+    def _watch(self, crew: Crew, records: Records, resources: ResourceManager) -> str:
+        """Take reports and tend the crew until the job has ended; returns how. Lives through a store that goes away."""
+        pause, since = PAUSE_S, 0.0
         while True:
-            for row in resources.poll(block_ms=100):
-                self._take(row)
-            codes = [worker.poll() for worker in self.workers]
-            if any(code is not None for code in codes):
-                self._take_rest(resources)
-            failed = [worker for worker, code in zip(self.workers, codes, strict=True) if code not in (None, 0)]
-            # Its last report comes before its end: who has ended without one was ended by the script (sys.exit(0)).
-            failed += [w for w, code in zip(self.workers, codes, strict=True) if code == 0 and w.rank not in self._end]
-            if failed:
-                self._end_after_failure(parameters, failed[0])
-            if all(code == 0 for code in codes):
-                return
-            over = resources.over_memory()
-            if over is not None:
-                text = f"rank {over[0]} holds {over[1]:.0f} MB, over its limit of {resources.memory_mb:.0f} MB (--memory)"
-                parameters.abort(text)
-                raise WorkerLostError(text, [over[0]], self._done_step)
-            lost = resources.lost()
-            if lost and not all(rank in self._end for rank in lost):
-                text = f"rank {lost[0]} has stopped reporting: its metadata key has expired"
-                parameters.abort(text)
-                raise WorkerLostError(text, lost, self._done_step)
-            if deadline is not None and time.monotonic() > deadline:
+            if self._stop_by is not None and time.monotonic() > self._stop_by:
                 raise KeyboardInterrupt
+            try:
+                if since:
+                    self._mend_store(crew)
+                rows, words = resources.poll(crew.ranks_to_read(), TICK_MS)
+                for row in rows:
+                    records.take(row)
+                generation = crew.coordinator.generation
+                state = crew.tick(words)
+                if state:
+                    return state
+                if crew.coordinator.generation != generation:
+                    self._after_a_change(crew, resources)
+                self._check_resources(crew, resources)
+                self._take_requests(crew)
+                pause, since = PAUSE_S, 0.0
+            except StoreUnavailable as error:
+                since = since or time.monotonic()
+                if time.monotonic() - since > self.request.timeout_s:
+                    raise StoreUnavailable(f"{error}; gave up after {self.request.timeout_s:g} s") from error
+                time.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, PAUSE_MAX_S)
 
-    def _take_rest(self, resources: ResourceManager) -> None:
-        """Take what a worker reported before it ended: all of it, a poll may give a part."""
-        while True:
-            rows = resources.poll(block_ms=1)
-            for row in rows:
-                self._take(row)
-            if len(rows) < REPORTS_PER_READ:
-                return
+    def _mend_store(self, crew: Crew) -> None:
+        """The store did not answer: start the embedded one again if it has died; then see whether the job is still there."""
+        if self._store is not None and not self._store.alive:
+            self.progress.warning("the embedded store has died and is started again")
+            self._store.restart()
+        crew.look_at_once()
 
-    def _end_after_failure(self, parameters: ParameterStore, worker: Worker) -> None:
-        """Let the others end and raise the first failure with its traceback."""
-        failure = parameters.failure()
-        if failure is None:
-            time.sleep(0.2)  # it may be on its way: the process that failed first need not be the one seen first
-            failure = parameters.failure()
-        rank = worker.rank if failure is None else int(failure["rank"])
-        parameters.abort(f"rank {rank} failed" if failure else f"rank {rank} ended with exit code {worker.poll()}")
-        self._wait_for_all(GRACE_S)
-        log = self.folder.log_path(f"worker-{rank}")
-        if failure is None:
-            code = worker.poll()
-            how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-            raise WorkerLostError(f"worker {rank} {how}; its log: {log}\n{tail(log)}".rstrip(), [rank], self._done_step)
-        kind = failure["error"].partition(":")[0]
-        trace = failure["traceback"].rstrip()
-        if trace:
-            raise TaskError(f"worker {rank} failed at step {failure['step']}: {failure['error']}\n\n{trace}")
-        import smlt.errors
+    def _after_a_change(self, crew: Crew, resources: ResourceManager) -> None:
+        """A generation has begun: who is slow or large is seen anew, and a request to stop is made again."""
+        resources.begin_anew(crew.size)
+        if crew.store_was_lost:
+            crew.store_was_lost = False
+            resources.streams_are_new()
+        if self._stop_by is not None:
+            crew.coordination.request_stop()
 
-        known = getattr(smlt.errors, kind, TaskError)
-        error = known if isinstance(known, type) and issubclass(known, SmltError) else TaskError
-        raise error(f"worker {rank} at step {failure['step']}: {failure['error'].partition(': ')[2]}")
+    def _check_resources(self, crew: Crew, resources: ResourceManager) -> None:
+        over = resources.over_memory()
+        if over is not None:
+            text = f"rank {over[0]} holds {over[1]:.0f} MB, over its limit of {resources.memory_mb:.0f} MB (--memory)"
+            raise WorkerLostError(text, [over[0]], crew.records.done_step)
+        slow = resources.stragglers()
+        for rank, times in slow.items():
+            if rank not in self._shown:
+                self.progress.warning(f"worker {rank} is a straggler: its steps take {times:.1f} times the others'")
+            limit = self.request.replace_stragglers
+            if limit is not None and times >= limit:
+                crew.replace_when_ready(rank)
+        self._shown = set(slow)
 
-    def _wait_for_all(self, limit_s: float) -> None:
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline and any(worker.poll() is None for worker in self.workers):
-            time.sleep(0.02)
+    def _take_requests(self, crew: Crew) -> None:
+        """What `smlt scale` has asked for."""
+        wanted = self.folder.take_scale_request()
+        if wanted is None or wanted == crew.size:
+            return
+        try:
+            check_workers(wanted, self.request.global_batch_size)
+        except ConfigError as error:
+            self.progress.warning(f"smlt scale: {error}")
+            return
+        crew.resize(wanted)
 
-    def _clean(self, parameters: ParameterStore) -> None:
-        """No worker and no key is left, however the run ended."""
+    def _clean(self, parameters: ParameterStore, crew: Crew) -> None:
+        """No worker, no key and no snapshot is left, however the run ended."""
         with _undisturbed():
-            for worker in self.workers:
-                worker.kill()
+            crew.kill_all()
             # When the store cannot be reached its keys are gone with it, or go with their TTL.
             with suppress(SmltError):
                 parameters.sweep()
+            with suppress(SmltError):
+                objects = open_object_store(self.object_store_url)
+                for key in objects.list(f"{self.folder.name}/snapshots/"):
+                    objects.delete(key)
 
-    # ---- reports ----
 
-    def _take(self, row: dict[str, Any]) -> None:
-        rank, kind = int(row["rank"]), row.get("kind")
-        if kind == "end":
-            self._end[rank] = str(row["state"])
-        elif kind == "epoch" and rank == 0:
-            # Rank 0 may be ahead of the others' reports: an epoch comes behind its last step.
-            if int(row["step"]) in self._steps:
-                self._epoch_rows[int(row["step"])] = row
-            else:
-                self._complete_epoch(row)
-        elif "loss" in row:
-            self._steps[int(row["step"])][rank] = row
-            if len(self._steps[int(row["step"])]) == self.request.workers:
-                self._complete_step(int(row["step"]))
+def take_over(run: Run, store_url: str) -> None:
+    """See the workers of a run's last start off, if its scheduler is gone and they are still there.
 
-    def _complete_step(self, step: int) -> None:
-        rows = [row for _, row in sorted(self._steps.pop(step).items())]
-        now = max(row["time"] for row in rows)
-        seconds = now - self._last_step_time if self._last_step_time else rows[0]["compute_s"] + rows[0]["communication_s"]
-        self._last_step_time, self._done_step = now, step
-        record = {
-            "kind": "step",
-            "step": step,
-            "epoch": rows[0]["epoch"],
-            "loss": rows[0]["loss"],
-            "samples": rows[0]["samples"],
-            "samples_per_s": rows[0]["samples"] / seconds if seconds > 0 else 0.0,
-            "compute_s": [row["compute_s"] for row in rows],
-            "communication_s": [row["communication_s"] for row in rows],
-            "communication_total_s": [row["communication_total_s"] for row in rows],
-            "data_s": [row["data_s"] for row in rows],
-            "rss_mb": [row["rss_mb"] for row in rows],
-            "time": now,
-        }
-        self._record(record)
-        self.progress.step(record)
-        if not math.isfinite(record["loss"]) and not self._warned:
-            self._warned = True
-            self.progress.warning(f"the loss is {record['loss']} since step {step}: a smaller learning rate may help")
-        if step in self._epoch_rows:
-            self._complete_epoch(self._epoch_rows.pop(step))
-
-    def _complete_epoch(self, row: dict[str, Any]) -> None:
-        self._epoch, self._metrics = int(row["epoch"]) + 1, row["metrics"]
-        record = {"kind": "epoch", "epoch": row["epoch"], "step": row["step"], "metrics": row["metrics"]}
-        self._record(record)
-        self.folder.write_status(epoch=self._epoch, step=row["step"], metrics=self._metrics)
-        self.progress.epoch(record)
-
-    def _record(self, row: dict[str, Any]) -> None:
-        assert self._file is not None
-        self._file.write(json_line(row) + "\n")
+    They stop at a checkpoint by themselves when they notice; who has not after ORPHANS_STOP_S is fenced.
+    """
+    job = run.status.get("job")
+    if not job:
+        return
+    with closing(ParameterStore(store_url, job=str(job))) as parameters:
+        coordination = Coordination(parameters)
+        generation = coordination.generation()
+        if generation is None:
+            return
+        coordination.request_stop()
+        deadline = time.monotonic() + ORPHANS_STOP_S
+        while coordination.generation() is not None and parameters.count_keys("worker:*") and time.monotonic() < deadline:
+            time.sleep(0.1)
+        parameters.open_generation(generation + 1_000_000)
+        parameters.sweep()
 
 
 @contextmanager
@@ -395,53 +334,3 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def json_line(value: Any) -> str:
-    """JSON on one line. NaN and Inf, which JSON does not know, are null."""
-
-    def known(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {name: known(part) for name, part in item.items()}
-        if isinstance(item, (list, tuple)):
-            return [known(part) for part in item]
-        return None if isinstance(item, float) and not math.isfinite(item) else item
-
-    return json.dumps(known(value))
-
-
-def tail(path: Path, lines: int = 10) -> str:
-    """The last lines of a log."""
-    try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
-    except OSError:
-        return ""
-
-
-def check_request(request: RunRequest) -> None:
-    """ConfigError for numbers that cannot work, before anything is made."""
-    for name, value in (
-        ("--workers", request.workers),
-        ("--epochs", request.epochs),
-        ("--global-batch-size", request.global_batch_size),
-    ):
-        if value < 1:
-            raise ConfigError(f"{name} {value} is not positive")
-    if request.memory_mb is not None and request.memory_mb < 1:
-        raise ConfigError(f"--memory {request.memory_mb} is not positive")
-    if not request.timeout_s > 0:
-        raise ConfigError(f"--timeout {request.timeout_s} is not positive")
-    if not 0 <= request.bucket_mb < BUCKET_MB_MAX:
-        raise ConfigError(f"--bucket-mb {request.bucket_mb} is not between 0 and {BUCKET_MB_MAX}")
-    if not 0 <= request.seed < 2**63:
-        raise ConfigError(f"--seed {request.seed} is not between 0 and 2**63 - 1")
-    if request.target_accuracy is not None and not 0 < request.target_accuracy <= 1:
-        raise ConfigError(f"--target-accuracy {request.target_accuracy} is not between 0 and 1")
-    if request.workers > request.global_batch_size:
-        raise ConfigError(
-            f"{request.workers} workers cannot share a global batch of {request.global_batch_size}: "
-            "give a larger --global-batch-size or fewer --workers"
-        )
-    from smlt.collective.codecs import check_codec
-
-    check_codec(request.codec)

@@ -46,7 +46,8 @@ _OPEN = (
 local holder = redis.call('GET', KEYS[3])
 if holder and holder ~= ARGV[2] then return {'taken', holder} end
 local current = redis.call('GET', KEYS[1])
-if current and tonumber(current) >= tonumber(ARGV[1]) then return {'newer', current} end
+if current and tonumber(current) > tonumber(ARGV[1]) then return {'newer', current} end
+if current == ARGV[1] and not holder then return {'newer', current} end
 redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[4])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
 redis.call('DEL', KEYS[2])
@@ -75,14 +76,15 @@ return {'ok', ''}
 # One look, one moment: either the job is there, and a missing worker key means a lost worker, or it is not.
 _LOOK = """
 local holder = redis.call('GET', KEYS[2])
-if holder and holder ~= ARGV[1] then return {'taken', holder} end
-if not redis.call('GET', KEYS[1]) then return {'lost', ''} end
+if holder and holder ~= ARGV[1] then return {'taken', holder, '', ''} end
+local current = redis.call('GET', KEYS[1])
+if not current then return {'lost', '', '', ''} end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[3], ARGV[3])
 local there = {}
 for i = 4, #KEYS do there[#there + 1] = tostring(redis.call('EXISTS', KEYS[i])) end
-return {'ok', table.concat(there)}
+return {'ok', table.concat(there), current, tostring(redis.call('EXISTS', KEYS[3]))}
 """
 
 # KEYS: generation, claims, acks, events, worker. ARGV: generation, worker id, process, ack, ttl ms, liveness ms, metadata.
@@ -142,6 +144,8 @@ class Look:
     """What a scheduler sees: whether the store still has the job and, if so, which workers are there."""
 
     intact: bool
+    generation: int = 0
+    has_plan: bool = False
     alive: Mapping[str, bool] = field(default_factory=dict)
 
 
@@ -203,7 +207,8 @@ class Coordination:
     def open_generation(self, generation: int, scheduler: str) -> None:
         """Freeze: workers of older generations are woken and fenced. Creates the job where the store has none.
 
-        FencedError when another scheduler holds the lease, or the generation is not newer than the store's.
+        Saying it again, when the answer was lost, changes nothing. FencedError when another scheduler holds the lease, or
+        the generation is not newer than the store's.
         """
         keys = ["generation", "plan", "scheduler", "ctl"]
         status, value = self._run(_OPEN, keys, generation, scheduler, self._ttl_ms, int(LEASE_S * 1000))
@@ -228,11 +233,12 @@ class Coordination:
         """Renew the lease, and see which workers have their metadata key. FencedError when another scheduler has the lease."""
         wanted = list(worker_ids)
         keys = ["generation", "scheduler", "plan", *(f"worker:{worker_id}" for worker_id in wanted)]
-        status, value = self._run(_LOOK, keys, scheduler, int(LEASE_S * 1000), self._ttl_ms)
+        status, value, generation, has_plan = self._run(_LOOK, keys, scheduler, int(LEASE_S * 1000), self._ttl_ms)
         if status == "lost":
             return Look(intact=False)
         self._check_scheduler(status, value, 0)
-        return Look(True, {worker_id: there == "1" for worker_id, there in zip(wanted, value, strict=True)})
+        alive = {worker_id: there == "1" for worker_id, there in zip(wanted, value, strict=True)}
+        return Look(True, int(generation), has_plan == "1", alive)
 
     def forget_worker(self, worker_id: str) -> None:
         """A worker that has ended needs no metadata key."""

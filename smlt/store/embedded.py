@@ -32,7 +32,7 @@ _GUARD = """
 folder=$1; shift
 exec 3<&0
 "$@" </dev/null 3<&- & server=$!
-trap 'kill $server 2>/dev/null' TERM INT HUP
+trap 'kill $server 2>/dev/null; wait $server' TERM INT HUP
 ( read -r _ <&3; touch "$folder/orphaned"; kill $server 2>/dev/null ) & reader=$!
 wait $server
 kill $reader 2>/dev/null
@@ -101,7 +101,7 @@ class EmbeddedStore:
         self._bind = ("127.0.0.1", *bind)
         self._settings = dict(settings or {})
         self._password = secrets.token_urlsafe(24)
-        memory = default_memory_bytes() if memory_bytes is None else memory_bytes
+        self._memory = memory = default_memory_bytes() if memory_bytes is None else memory_bytes
         if memory <= 0:
             raise ConfigError(f"the embedded store's memory must be more than 0 bytes, not {memory}")
         self._folder = _private_folder()
@@ -109,9 +109,10 @@ class EmbeddedStore:
         # Absolute: the server works in its own folder.
         self._log = Path(log_path).absolute() if log_path is not None else self._folder / "log"
         self._guard: subprocess.Popen[bytes] | None = None
+        self._life_line = os.pipe()  # the guard reads, nobody writes: it hears when all have closed the other end
         self.pid = 0
         try:
-            server = find_server()
+            self._server = server = find_server()
             for attempt in range(5):  # another process may take the free port before the server does
                 self._port = _free_port()
                 self._start(server, memory)
@@ -147,9 +148,37 @@ class EmbeddedStore:
                     return "\n".join(text.splitlines()[-lines:])
         return ""
 
+    @property
+    def life_line(self) -> int:
+        """An open file: the server lives as long as any process has it, this one or a worker that was given it."""
+        return self._life_line[1]
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server runs."""
+        return self._guard is not None and self._guard.poll() is None
+
+    def restart(self) -> None:
+        """Start the server again after it has died, empty, at the same addresses with the same password.
+
+        StoreUnavailable when it does not come up.
+        """
+        if self.alive:
+            raise StoreUnavailable("the embedded store runs: it cannot be started again")
+        self._stop()
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._socket.unlink(missing_ok=True)
+        self._start(self._server, self._memory)
+        if not self._wait_until_it_answers():
+            raise StoreUnavailable(f"the embedded store did not start again:\n{self.log_tail()}")
+
     def close(self) -> None:
         """End the server and remove its folder. Safe to call twice."""
         self._stop()
+        for end in self._life_line:
+            with contextlib.suppress(OSError):  # closed before
+                os.close(end)
+        self._life_line = (-1, -1)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> EmbeddedStore:
@@ -182,7 +211,7 @@ class EmbeddedStore:
         with (self._folder / "output").open("wb") as output:
             self._guard = subprocess.Popen(
                 ["/bin/sh", "-c", _GUARD, "smlt-store-guard", str(self._folder), server, str(config)],
-                stdin=subprocess.PIPE,
+                stdin=self._life_line[0],
                 stdout=output,
                 stderr=output,
                 env={"GLIBC_TUNABLES": _ALLOCATOR, **os.environ},
@@ -209,8 +238,7 @@ class EmbeddedStore:
         guard, self._guard = self._guard, None
         if guard is None:
             return
-        assert guard.stdin is not None
-        guard.stdin.close()  # the guard ends the server
+        guard.terminate()  # the guard ends the server
         try:
             guard.wait(10)
         except subprocess.TimeoutExpired:

@@ -239,10 +239,10 @@ class ParameterStore:
         """Delete every key of the job; returns how many there were."""
         return self._delete(f"smlt:{{{self.job}.*")
 
-    def count_keys(self) -> int:
-        """How many keys the job has in the store."""
+    def count_keys(self, pattern: str = "*") -> int:
+        """How many keys the job has in the store; with a pattern, of those names."""
         with translated(self.url):
-            return sum(1 for _ in self.client.scan_iter(match=f"smlt:{{{self.job}.*", count=1000))
+            return sum(1 for _ in self.client.scan_iter(match=f"smlt:{{{self.job}.[0-9]*}}:{pattern}", count=1000))
 
     def _delete(self, pattern: str) -> int:
         deleted = 0

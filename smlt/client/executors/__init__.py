@@ -11,13 +11,11 @@ from smlt.worker.config import WorkerConfig
 class Worker(Protocol):
     """A started worker."""
 
-    rank: int
-
     def poll(self) -> int | None:
         """Its exit code, None while it runs."""
 
-    def stop(self) -> None:
-        """Ask it to end at the next step boundary."""
+    def invoke(self, config: WorkerConfig) -> bool:
+        """Give a worker that has paused its next invocation; False when it is not there any more."""
 
     def kill(self) -> None:
         """End it now."""

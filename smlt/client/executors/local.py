@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import smlt
@@ -16,15 +17,20 @@ from smlt.worker.config import WorkerConfig
 class LocalWorker:
     """A worker process. Its stdin is the life line: when this process ends, however it ends, the worker does too."""
 
-    def __init__(self, rank: int, process: subprocess.Popen[bytes]) -> None:
-        self.rank, self.process = rank, process
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
 
     def poll(self) -> int | None:
         return self.process.poll()
 
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+    def invoke(self, config: WorkerConfig) -> bool:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(config.to_json().encode() + b"\n")
+            self.process.stdin.flush()
+        except (BrokenPipeError, ValueError):  # it has ended, or is closed: its exit code tells
+            return False
+        return self.process.poll() is None
 
     def kill(self) -> None:
         if self.process.poll() is None:
@@ -38,7 +44,10 @@ class LocalWorker:
 
 
 class LocalExecutor:
-    """Starts workers as `python -m smlt.worker.main`."""
+    """Starts workers as `python -m smlt.worker.main`. `shared`: open files that are to live as long as any worker does."""
+
+    def __init__(self, shared: Sequence[int] = ()) -> None:
+        self.shared = list(shared)
 
     def start(self, config: WorkerConfig, log_path: Path) -> LocalWorker:
         threads = str(config.threads)
@@ -57,12 +66,11 @@ class LocalExecutor:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,  # Ctrl-C in the terminal reaches the client alone
+                pass_fds=self.shared,
             )
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended already: its exit code tells
-            process.stdin.write(config.to_json().encode() + b"\n")
-            process.stdin.flush()
-        return LocalWorker(config.rank, process)
+        worker = LocalWorker(process)
+        worker.invoke(config)
+        return worker
 
 
 def this_package() -> dict[str, str]:
