@@ -17,8 +17,8 @@ import typer
 from smlt._version import __version__
 from smlt.client.artifacts import local_modules
 from smlt.client.progress import make_progress, metrics_text, resume_line
-from smlt.client.runs import DEFAULT_RUNS_DIR, Run, list_runs
 from smlt.client.request import RunRequest, check_request, check_workers
+from smlt.client.runs import DEFAULT_RUNS_DIR, Run, list_runs
 from smlt.client.scheduler import TaskScheduler, take_over
 from smlt.errors import CheckpointError, ConfigError, SmltError, TaskError
 from smlt.store.object import open_object_store
@@ -118,7 +118,8 @@ def train(
         ),
     ] = None,
     max_restarts: Annotated[
-        int | None, typer.Option(metavar="K", help="Give up after so many failures in a row without a step between.", show_default="5")
+        int | None,
+        typer.Option(metavar="K", help="Give up after so many failures in a row without a step between.", show_default="5"),
     ] = None,
     liveness: Annotated[
         float | None,
@@ -129,15 +130,25 @@ def train(
     ] = None,
     replace_stragglers: Annotated[
         float | None,
-        typer.Option(metavar="FACTOR", help="Replace a worker whose steps take so many times the others'.", show_default="shown only"),
+        typer.Option(
+            metavar="FACTOR", help="Replace a worker whose steps take so many times the others'.", show_default="shown only"
+        ),
     ] = None,
     time_limit: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Invoke the workers anew after so long, as a function's time limit makes it.", show_default="none"),
+        typer.Option(
+            metavar="SECONDS",
+            help="Invoke the workers anew after so long, as a function's time limit makes it.",
+            show_default="none",
+        ),
     ] = None,
     warm: Annotated[
         bool | None,
-        typer.Option("--warm/--cold", help="Invoked anew, a worker still has model and data in memory, or has to load them.", show_default="warm"),
+        typer.Option(
+            "--warm/--cold",
+            help="Invoked anew, a worker still has model and data in memory, or has to load them.",
+            show_default="warm",
+        ),
     ] = None,
     keep_checkpoints: Annotated[
         int | None, typer.Option(metavar="K", help="How many checkpoints are kept.", show_default="3")
@@ -227,7 +238,9 @@ def scale(
     found = Run.open(runs_dir, run)
     check_workers(workers, int(found.config["global_batch_size"]))
     if found.status["state"] != "running":
-        raise ConfigError(f"run {found.name} is not under way (it is {found.status['state']}): smlt resume {run} --workers {workers}")
+        raise ConfigError(
+            f"run {found.name} is not under way (it is {found.status['state']}): smlt resume {run} --workers {workers}"
+        )
     found.request_scale(workers)
 
 

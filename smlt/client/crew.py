@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -152,6 +151,10 @@ class Crew:
                 else:
                     self._count_a_loss(word["text"], None)
                     self.freeze_all(word["text"])
+            elif kind == "paused" and text in self.started and self._is_needed(text):
+                if self.coordinator.plan is not None:
+                    self.freeze_all("time limit")
+                self.coordinator.rename(text, self._next_invocation(text))
 
     def _take_acks(self) -> None:
         for ack, recent in self.coordination.acks(self.coordinator.generation):
@@ -389,24 +392,25 @@ class Crew:
         return state
 
     def _invoke_again(self) -> None:
-        """All have paused at their time limit: they go on in another invocation, warm where the process is still there."""
-        successors, expected = {}, []
+        """All have paused at their time limit: they go on in another invocation."""
         ranks = self.coordinator.ranks
-        for worker_id in sorted(ranks, key=ranks.__getitem__):
-            before = self.started.pop(worker_id, None)
-            new = self._new(ranks[worker_id])
-            start = self.started[new]
-            if before is not None and before.handle is not None:
-                if self.request.warm and before.handle.invoke(start.config):
-                    start.handle, start.started = before.handle, time.monotonic()
-                elif not self.request.warm:
-                    self._ending(before.handle)
-            successors[worker_id] = new
-            expected.append(new)
-        self._freeze(expected, successors)
+        successors = {w: self._next_invocation(w) for w in sorted(ranks, key=ranks.__getitem__)}
+        self._freeze(list(successors.values()), successors)
         assert self.change is not None
         self.change.reasons.append("time limit")
         self._start_what_is_due()
+
+    def _next_invocation(self, worker_id: str) -> str:
+        """Invoke a worker again that has paused, warm where the process is still there; its new id."""
+        before = self.started.pop(worker_id, None)
+        new = self._new(self.coordinator.ranks.get(worker_id, 0))
+        if before is not None and before.handle is not None:
+            start = self.started[new]
+            if self.request.warm and before.handle.invoke(start.config):
+                start.handle, start.started = before.handle, time.monotonic()
+            elif not self.request.warm:
+                self._ending(before.handle)
+        return new
 
     def _ending(self, handle: Worker) -> None:
         """A cold worker ends by itself when it has paused; not longer than that takes."""
@@ -477,5 +481,3 @@ def tail(path: Path, lines: int = 10) -> str:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
     except OSError:
         return ""
-
-

@@ -1,4 +1,4 @@
-"""The Resource Manager: reads what the workers report after each iteration, keeps the history, sees who lags or holds too much."""
+"""The Resource Manager: reads what the workers report after each iteration, keeps it, sees who lags or holds too much."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ResourceManager:
         self._last_ids.clear()
 
     def stragglers(self) -> dict[int, float]:
-        """Ranks whose steps take longer than the others', by how many times: compute and waiting for data, not communication."""
+        """Ranks whose steps take longer than the others', by how many times: compute and data, not communication."""
         recent = {
             rank: median(row["compute_s"] + row["data_s"] for row in list(rows)[-STRAGGLER_STEPS:])
             for rank, rows in self.history.items()

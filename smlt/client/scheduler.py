@@ -1,4 +1,4 @@
-"""The Task Scheduler: starts a run's workers, watches them, writes down what they report, mends what breaks, ends what must end."""
+"""The Task Scheduler: starts a run's workers, writes down what they report, mends what breaks, ends what must end."""
 
 from __future__ import annotations
 
@@ -150,8 +150,7 @@ class TaskScheduler:
         crew.begin()
         while True:
             try:
-                state = self._watch(crew, records, resources)
-                return state
+                return self._watch(crew, records, resources)
             except (KeyboardInterrupt, BrokenPipeError) as error:
                 if self._stop_by is not None or not resources.latest:  # asked twice, or nothing is trained yet
                     raise

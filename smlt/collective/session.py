@@ -299,7 +299,9 @@ class Session:
     def _leave_roster(self, *, impatient: bool) -> None:
         parameters = self.parameters.impatient() if impatient else self.parameters
         try:
-            self.last_out = parameters.leave(rank=self.rank, generation=self.generation, worker_id=self.worker_id, session=self.number)
+            self.last_out = parameters.leave(
+                rank=self.rank, generation=self.generation, worker_id=self.worker_id, session=self.number
+            )
         except StoreError:
             return  # the store is gone or ending: everything there has a TTL
         finally:

@@ -200,7 +200,9 @@ class Coordination:
         return [part.decode() for part in answer]
 
     def _lost(self) -> StoreDataLost:
-        return StoreDataLost(f"the store at {redact(self.parameters.url)} no longer has job {self.parameters.job}: it lost its data")
+        return StoreDataLost(
+            f"the store at {redact(self.parameters.url)} no longer has job {self.parameters.job}: it lost its data"
+        )
 
     # ---- the scheduler's ----
 
@@ -300,13 +302,21 @@ class Coordination:
         FencedError when another process goes by this worker's id: this one is a duplicate. StoreDataLost.
         """
         keys = ["generation", "claims", f"acks:{generation}", "events", f"worker:{ack.worker_id}"]
-        arguments = (generation, ack.worker_id, process, ack_to_json(ack, recent), self._ttl_ms, int(liveness_s * 1000), metadata)
+        arguments = (
+            generation,
+            ack.worker_id,
+            process,
+            ack_to_json(ack, recent),
+            self._ttl_ms,
+            int(liveness_s * 1000),
+            metadata,
+        )
         status, value = self._run(_ACKNOWLEDGE, keys, *arguments)
         if status == "lost":
             raise self._lost()
         if status == "taken":
             raise FencedError(
-                f"worker {ack.worker_id} of job {self.parameters.job} is another process already: this one is a duplicate and ends"
+                f"worker {ack.worker_id} of job {self.parameters.job} is another process already: this duplicate ends"
             )
         return int(value) if status == "newer" else generation
 
@@ -351,12 +361,18 @@ class Coordination:
 
     def fault(self, worker_id: str, generation: int, text: str, blamed: Iterable[int] = ()) -> None:
         """Ask the scheduler for a new generation: this worker cannot go on in `generation`."""
-        word = json.dumps({"worker_id": worker_id, "generation": generation, "text": text[:1000], "ranks": list(blamed)})
+        word = {"worker_id": worker_id, "generation": generation, "text": text[:1000], "ranks": list(blamed)}
+        self._say("fault", json.dumps(word))
+
+    def pause(self, worker_id: str) -> None:
+        """Tell the scheduler that this worker's time limit comes before the next plan: it waits to be invoked again."""
+        self._say("paused", worker_id)
+
+    def _say(self, kind: str, text: str) -> None:
+        key = self.parameters.key("events")
         with translated(self.parameters.url), self.parameters.client.pipeline(transaction=False) as pipe:
-            pipe.xadd(
-                self.parameters.key("events"), {"kind": "fault", "text": word}, maxlen=WORDS_KEPT, approximate=True
-            )
-            pipe.pexpire(self.parameters.key("events"), self._ttl_ms)
+            pipe.xadd(key, {"kind": kind, "text": text}, maxlen=WORDS_KEPT, approximate=True)
+            pipe.pexpire(key, self._ttl_ms)
             pipe.execute()
 
     def fail(self, generation: int, rank: int, step: int, error: str, traceback: str) -> bool:

@@ -170,6 +170,13 @@ class Coordinator:
         self.expected[place : place + 1] = [] if by is None else [by]
         self.acks.pop(worker_id, None)
 
+    def rename(self, worker_id: str, new: str) -> None:
+        """While frozen: a worker goes on under another name, and will acknowledge by it."""
+        self.expected[self.expected.index(worker_id)] = new
+        self.acks.pop(worker_id, None)
+        if worker_id in self.ranks:
+            self.ranks[new] = self.ranks.pop(worker_id)
+
     def make_plan(self, resume: bool) -> Plan | None:
         """The plan, when everyone who is expected has acknowledged; in force from then on.
 

@@ -38,7 +38,15 @@ from smlt.errors import ConfigError, FencedError, StoreAuthError, StoreError, St
 _OF_A_GENERATION = re.compile(rb"^smlt:\{[^}]*\}:(?:(?:roster:|session:|acks:)?)(\d+)(?:[.:]|$)")
 #: Replies that pass: the server is starting, failing over, or busy.
 PASSING = (
-    "LOADING", "READONLY", "BUSY ", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "UNBLOCKED",
+    "LOADING",
+    "READONLY",
+    "BUSY ",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "MISCONF",
+    "NOREPLICAS",
+    "UNBLOCKED",
     "max number of clients",
 )
 SCHEMES = ("redis", "rediss", "unix")

@@ -1,8 +1,8 @@
 """A worker process: `python -m smlt.worker.main`, its configuration as one line of JSON on stdin.
 
 stdin stays open as a life line: when it closes, whoever started this worker is gone; it stops with the others behind a
-step, at a checkpoint, or ends after ORPHAN_GRACE_S. A worker that has paused at its time limit waits for the next line, as a warm
-sandbox waits for its next invocation: model and data stay in memory. Exit codes are those of the errors in
+step, at a checkpoint, or ends after ORPHAN_GRACE_S. A worker that has paused at its time limit waits for the next line, as
+a warm sandbox waits for its next invocation: model and data stay in memory. Exit codes are those of the errors in
 `smlt.errors`; 0 when training is done, was stopped in order, or goes on without this worker.
 """
 

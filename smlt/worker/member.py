@@ -42,6 +42,10 @@ class Orphaned(Exception):
     """The scheduler is gone."""
 
 
+class TimeIsUp(Exception):
+    """The time limit comes before the next plan."""
+
+
 class Member:
     """The worker `config.worker_id` of a job. `run` returns how it ended: "done", "stopped", "paused" or "released"."""
 
@@ -130,6 +134,11 @@ class Member:
                 with suppress(FencedError):
                     trainer.save_alone()
                 return "stopped"
+            except TimeIsUp:
+                if not self.config.warm:  # what is in memory goes with the process
+                    trainer.save_alone()
+                self.coordination.pause(self.config.worker_id)
+                return "paused"
             finally:
                 self._close()
 
@@ -216,7 +225,7 @@ class Member:
                     if plan is not None and plan.generation >= acknowledged:
                         self.generation = plan.generation
                         return plan, move_for(plan, ack)
-                last_id, words = self.coordination.wait_for_word(last_id, SLICE_MS)
+                last_id, words = self.coordination.wait_for_word(last_id, self._slice_ms())
             except StoreDataLost:
                 self.hear(Answer(scheduled=False))
                 acknowledged = 0  # the scheduler will begin anew, by a newer number
@@ -241,6 +250,14 @@ class Member:
             if current == generation:
                 return generation
             generation = current
+
+    def _slice_ms(self) -> int:
+        """How long to wait for a word; TimeIsUp when the time limit is near."""
+        assert self.trainer is not None
+        left_s = self.trainer.time_left_s()
+        if left_s <= 0:
+            raise TimeIsUp
+        return int(min(SLICE_MS, left_s * 1000 + 1))
 
     def _check_scheduler(self) -> None:
         if self.orphaned:

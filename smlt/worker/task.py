@@ -75,7 +75,7 @@ class Task:
     @classmethod
     def main(cls, arguments: list[str] | None = None) -> None:
         """Train in this process: one worker, no store. Options: --epochs, --global-batch-size, --seed, --data."""
-        from smlt.worker.trainer import train_alone
+        from smlt.worker.alone import train_alone
 
         parser = argparse.ArgumentParser(description=f"Train {cls.__name__} in this process, with one worker and no store.")
         parser.add_argument("--epochs", type=int, default=10, help="passes over the training set (10)")

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from smlt.collective.communicator import Communicator
 from smlt.collective.feedback import ErrorFeedback
-from smlt.collective.work import Work
 from smlt.errors import CheckpointError, CollectiveError, FencedError, SmltError, TaskError
 from smlt.store.membership import COMMITTED, EPOCH_ENDED, SHARED, Position
 from smlt.store.object import ObjectStore
@@ -26,6 +21,7 @@ from smlt.worker.config import WorkerConfig
 from smlt.worker.data import DataIterator, dataset_length, part, take
 from smlt.worker.frameworks import make_adapter, seed_generators
 from smlt.worker.minibatch import Minibatch, MinibatchBuffer
+from smlt.worker.step import StepUnderWay, resident_mb, step_seed
 from smlt.worker.task import Task
 
 EVALUATION_BATCH = 256
@@ -36,21 +32,6 @@ STEPS_AHEAD, SPARE_TIME_S = 2.0, 0.3
 
 #: Takes a report row; returns what the scheduler asks for: "" or "stop".
 Report = Callable[[dict[str, Any]], str]
-
-
-@dataclass
-class StepUnderWay:
-    """A step from its first gradient to its commit."""
-
-    minibatch: Minibatch
-    data_s: float
-    started: float
-    computed: float = 0.0
-    first_sent: float = math.inf
-    works: list[Work] = field(default_factory=list)  # its buckets, the last one with the step's numbers
-    feedbacks: list[ErrorFeedback | None] = field(default_factory=list)
-    stats: Any = None
-    sent: bool = False  # all of it: another worker may have completed the step
 
 
 class Trainer:
@@ -138,7 +119,7 @@ class Trainer:
         self.has_state = True
 
     def complete_step(self, timeout_s: float) -> bool:
-        """Commit the step under way, which another worker has completed, from what is in the store; False if it is not there."""
+        """Commit the step under way, which another worker has completed, from the store; False when it is not there."""
         step = self._under_way
         if step is None or not step.sent or not self.comm.complete_fenced(timeout_s):
             return False
@@ -278,12 +259,13 @@ class Trainer:
         step.works.append(work)
         step.feedbacks.append(feedback)
 
+    def time_left_s(self) -> float:
+        """Until this worker has to leave, to be gone before its time limit with a checkpoint written."""
+        return self.deadline - time.monotonic() - 2 * self._save_s - SPARE_TIME_S
+
     def _must_pause(self) -> bool:
-        """Whether the next step, and the checkpoint behind it, might not end before the time limit."""
-        if self.deadline == math.inf:
-            return False
-        ahead = STEPS_AHEAD * max(self._longest_s, default=0.0) + self._epoch_end_s + 2 * self._save_s + SPARE_TIME_S
-        return time.monotonic() + ahead > self.deadline
+        """Whether the next step might not end before the time limit."""
+        return self.time_left_s() < STEPS_AHEAD * max(self._longest_s, default=0.0) + self._epoch_end_s
 
     # ---- the end of an epoch ----
 
@@ -368,7 +350,9 @@ class Trainer:
         tensors, rest = self.adapter.state()
         state = self._state(epoch, step_in_epoch, rest)
         state["feedback"] = self._feedback_plan() if parts else None
-        checkpoint.save(self.objects, self._prefix, self.step, tensors, state, parts, self.config.checkpoints_kept, self.confirm)
+        checkpoint.save(
+            self.objects, self._prefix, self.step, tensors, state, parts, self.config.checkpoints_kept, self.confirm
+        )
 
     def _state(self, epoch: int, step_in_epoch: int, framework: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -392,9 +376,7 @@ class Trainer:
         if self.objects is None:
             raise CheckpointError("a donor needs an object store")
         tensors, rest = self.adapter.state()
-        checkpoint.put(
-            self.objects, self._snapshot_key(generation), tensors, self._state(self.epoch, self.step_in_epoch, rest)
-        )
+        checkpoint.put(self.objects, self._snapshot_key(generation), tensors, self._state(self.epoch, self.step_in_epoch, rest))
 
     def take_snapshot(self, generation: int) -> None:
         """Take over the donor's state. CheckpointError when it is not whole or does not fit."""
@@ -462,50 +444,3 @@ class Trainer:
         self.recent.clear()
         self.recent.extend(state.get("recent", []))
         self._under_way, self.has_state = None, True
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of a worker's random numbers at a step: resuming there gives the same ones."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def resident_mb() -> float:
-    """This process's resident memory in MB (on macOS its peak)."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * resource.getpagesize() / 1e6
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
-def train_alone(task: Task, epochs: int, global_batch_size: int, seed: int) -> Trainer:
-    """Train in this process with one worker and no store; a line an epoch on stdout."""
-    losses: list[float] = []
-
-    def report(row: dict[str, Any]) -> str:
-        if "loss" in row:
-            losses.append(row["loss"])
-        if row.get("kind") == "epoch":
-            metrics = "".join(f", {name} {value:.4f}" for name, value in row["metrics"].items())
-            print(f"epoch {row['epoch'] + 1}/{epochs}: loss {np.mean(losses):.4f}{metrics}", flush=True)
-            losses.clear()
-        return ""
-
-    config = WorkerConfig(
-        run="alone",
-        job="alone",
-        rank=0,
-        world_size=1,
-        object_store_url="",
-        script=sys.argv[0],
-        epochs=epochs,
-        global_batch_size=global_batch_size,
-        seed=seed,
-        bucket_mb=0,  # alone there is nothing to hide
-    )
-    trainer = Trainer(config, task, None, report)
-    with Communicator() as comm:
-        trainer.attach(comm)
-        trainer.begin(resume=False)
-        trainer.run()
-    return trainer
