@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -50,7 +50,7 @@ class Plan:
     """A generation's membership and where it goes on."""
 
     generation: int
-    ranks: Mapping[str, int]  # by worker id: 0 ... n - 1
+    ranks: Mapping[str, int] = field(hash=False)  # by worker id: 0 ... n - 1
     position: Position | None  # None: from the newest checkpoint if `resume`, else from the beginning
     donor: int | None  # rank that gives a snapshot of its state, after it has finished itself; None: nobody needs one
     finish: tuple[int, ...] = ()  # ranks that complete their step from the store

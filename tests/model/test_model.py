@@ -1,0 +1,18 @@
+"""Every interleaving of the membership protocol, up to the sizes that are quick. `explore.py` as a command does n = 3 with both."""
+
+from __future__ import annotations
+
+import pytest
+from explore import explore
+
+ACTIONS = {"Acknowledge", "Arrive", "Commit", "Delete", "End", "Publish", "Publish plan", "Report", "Take", "Upload"}
+RECOVERY = {"Finish", "GiveSnapshot", "Notice", "Restore"}
+
+
+@pytest.mark.parametrize(("n", "crashes", "zombies"), [(2, 0, 0), (2, 1, 0), (2, 0, 1), (2, 1, 1), (3, 0, 0), (3, 1, 0)])
+def test_every_interleaving_keeps_the_invariants_and_can_end(n: int, crashes: int, zombies: int) -> None:
+    found = explore(n, crashes, zombies)
+    assert found.stuck is None
+    assert found.ends > 0
+    print(f"n = {n}, {crashes} crashes, {zombies} zombies: {found.states} states, {found.transitions} transitions")
+    assert set(found.actions) >= ACTIONS | (RECOVERY if crashes or zombies else set())  # the model does what it is to show
