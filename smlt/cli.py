@@ -22,6 +22,7 @@ from smlt.client.scheduler import RunRequest, TaskScheduler, check_request
 from smlt.errors import CheckpointError, ConfigError, SmltError, TaskError
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
+from smlt.store.secrets import resolve_store_url
 from smlt.worker.checkpoint import latest_step
 
 
@@ -40,16 +41,21 @@ app = typer.Typer(
     help="Train models on serverless workers: gradients averaged through a Redis or Valkey store.",
 )
 
+
+def _resolved(store: str | None) -> str | None:
+    """The store's URL with its password, or that of SMLT_STORE_FILE: the one place where the command line looks it up."""
+    return resolve_store_url(store)
+
+
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the run folders.")]
-StoreUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        envvar="SMLT_STORE",
-        help="Parameter store: redis://, rediss:// or unix:// URL.",
-        show_default="embedded",
-    ),
-]
+_STORE: dict[str, Any] = {
+    "envvar": "SMLT_STORE",
+    "help": "Parameter store: redis://, rediss:// or unix:// URL, or a secret URL that leads to it. Its password: see "
+    "`smlt doctor --help`.",
+    "show_default": "embedded",
+}
+StoreUrl = Annotated[str | None, typer.Option("--store", callback=_resolved, **_STORE)]
+StoreReference = Annotated[str | None, typer.Option("--store", **_STORE)]  # as it was given: to say where all comes from
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on stdout, nothing else.")]
 
 
@@ -72,7 +78,8 @@ def _options(
         "smlt train task.py --target-accuracy 0.97 --codec fp32 --data ./images",
         "smlt train task.py --codec int8 --no-error-feedback",
         "smlt train --resume 20260102-153000-digits --epochs 50",
-        "SMLT_STORE=rediss://:password@store.example:6380 smlt train task.py --json",
+        "SMLT_STORE_PASSWORD=... smlt train task.py --store rediss://store.example:6380",
+        "smlt train task.py --store 'rediss://store.example:6380?password_file=/run/secrets/store' --json",
     )
 )
 def train(
@@ -304,10 +311,15 @@ def trace(
 
 
 @app.command(
-    epilog=_examples("smlt doctor", "smlt doctor --store redis://10.0.0.5:6379", "smlt doctor --store redis://10.0.0.5 --tune")
+    epilog=_examples(
+        "smlt doctor",
+        "smlt doctor --store redis://10.0.0.5:6379",
+        "smlt doctor --store redis://10.0.0.5 --tune",
+        "smlt doctor --store 'rediss://store.example?password_secret=aws-secretsmanager://team/store%3Fkey=password'",
+    )
 )
 def doctor(
-    store: StoreUrl = None,
+    store: StoreReference = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Measure what a message costs on the way to the store, and keep it for later runs.")
     ] = False,
@@ -315,12 +327,17 @@ def doctor(
 ) -> None:
     """Look at this machine and the store, and say what to fix.
 
+    The store's password stands in the URL, or is found by ?password_file=PATH, ?password_env=NAME or
+    ?password_secret=SECRET in it, else by SMLT_STORE_PASSWORD or SMLT_STORE_PASSWORD_FILE. SMLT_STORE_FILE names a file
+    that holds the URL. A SECRET is file:///PATH, env:NAME, aws-secretsmanager://NAME or aws-ssm://NAME, and may stand for
+    the whole URL too. SMLT_STORE_CA_CERTS, SMLT_STORE_CERTFILE and SMLT_STORE_KEYFILE are for rediss://.
+
     With --tune the measured constants are kept in a file; from then on they choose the algorithm, the number of
     shards and the size of chunks for that store. Exit code 3 when something cannot work.
     """
     from smlt.client.doctor import diagnose, tune_store
 
-    findings = diagnose(store)
+    findings = diagnose(store, in_process_list=store is not None and store != os.environ.get("SMLT_STORE"))
     if tune and not any(finding.status == "fail" for finding in findings):
         findings += tune_store(store)
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 
 from smlt.errors import ConfigError
 from smlt.worker.buckets import BUCKET_MB, BUCKET_MB_MAX
@@ -26,13 +26,15 @@ class WorkerConfig:
     error_feedback: bool = False  # add to the next gradient what the codec cut off from this one
     bucket_mb: float = BUCKET_MB  # 0: one all-reduce when backward has ended
     generation: int = 1
-    store_url: str | None = None  # None: one worker that nobody watches
+    # None: one worker that nobody watches. Its password must not come into a log by way of a repr.
+    store_url: str | None = field(default=None, repr=False)
     has_data: bool = False  # whether <run>/data/ holds files for the task
     target_accuracy: float | None = None
     resume: bool = False
     timeout_s: float = 300.0
     checkpoint_every_epochs: int = 1
     threads: int = 1
+    code_sha256: str | None = None  # of <run>/code/MANIFEST.json: other code is not run; None: whatever lies there
 
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch_size", "world_size", "checkpoint_every_epochs", "threads"):
