@@ -28,7 +28,7 @@ from smlt.worker import checkpoint
 from smlt.worker.buckets import BUCKET_MB, BUCKET_MB_MAX
 from smlt.worker.checkpoint import load_latest
 from smlt.worker.config import WorkerConfig
-from smlt.worker.data import read_manifest
+from smlt.worker.manifest import read_manifest
 
 #: A worker that was told to end gets this long before it is killed.
 GRACE_S = 10.0
@@ -175,6 +175,7 @@ class TaskScheduler:
                 return "done"
         else:
             script = artifacts.upload_code(Path(request.script))
+            self.folder.write_status(code_sha256=artifacts.code_sha256)  # a resumed run takes no other code
             if request.data is not None:
                 artifacts.upload_data(Path(request.data), leave_out=(self.folder.runs_dir, Path(objects.url)))
         url = self.store_url
@@ -208,6 +209,7 @@ class TaskScheduler:
                 target_accuracy=request.target_accuracy,
                 resume=self.resume,
                 timeout_s=request.timeout_s,
+                code_sha256=self.folder.status.get("code_sha256"),
                 threads=threads_per_worker(request.workers),
             )
             self.workers.append(self.executor.start(config, self.folder.log_path(f"worker-{rank}")))

@@ -21,7 +21,7 @@ from smlt.errors import SmltError, StoreError, TaskError
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
 from smlt.worker.config import WorkerConfig
-from smlt.worker.data import fetch
+from smlt.worker.data import fetch_code, fetch_data
 from smlt.worker.lifeline import end_with_parent
 from smlt.worker.task import load_task
 from smlt.worker.trainer import Trainer
@@ -36,10 +36,10 @@ def run_worker(config: WorkerConfig) -> int:
         with tempfile.TemporaryDirectory(prefix="smlt-worker-") as scratch:
             if config.store_url is not None:
                 parameters = ParameterStore(config.store_url, job=config.job)
-            code = fetch(objects, f"{config.run}/code", Path(scratch) / "code")
+            code = fetch_code(objects, f"{config.run}/code", Path(scratch) / "code", config.code_sha256)
             task = load_task(code / config.script)
             if config.has_data:
-                task.data_dir = fetch(objects, f"{config.run}/data", Path(scratch) / "data")
+                task.data_dir = fetch_data(objects, f"{config.run}/data", Path(scratch) / "data")
             with Communicator(
                 config.store_url,
                 job=config.job,
