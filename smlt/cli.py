@@ -1,4 +1,4 @@
-"""The command line: train, launch, status, runs, trace, doctor."""
+"""The command line: train, launch, status, runs, trace, doctor, acl."""
 
 from __future__ import annotations
 
@@ -351,6 +351,47 @@ def doctor(
                 typer.echo(f"      {'':{width}}  -> {finding.fix}")
     if any(finding.status == "fail" for finding in findings):
         raise typer.Exit(3)
+
+
+@app.command(
+    epilog=_examples(
+        "smlt acl --user trainer --run-prefix digits --generate trainer.password | valkey-cli -h store.example",
+        "smlt train digits.py --name digits --store 'redis://trainer@store.example?password_file=trainer.password'",
+        "smlt acl --user tools --run-prefix launch- --run-prefix doctor- --password-env TOOLS_PASSWORD",
+        "smlt acl --job averaging --password-env WORKER_PASSWORD --json | jq -r .access_string",
+    )
+)
+def acl(
+    user: Annotated[str, typer.Option(help="The user's name.")] = "smlt",
+    job: Annotated[list[str] | None, typer.Option(metavar="JOB", help="A job by name, as smlt.init() is given it.")] = None,
+    run_prefix: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Jobs whose names begin so: a run, or several of its kind.")
+    ] = None,
+    password_env: Annotated[str | None, typer.Option(metavar="NAME", help="The variable that holds the password.")] = None,
+    generate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a new password to a new file that only you can read.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the ACL SETUSER line of a store's user that may do what SMLT needs with its own jobs' keys, nothing else.
+
+    --job and --run-prefix may be given several times. The job of `smlt train` begins with the run's name (--name), that of
+    launch, doctor, trace and doctor --tune with "launch-", "doctor-", "trace-" and "tune-". The password is in the line
+    as its SHA-256 only. Nothing is sent to the store: whoever administers it does that.
+
+    SCAN, which deletes what a job leaves, names the keys of other jobs too (their content stays closed), and INFO tells
+    about the server. Where names are a secret, give each user a store of his own. A Redis older than 7.2 knows no
+    client|setinfo: leave it out there.
+    """
+    from smlt.client.acl import COMMANDS, acl_user, password_of
+
+    acl_user(user, job or [], run_prefix or [], "-")  # what is wrong is told before a file is made
+    made = acl_user(user, job or [], run_prefix or [], password_of(password_env, generate))
+    if as_json:
+        row = {"user": made.name, "line": made.line, "access_string": made.access, "commands": COMMANDS}
+        typer.echo(json.dumps({**row, "keys": made.patterns, "password_sha256": made.password_sha256}))
+        return
+    typer.echo(made.line)
 
 
 def run() -> int:
