@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent / "client"))
 from commandline import smlt, write_task  # noqa: E402
 
 MODULES = {
+    "multiprocessing",  # it pickles what it hands to its children
     "pickle",
     "_pickle",
     "cPickle",

@@ -89,7 +89,9 @@ def command_lines(run: Running) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize(("way", "end"), [*((way, "well") for way in WAYS), *(("SMLT_STORE_PASSWORD", end) for end in ENDS)])
+@pytest.mark.parametrize(
+    ("way", "end"), [*((way, "well") for way in WAYS), *(("SMLT_STORE_PASSWORD", end) for end in ENDS if end != "well")]
+)
 def test_a_run_shows_the_password_nowhere(server: str, tmp_path: Path, way: str, end: str) -> None:
     (tmp_path / "secret").mkdir()
     (tmp_path / "work").mkdir()
