@@ -1,4 +1,4 @@
-"""The command line: train, launch, status, runs, trace, doctor."""
+"""The command line: train, launch, status, runs, trace, doctor, acl."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from smlt.client.scheduler import TaskScheduler, take_over
 from smlt.errors import CheckpointError, ConfigError, SmltError, TaskError
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
+from smlt.store.secrets import resolve_store_url
 from smlt.worker.checkpoint import latest_step
 
 
@@ -41,16 +42,21 @@ app = typer.Typer(
     help="Train models on serverless workers: gradients averaged through a Redis or Valkey store.",
 )
 
+
+def _resolved(store: str | None) -> str | None:
+    """The store's URL with its password, or that of SMLT_STORE_FILE: the one place where the command line looks it up."""
+    return resolve_store_url(store)
+
+
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the run folders.")]
-StoreUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        envvar="SMLT_STORE",
-        help="Parameter store: redis://, rediss:// or unix:// URL.",
-        show_default="embedded",
-    ),
-]
+_STORE: dict[str, Any] = {
+    "envvar": "SMLT_STORE",
+    "help": "Parameter store: redis://, rediss:// or unix:// URL, or a secret URL that leads to it. Its password: see "
+    "`smlt doctor --help`.",
+    "show_default": "embedded",
+}
+StoreUrl = Annotated[str | None, typer.Option("--store", callback=_resolved, **_STORE)]
+StoreReference = Annotated[str | None, typer.Option("--store", **_STORE)]  # as it was given: to say where all comes from
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on stdout, nothing else.")]
 
 
@@ -73,7 +79,8 @@ def _options(
         "smlt train task.py --target-accuracy 0.97 --codec fp32 --data ./images",
         "smlt train task.py --codec int8 --no-error-feedback",
         "smlt train task.py --on-failure shrink --liveness 5 --spares 1",
-        "SMLT_STORE=rediss://:password@store.example:6380 smlt train task.py --json",
+        "SMLT_STORE_PASSWORD=... smlt train task.py --store rediss://store.example:6380",
+        "smlt train task.py --store 'rediss://store.example:6380?password_file=/run/secrets/store' --json",
     )
 )
 def train(
@@ -400,10 +407,15 @@ def trace(
 
 
 @app.command(
-    epilog=_examples("smlt doctor", "smlt doctor --store redis://10.0.0.5:6379", "smlt doctor --store redis://10.0.0.5 --tune")
+    epilog=_examples(
+        "smlt doctor",
+        "smlt doctor --store redis://10.0.0.5:6379",
+        "smlt doctor --store redis://10.0.0.5 --tune",
+        "smlt doctor --store 'rediss://store.example?password_secret=aws-secretsmanager://team/store%3Fkey=password'",
+    )
 )
 def doctor(
-    store: StoreUrl = None,
+    store: StoreReference = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Measure what a message costs on the way to the store, and keep it for later runs.")
     ] = False,
@@ -411,12 +423,17 @@ def doctor(
 ) -> None:
     """Look at this machine and the store, and say what to fix.
 
+    The store's password stands in the URL, or is found by ?password_file=PATH, ?password_env=NAME or
+    ?password_secret=SECRET in it, else by SMLT_STORE_PASSWORD or SMLT_STORE_PASSWORD_FILE. SMLT_STORE_FILE names a file
+    that holds the URL. A SECRET is file:///PATH, env:NAME, aws-secretsmanager://NAME or aws-ssm://NAME, and may stand for
+    the whole URL too. SMLT_STORE_CA_CERTS, SMLT_STORE_CERTFILE and SMLT_STORE_KEYFILE are for rediss://.
+
     With --tune the measured constants are kept in a file; from then on they choose the algorithm, the number of
     shards and the size of chunks for that store. Exit code 3 when something cannot work.
     """
     from smlt.client.doctor import diagnose, tune_store
 
-    findings = diagnose(store)
+    findings = diagnose(store, in_process_list=store is not None and store != os.environ.get("SMLT_STORE"))
     if tune and not any(finding.status == "fail" for finding in findings):
         findings += tune_store(store)
     if as_json:
@@ -430,6 +447,47 @@ def doctor(
                 typer.echo(f"      {'':{width}}  -> {finding.fix}")
     if any(finding.status == "fail" for finding in findings):
         raise typer.Exit(3)
+
+
+@app.command(
+    epilog=_examples(
+        "smlt acl --user trainer --run-prefix digits --generate trainer.password | valkey-cli -h store.example",
+        "smlt train digits.py --name digits --store 'redis://trainer@store.example?password_file=trainer.password'",
+        "smlt acl --user tools --run-prefix launch- --run-prefix doctor- --password-env TOOLS_PASSWORD",
+        "smlt acl --job averaging --password-env WORKER_PASSWORD --json | jq -r .access_string",
+    )
+)
+def acl(
+    user: Annotated[str, typer.Option(help="The user's name.")] = "smlt",
+    job: Annotated[list[str] | None, typer.Option(metavar="JOB", help="A job by name, as smlt.init() is given it.")] = None,
+    run_prefix: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Jobs whose names begin so: a run, or several of its kind.")
+    ] = None,
+    password_env: Annotated[str | None, typer.Option(metavar="NAME", help="The variable that holds the password.")] = None,
+    generate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a new password to a new file that only you can read.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the ACL SETUSER line of a store's user that may do what SMLT needs with its own jobs' keys, nothing else.
+
+    --job and --run-prefix may be given several times. The job of `smlt train` begins with the run's name (--name), that of
+    launch, doctor, trace and doctor --tune with "launch-", "doctor-", "trace-" and "tune-". The password is in the line
+    as its SHA-256 only. Nothing is sent to the store: whoever administers it does that.
+
+    SCAN, which deletes what a job leaves, names the keys of other jobs too (their content stays closed), and INFO tells
+    about the server. Where names are a secret, give each user a store of his own. A Redis older than 7.2 knows no
+    client|setinfo: leave it out there.
+    """
+    from smlt.client.acl import COMMANDS, acl_user, password_of
+
+    acl_user(user, job or [], run_prefix or [], "-")  # what is wrong is told before a file is made
+    made = acl_user(user, job or [], run_prefix or [], password_of(password_env, generate))
+    if as_json:
+        row = {"user": made.name, "line": made.line, "access_string": made.access, "commands": COMMANDS}
+        typer.echo(json.dumps({**row, "keys": made.patterns, "password_sha256": made.password_sha256}))
+        return
+    typer.echo(made.line)
 
 
 def run() -> int:

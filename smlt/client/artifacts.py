@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
 from smlt.errors import CheckpointError, TaskError
 from smlt.store.object import ObjectStore
-from smlt.worker.data import read_manifest
+from smlt.worker.manifest import check_names, read_manifest, write_manifest
 
 
 class ArtifactManager:
@@ -18,6 +17,7 @@ class ArtifactManager:
 
     def __init__(self, objects: ObjectStore, run: str) -> None:
         self.objects, self.run = objects, run
+        self.code_sha256: str | None = None  # of the manifest of the code that was uploaded
 
     def upload_code(self, script: Path) -> str:
         """The script and the local modules it imports; returns the script's path below `<run>/code/`.
@@ -25,7 +25,7 @@ class ArtifactManager:
         TaskError when the script is missing or is not Python.
         """
         files = local_modules(script)
-        self._upload("code", {path.relative_to(script.parent).as_posix(): path for path in files})
+        _, self.code_sha256 = self._upload("code", {path.relative_to(script.parent).as_posix(): path for path in files})
         return script.name
 
     def upload_data(self, folder: Path, leave_out: Sequence[Path] = ()) -> int:
@@ -43,10 +43,16 @@ class ArtifactManager:
         }
         if not files:
             raise TaskError(f"--data {folder}: the folder is empty")
-        return self._upload("data", files)
+        sent, _ = self._upload("data", files)
+        return sent
 
-    def _upload(self, kind: str, files: dict[str, Path]) -> int:
+    def _upload(self, kind: str, files: dict[str, Path]) -> tuple[int, str]:
+        """How many bytes were sent, and the manifest's SHA-256."""
         prefix = f"{self.run}/{kind}"
+        try:
+            check_names(files)
+        except ValueError as error:
+            raise TaskError(f"{kind}: {error}") from None
         try:
             there = read_manifest(self.objects, prefix)
         except CheckpointError:
@@ -58,8 +64,7 @@ class ArtifactManager:
             if there.get(name) != manifest[name]:
                 self.objects.put(f"{prefix}/{name}", content)
                 sent += len(content)
-        self.objects.put(f"{prefix}/MANIFEST.json", json.dumps(manifest, indent=1).encode())
-        return sent
+        return sent, write_manifest(self.objects, prefix, manifest)
 
 
 def local_modules(script: Path) -> list[Path]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
+import ipaddress
 import os
 import platform
 import statistics
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from urllib.parse import parse_qs, urlsplit
 
 from smlt.errors import SmltError
-from smlt.store.embedded import EmbeddedStore, find_server
 from smlt.store.coordination import Coordination
+from smlt.store.embedded import EmbeddedStore, find_server
 from smlt.store.parameter import ParameterStore, ServerInfo, redact, translated
+from smlt.store.secrets import StoreAddress, find_store, resolve_store_url
 
 BANDWIDTH_BYTES = 8 << 20
 ROOM_BYTES = 256_000_000
@@ -35,12 +38,19 @@ class Finding:
     fix: str = ""
 
 
-def diagnose(store_url: str | None) -> list[Finding]:
-    """Look at this machine and at the store (the embedded one when no URL is given)."""
+def diagnose(store_url: str | None, *, in_process_list: bool = False) -> list[Finding]:
+    """Look at this machine and at the store (the embedded one when no URL is given).
+
+    `in_process_list`: the URL was an argument of the command, which every user of this machine can see.
+    """
     findings = [Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     findings += [_native(), *_packages()]
-    if store_url is not None:
-        return findings + _store(store_url)
+    try:
+        address = find_store(store_url)
+    except SmltError as error:
+        return [*findings, Finding("store", "fail", str(error), "look at --store and the SMLT_STORE_* variables")]
+    if address is not None:
+        return findings + secrecy(address, in_process_list=in_process_list) + _store(address.url)
     try:
         server = find_server()
         findings.append(Finding("embedded store", "ok", server))
@@ -60,7 +70,7 @@ def tune_store(store_url: str | None) -> list[Finding]:
 
     try:
         with ExitStack() as stack:
-            url = store_url or stack.enter_context(EmbeddedStore(memory_bytes=256 << 20)).url
+            url = resolve_store_url(store_url) or stack.enter_context(EmbeddedStore(memory_bytes=256 << 20)).url
             measured = measure(url)
         path = tuning.save(url, measured)
     except (SmltError, OSError) as error:
@@ -97,6 +107,63 @@ def _packages() -> list[Finding]:
         except importlib.metadata.PackageNotFoundError:
             findings.append(Finding(name, "warn", "not installed", fix))
     return findings
+
+
+def secrecy(address: StoreAddress, *, in_process_list: bool = False) -> list[Finding]:
+    """Where the password came from, never what it is, and who could read it on its way."""
+    origin = address.password_from
+    if not origin:
+        password = Finding(
+            "store password",
+            "warn" if not _is_local(address.url) else "ok",
+            "none",
+            "" if _is_local(address.url) else "give the store a password, and a user of its own (smlt acl)",
+        )
+    elif in_process_list and origin == "the URL":
+        password = Finding(
+            "store password",
+            "warn",
+            "from the command line, where every user of this machine can see it",
+            "export SMLT_STORE instead of --store, or write ?password_file= or ?password_env= in the URL",
+        )
+    else:
+        password = Finding("store password", "ok", f"from {origin}")
+    findings = [
+        password,
+        *(Finding("store secret", "warn", text.partition(": ")[0], text.partition(": ")[2]) for text in address.warnings),
+    ]
+    return [*findings, _encryption(address)]
+
+
+def _encryption(address: StoreAddress) -> Finding:
+    parts = urlsplit(address.url)
+    options = parse_qs(parts.query)
+    if parts.scheme == "unix":
+        return Finding("store TLS", "ok", "not needed: a unix socket")
+    if parts.scheme == "rediss":
+        if options.get("ssl_cert_reqs", ["required"])[-1].lower() == "none":
+            return Finding(
+                "store TLS",
+                "warn",
+                "on, but the store's certificate is not verified (ssl_cert_reqs=none)",
+                "give its authority by ssl_ca_certs= or SMLT_STORE_CA_CERTS: whoever stands in between can pose as the store",
+            )
+        authority = options.get("ssl_ca_certs", ["the system's authorities"])[-1]
+        return Finding("store TLS", "ok", f"on, verified by {authority}")
+    if _is_local(address.url):
+        return Finding("store TLS", "ok", "off: the store is on this machine")
+    what = "the password and all gradients travel" if address.password_from else "all gradients travel"
+    return Finding("store TLS", "warn", f"off: {what} in plain text", "use rediss://, or a network that only you can read")
+
+
+def _is_local(url: str) -> bool:
+    parts = urlsplit(url)
+    if parts.scheme == "unix" or parts.hostname in (None, "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(str(parts.hostname)).is_loopback
+    except ValueError:
+        return False
 
 
 def _store(url: str) -> list[Finding]:

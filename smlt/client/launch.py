@@ -15,6 +15,7 @@ from smlt.client.executors.local import this_package, threads_per_worker
 from smlt.errors import TaskError
 from smlt.store.embedded import EmbeddedStore
 from smlt.store.parameter import ParameterStore
+from smlt.store.secrets import without_store_secrets
 
 GRACE_S = 5.0
 
@@ -40,7 +41,7 @@ def launch(script: str, arguments: list[str], workers: int, store_url: str | Non
         printers: list[_Printer] = []
         for rank in range(workers):
             environment = {
-                **os.environ,
+                **without_store_secrets(os.environ),
                 "SMLT_STORE": url,
                 "SMLT_JOB": job,
                 "SMLT_RANK": str(rank),

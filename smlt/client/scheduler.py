@@ -29,7 +29,7 @@ from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
 from smlt.worker import checkpoint
 from smlt.worker.config import WorkerConfig
-from smlt.worker.data import read_manifest
+from smlt.worker.manifest import read_manifest
 
 #: A look around at least this often.
 TICK_MS = 100
@@ -119,6 +119,7 @@ class TaskScheduler:
                 return "done"
         else:
             script = artifacts.upload_code(Path(request.script))
+            self.folder.write_status(code_sha256=artifacts.code_sha256)  # a resumed run takes no other code
             if request.data is not None:
                 artifacts.upload_data(Path(request.data), leave_out=(self.folder.runs_dir, Path(objects.url)))
         url = self.store_url
@@ -184,6 +185,7 @@ class TaskScheduler:
             time_limit_s=request.time_limit_s,
             warm=request.warm,
             checkpoints_kept=request.keep_checkpoints,
+            code_sha256=self.folder.status.get("code_sha256"),
             threads=threads_per_worker(request.workers),
         )
 

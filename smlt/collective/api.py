@@ -15,6 +15,7 @@ from smlt.collective.communicator import Communicator
 from smlt.collective.feedback import ErrorFeedback
 from smlt.collective.work import Work
 from smlt.errors import CollectiveError, ConfigError
+from smlt.store.secrets import resolve_store_url
 
 _current: Communicator | None = None
 
@@ -42,7 +43,9 @@ def init(event: Mapping[str, Any] | None = None, **settings: Any) -> Communicato
     Each of store, job, rank, world_size, generation, timeout_s and codec (see `Communicator`) is taken from the keyword
     arguments, else from `event["smlt"]` (a Lambda event), else from SMLT_STORE, SMLT_JOB, SMLT_RANK, SMLT_WORLD_SIZE,
     SMLT_GENERATION, SMLT_TIMEOUT_S and SMLT_CODEC, else it is the communicator's default. With nothing given this is a
-    job of one worker.
+    job of one worker. The store's URL may leave the password to a file, a variable or a secret manager, and may itself
+    be in the file SMLT_STORE_FILE (see `smlt.store.secrets`). Whoever can choose `event["smlt"]["store"]` chooses where
+    this worker's password goes: take the store from the environment when events come from strangers.
 
     A job joined before is left first, unless it is this very one, which is kept: a warm Lambda sandbox stays connected.
     Raises ConfigError for values that cannot work, and what `Communicator` raises.
@@ -60,6 +63,9 @@ def init(event: Mapping[str, Any] | None = None, **settings: Any) -> Communicato
             if value is not None and value != "":
                 chosen[name] = _setting(name, value)
                 break
+    store = resolve_store_url(chosen.get("store"))
+    if store is not None:
+        chosen["store"] = store
     if _current is not None:
         same = all(
             getattr(_current, name) == chosen.get(name, getattr(_current, name))

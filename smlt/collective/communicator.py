@@ -48,7 +48,8 @@ class Communicator:
     Parameters
     ----------
     store
-        URL of the parameter store (redis://, rediss://, unix://). Not needed when `world_size` is 1.
+        URL of the parameter store (redis://, rediss://, unix://), which may leave the password to a file, a variable or
+        a secret manager (`smlt.store.secrets`). Not needed when `world_size` is 1.
     job
         Name that the workers share, of letters, digits, ``_`` and ``-``.
     rank, world_size

@@ -26,13 +26,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from smlt.errors import ConfigError, FencedError, StoreAuthError, StoreError, StoreFull, StoreUnavailable
+from smlt.store.secrets import resolve_store_url
+from smlt.store.url import redact as redact
 
 #: Of control keys and of a session's keys: the generation they belong to.
 _OF_A_GENERATION = re.compile(rb"^smlt:\{[^}]*\}:(?:(?:roster:|session:|acks:)?)(\d+)(?:[.:]|$)")
@@ -49,7 +50,6 @@ PASSING = (
     "UNBLOCKED",
     "max number of clients",
 )
-SCHEMES = ("redis", "rediss", "unix")
 REPORTS_KEPT = 10_000
 
 # KEYS: session pointer, roster prefix, current generation.
@@ -100,39 +100,6 @@ class ServerInfo:
     used_memory_bytes: int
 
 
-def redact(url: str) -> str:
-    """The URL without user, password and options, fit for a message or a log.
-
-    Never raises, and when it is not plain where a mistyped password ends ("redis://:a#b@host"), shows the scheme alone.
-    """
-    scheme, mark, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
-    address, *options = re.split("[?#]", rest, maxsplit=1)
-    if address.startswith("/"):  # a socket's path: no user can stand before it
-        return f"{scheme}{mark}{address}"
-    address = address.rpartition("@")[2]
-    plain = re.fullmatch(r"([\w.-]+|\[[\w:.%]+\])?(:\d*)?(/[\w./-]*)?", address)
-    return f"{scheme}{mark}{address}" if plain and "@" not in "".join(options) else f"{scheme}{mark}..."
-
-
-def _check_url(url: str) -> None:
-    """Raise ConfigError for a URL that cannot be read. Python's own errors quote the password: they are not shown."""
-    try:
-        parts = urlsplit(url)
-        scheme, _ = parts.scheme, parts.port if parts.scheme != "unix" else None
-        # What an unquoted '/', '?' or '#' in a password makes of a URL: its end would be looked up as a host's name.
-        split = bool(parts.fragment) or ("@" in parts.query and "=" not in parts.query)
-        readable = not split and (scheme == "unix" or "@" not in parts.path)
-    except ValueError:
-        scheme, readable = url.partition("://")[0].lower(), False
-    if scheme not in SCHEMES:
-        raise ConfigError(f"store {redact(url)!r}: the URL must begin with redis://, rediss:// or unix://")
-    if not readable:
-        raise ConfigError(
-            f"store {redact(url)!r}: the URL cannot be read: the port must be a number to 65535, and a "
-            "password's '/', '?', '#' and '@' be written %2F, %3F, %23 and %40"
-        )
-
-
 @contextmanager
 def translated(url: str) -> Iterator[None]:
     """Turn what redis-py raises into what SMLT promises; no message holds the password."""
@@ -165,6 +132,7 @@ def translated(url: str) -> Iterator[None]:
 class ParameterStore:
     """The control plane of job `job` in the store at `url` (redis://, rediss://, unix://, as redis-py takes them).
 
+    The URL may leave the password to a file, a variable or a secret manager: see `smlt.store.secrets`.
     Connects when first used. `ttl_s`: how long a key lives that nobody renews. `timeout_s`: for one
     try of a command, of which there are `retries` + 1.
     Raises ConfigError for a URL or job name that cannot work; every method raises StoreError or one of its children.
@@ -173,7 +141,7 @@ class ParameterStore:
     def __init__(self, url: str, *, job: str, ttl_s: float = 1800.0, timeout_s: float = 10.0, retries: int = 3) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", job):
             raise ConfigError(f"job name {job!r}: use 1 to 64 letters, digits, '_' and '-'")
-        _check_url(url)
+        url = resolve_store_url(url)  # here and nowhere else for the data plane, which takes `self.url`
         self.url, self.job, self.ttl_s, self.timeout_s = url, job, ttl_s, timeout_s
         try:
             # redis-py's own annotations differ from release to release
@@ -189,6 +157,9 @@ class ParameterStore:
             raise ConfigError(f"store {redact(url)}: {error}") from error
         # Options in the URL win over the arguments above: these two would change what the methods below are given.
         self.client.connection_pool.connection_kwargs.update(protocol=2, decode_responses=False)
+
+    def __repr__(self) -> str:
+        return f"<ParameterStore job={self.job!r} at {redact(self.url)}>"
 
     def impatient(self) -> ParameterStore:
         """The same store for last words: one second, one try. For a worker that is about to give up."""

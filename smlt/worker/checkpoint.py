@@ -18,8 +18,8 @@ import numpy as np
 
 from smlt.errors import CheckpointError, SmltError
 from smlt.store.object import ObjectStore
-from smlt.worker.data import read_manifest
 from smlt.worker.frameworks import Tensors
+from smlt.worker.manifest import read_manifest
 
 KEPT = 3
 log = logging.getLogger("smlt.checkpoint")

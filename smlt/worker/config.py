@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 
 from smlt.errors import ConfigError
 from smlt.worker.buckets import BUCKET_MB, BUCKET_MB_MAX
@@ -30,13 +30,15 @@ class WorkerConfig:
     liveness_s: float = 10.0  # a worker whose metadata key nobody has renewed for so long is taken for dead
     warm: bool = True  # paused at the time limit, wait for the next invocation in the same process
     time_limit_s: float | None = None  # this invocation ends then, however it stands
-    store_url: str | None = None  # None: one worker that nobody watches
+    # None: one worker that nobody watches. Its password must not come into a log by way of a repr.
+    store_url: str | None = field(default=None, repr=False)
     has_data: bool = False  # whether <run>/data/ holds files for the task
     target_accuracy: float | None = None
     timeout_s: float = 300.0
     checkpoint_every_epochs: int = 1
     checkpoints_kept: int = 3
     threads: int = 1
+    code_sha256: str | None = None  # of <run>/code/MANIFEST.json: other code is not run; None: whatever lies there
 
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch_size", "world_size", "checkpoint_every_epochs", "checkpoints_kept", "threads"):

@@ -7,17 +7,19 @@ on the number of workers, on restarts, or on where a run was resumed.
 
 from __future__ import annotations
 
-import json
+import linecache
 from collections.abc import Iterator
-from hashlib import sha256
+from contextlib import contextmanager
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from smlt.errors import CheckpointError, ConfigError, TaskError
+from smlt.errors import CheckpointError, ConfigError, StoreAuthError, StoreError, StoreUnavailable, TaskError
 from smlt.store.object import ObjectStore
+from smlt.worker.manifest import read_manifest
 
 Indices = npt.NDArray[np.int64]
 
@@ -115,35 +117,67 @@ def _stacked(samples: list[Any], dataset: Any) -> Any:
     return np.stack(samples) if samples else np.empty((0, *np.shape(template)), np.asarray(template).dtype)
 
 
-def fetch(objects: ObjectStore, prefix: str, folder: Path) -> Path:
-    """Bring the files below `prefix` (code or data) to this machine, each checked against the manifest's SHA-256.
+def fetch_code(objects: ObjectStore, prefix: str, folder: Path, manifest_sha256: str | None = None) -> Path:
+    """Bring the code below `prefix` to `folder`, and nothing that the manifest does not name; returns `folder`.
 
-    Returns the folder they lie in: the object store's own when it is a directory, else `folder`.
+    Always a copy, of the very bytes whose SHA-256 was compared: a file that is changed in the object store afterwards, or
+    put beside the others, is not run. `manifest_sha256`: what the manifest's own must be.
     Raises CheckpointError naming the file that is missing or is not what the manifest says.
     """
-    manifest = read_manifest(objects, prefix)
-    paths = {name: objects.open_path(f"{prefix}/{name}") for name in manifest}
-    for name, path in paths.items():
-        digest = sha256(path.read_bytes()).hexdigest()
-        if digest != manifest[name]:
-            raise CheckpointError(f"{prefix}/{name} is not what was uploaded: its SHA-256 differs from the manifest's")
-    roots = {path.parents[len(Path(name).parts) - 1] for name, path in paths.items()}
-    if len(roots) == 1:
-        return roots.pop()
-    for name, path in paths.items():
+    for name, digest in read_manifest(objects, prefix, manifest_sha256).items():
+        content = _content(objects, f"{prefix}/{name}")
+        if sha256(content).hexdigest() != digest:
+            raise _changed(f"{prefix}/{name}")
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
+        with target.open("xb") as file:  # x: on a file system that takes two names for one, the second is an error
+            file.write(content)
+        if target.suffix == ".py":
+            # For the traceback of a failed task: it is written when the folder is gone. No time: so it is not looked for.
+            text = content.decode(errors="replace")
+            linecache.cache[str(target)] = (len(content), None, text.splitlines(keepends=True), str(target))
     return folder
 
 
-def read_manifest(objects: ObjectStore, prefix: str) -> dict[str, str]:
-    """Names below `prefix` and their SHA-256. CheckpointError when there is no manifest or it cannot be read."""
-    key = f"{prefix}/MANIFEST.json"
-    if not objects.exists(key):
-        raise CheckpointError(f"{key} is missing: the upload was not completed")
+def fetch_data(objects: ObjectStore, prefix: str, folder: Path) -> Path:
+    """Make the data below `prefix` available in `folder`, and nothing that the manifest does not name; returns `folder`.
+
+    Data may be larger than this machine's memory and disk: `folder` holds links to the object store's own files when it
+    is a directory. They are compared with the manifest's SHA-256 once, now; who may write to that directory can change
+    them later. Raises CheckpointError naming the file that is missing or is not what the manifest says.
+    """
+    for name, digest in read_manifest(objects, prefix).items():
+        path = _path(objects, f"{prefix}/{name}")
+        if any(part.is_symlink() for part in (path, *list(path.parents)[: name.count("/")])):
+            raise CheckpointError(f"{prefix}/{name} is a link to another file: data must lie where its name says")
+        with path.open("rb") as file:
+            if file_digest(file, "sha256").hexdigest() != digest:
+                raise _changed(f"{prefix}/{name}")
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(path)
+    return folder
+
+
+def _content(objects: ObjectStore, key: str) -> bytes:
+    with _named(key):
+        return objects.get(key)
+
+
+def _path(objects: ObjectStore, key: str) -> Path:
+    with _named(key):
+        return objects.open_path(key)
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
     try:
-        manifest = json.loads(objects.get(key))
-        return {str(name): str(digest) for name, digest in manifest.items()}
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{key} is not a manifest: {error}") from error
+        yield
+    except (StoreUnavailable, StoreAuthError):  # nothing is known of the file
+        raise
+    except StoreError as error:
+        raise CheckpointError(f"{key} is missing or cannot be read: {error}") from error
+
+
+def _changed(key: str) -> CheckpointError:
+    return CheckpointError(f"{key} is not what was uploaded: its SHA-256 differs from the manifest's")

@@ -25,7 +25,7 @@ from smlt.errors import FencedError, SmltError, StoreError, TaskError
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
 from smlt.worker.config import WorkerConfig
-from smlt.worker.data import fetch
+from smlt.worker.data import fetch_code, fetch_data
 from smlt.worker.lifeline import end_with_parent
 from smlt.worker.member import Member
 from smlt.worker.task import load_task
@@ -93,10 +93,10 @@ class Sandbox:
         objects = open_object_store(config.object_store_url)
         self.scratch = tempfile.TemporaryDirectory(prefix="smlt-worker-")
         folder = Path(self.scratch.name)
-        code = fetch(objects, f"{config.run}/code", folder / "code")
+        code = fetch_code(objects, f"{config.run}/code", folder / "code", config.code_sha256)
         task = load_task(code / config.script)
         if config.has_data:
-            task.data_dir = fetch(objects, f"{config.run}/data", folder / "data")
+            task.data_dir = fetch_data(objects, f"{config.run}/data", folder / "data")
         self.trainer = Trainer(config, task, objects, member.report, member.confirm)
         return self.trainer
 

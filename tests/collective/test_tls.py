@@ -104,3 +104,14 @@ def test_verification_can_be_switched_off_by_url(proxy: TlsProxy, job: str) -> N
     workers = Group(f"{proxy.url}?ssl_cert_reqs=none&ssl_check_hostname=false", job, 3)
     check_collectives(workers)
     workers.close()
+
+
+def test_the_authority_and_the_password_may_come_from_the_environment(
+    job: str, proxy: TlsProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password, _, address = proxy.url.removeprefix("rediss://:").partition("@")
+    monkeypatch.setenv("SMLT_STORE_CA_CERTS", f"{tmp_path}/ca.pem")
+    monkeypatch.setenv("SMLT_STORE_PASSWORD", password)
+    workers = Group(f"rediss://{address}", job, 3)
+    check_collectives(workers)
+    workers.close()

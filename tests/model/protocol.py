@@ -103,7 +103,7 @@ def worker_actions(world: World, index: int) -> Iterator[tuple[str, World]]:
 
     def become(action: str, **changes: Any) -> tuple[str, World]:
         store = {name: changes.pop(name) for name in list(changes) if name in World._fields}
-        changed = world.workers[:index] + (worker._replace(**changes),) + world.workers[index + 1 :]
+        changed = (*world.workers[:index], worker._replace(**changes), *world.workers[index + 1 :])
         return f"{action}({worker.name})", world._replace(workers=changed, **store)
 
     if worker.life == GATHERING:
@@ -186,9 +186,8 @@ def _training(world: World, worker: Worker, become: Any) -> Iterator[tuple[str, 
     if step > STEPS:
         if (worker.generation, "end", worker.rank) not in world.marks:
             yield become("Arrive", marks=world.marks | {(worker.generation, "end", worker.rank)})
-        elif all((worker.generation, "end", rank) in world.marks for rank in range(plan.world_size)):
-            if world.generation == worker.generation:
-                yield become("End", life=ENDED, over=True)
+        elif world.generation == worker.generation and _all_are_at_the_end(world, worker):
+            yield become("End", life=ENDED, over=True)
         return
     if not worker.sent:
         new = contribution(world, worker)
@@ -207,6 +206,10 @@ def _training(world: World, worker: Worker, become: Any) -> Iterator[tuple[str, 
     old = {a for a in world.aggregates if a[:3] == (here[0], step - 1, here[1])}
     if old and len(given) == plan.world_size:
         yield become("Delete", aggregates=world.aggregates - old)
+
+
+def _all_are_at_the_end(world: World, worker: Worker) -> bool:
+    return all((worker.generation, "end", rank) in world.marks for rank in range(world.n))
 
 
 def _handed_over(world: World, plan: Plan) -> bool:
@@ -279,7 +282,7 @@ def faults(world: World) -> Iterator[tuple[str, World]]:
     if world.crashes:
         for index, worker in enumerate(world.workers):
             if worker.life not in (DEAD, LEFT, ENDED) and worker.name not in world.lost:
-                dead = world.workers[:index] + (worker._replace(life=DEAD),) + world.workers[index + 1 :]
+                dead = (*world.workers[:index], worker._replace(life=DEAD), *world.workers[index + 1 :])
                 yield f"Crash({worker.name})", world._replace(workers=dead, crashes=world.crashes - 1)
 
 

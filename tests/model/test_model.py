@@ -1,4 +1,4 @@
-"""Every interleaving of the membership protocol, up to the sizes that are quick. `explore.py` as a command does n = 3 with both."""
+"""Every interleaving of the membership protocol, at the sizes that are quick; `explore.py` as a command does the others."""
 
 from __future__ import annotations
 

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smlt.errors import CheckpointError, ConfigError, TaskError
-from smlt.store.object import DirectoryObjectStore
-from smlt.worker.data import DataIterator, dataset_length, fetch, take
+from smlt.errors import ConfigError, TaskError
+from smlt.worker.data import DataIterator, dataset_length, take
 
 sizes = st.tuples(st.integers(1, 200), st.integers(1, 64), st.integers(0, 2**40), st.integers(1, 7))
 
@@ -78,18 +77,3 @@ def test_parts_of_different_length_are_refused() -> None:
         dataset_length((np.zeros(3), np.zeros(4)))
     with pytest.raises(TaskError, match="no length"):
         dataset_length(iter([]))
-
-
-def test_code_that_was_changed_after_the_upload_is_refused(tmp_path: Any) -> None:
-    import json
-    from hashlib import sha256
-
-    objects = DirectoryObjectStore(tmp_path)
-    with pytest.raises(CheckpointError, match=r"MANIFEST\.json is missing"):
-        fetch(objects, "run/code", tmp_path / "scratch")
-    objects.put("run/code/a.py", b"x = 1")
-    objects.put("run/code/MANIFEST.json", json.dumps({"a.py": sha256(b"x = 1").hexdigest()}).encode())
-    assert (fetch(objects, "run/code", tmp_path / "scratch") / "a.py").read_bytes() == b"x = 1"
-    objects.put("run/code/a.py", b"x = 2")
-    with pytest.raises(CheckpointError, match=r"run/code/a\.py is not what was uploaded"):
-        fetch(objects, "run/code", tmp_path / "scratch")

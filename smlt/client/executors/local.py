@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import smlt
+from smlt.store.secrets import without_store_secrets
 from smlt.worker.config import WorkerConfig
 
 
@@ -52,7 +53,7 @@ class LocalExecutor:
     def start(self, config: WorkerConfig, log_path: Path) -> LocalWorker:
         threads = str(config.threads)
         environment = {
-            **os.environ,
+            **without_store_secrets(os.environ),  # the worker has the store's URL from its configuration
             # The workers share the cores: none of them may take all.
             **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads),
             "PYTHONUNBUFFERED": "1",
