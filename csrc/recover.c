@@ -1,4 +1,5 @@
 /* After a lost connection: what was not confirmed is done again, and missing chunks are looked for by key (invariant 5). */
+#include <stdio.h>
 #include <string.h>
 
 #include "collective.h"
@@ -44,6 +45,7 @@ static void recover(smlt_engine *engine, collective *c) {
         uint8_t *state = &c->upload_state[i];
         if (*state == UPLOAD_SENT) *state = UPLOAD_UNSENT;
     }
+    c->vanished.aggregates = c->vanished.contributions = 0;
     c->contributions = (fetch_queue){c->contributions.chunks, 0, 0};
     c->aggregates = (fetch_queue){c->aggregates.chunks, 0, 0};
     c->republish = (fetch_queue){c->republish.chunks, 0, 0};
@@ -57,7 +59,76 @@ static void recover(smlt_engine *engine, collective *c) {
     smlt_ask_existence(engine, c);
 }
 
+/* ---- a chunk that was announced and is not there: its SET was refused, its token was not; or it was evicted ---- */
+
+/* Wait for it again; so often as there is room in the queues. */
+static void wait_again(smlt_engine *engine, collective *c, uint32_t chunk) {
+    int is_aggregate = c->chunks[chunk].owner != engine->rank;
+    uint32_t *times = is_aggregate ? &c->vanished.aggregates : &c->vanished.contributions;
+    c->chunk_state[chunk] = CHUNK_WAITING;
+    c->tokens_left++;
+    smlt_error error;
+    if (++*times > (is_aggregate ? c->chunk_count : c->own_end - c->own_first) + REFETCHES &&
+        smlt_has_vanished(engine, c, 0, &error))
+        smlt_end_collective(engine, c, error.status, error.message, strlen(error.message));
+}
+
+/* The sender sends both again, perhaps it has done so already: look once more, then wait for the token. */
+void smlt_chunk_is_not_there(smlt_engine *engine, collective *c, uint32_t chunk, int rank) {
+    int is_aggregate = c->chunks[chunk].owner != engine->rank;
+    c->vanished.since_ms = smlt_clock_ms();
+    c->vanished.chunk = chunk;
+    c->vanished.rank = rank;
+    c->recovered = 1;
+    smlt_message *message = smlt_new_text(engine);
+    if (!message) return;
+    char key[SMLT_KEY_MAX];
+    if (is_aggregate) {
+        ask(engine, message, key, smlt_key_aggregate(key, engine->prefix, c->step, chunk),
+            (smlt_expectation){.kind = EXPECT_AGGREGATE_EXISTS, .step = c->step, .chunk = chunk});
+        wait_again(engine, c, chunk);
+    } else {
+        uint32_t own = chunk - c->own_first;
+        c->arrived[(size_t)own * (size_t)engine->world_size + (size_t)rank] = 0;
+        c->arrived_count[own]--;
+        ask(engine, message, key, smlt_key_contribution(key, engine->prefix, c->step, chunk, rank),
+            (smlt_expectation){.kind = EXPECT_CONTRIBUTION_EXISTS, .step = c->step, .chunk = chunk, .first = (uint32_t)rank});
+    }
+    smlt_queue(engine, SMLT_LANE_DOWN, message);
+}
+
+/* The MGET is over, and not all were there. By now they may have been announced again. */
+void smlt_contributions_incomplete(smlt_engine *engine, collective *c, uint32_t chunk) {
+    wait_again(engine, c, chunk);
+    if (c->result.status == SMLT_ACTIVE && c->arrived_count[chunk - c->own_first] == others(engine))
+        smlt_queue_fetch(&c->contributions, c, chunk);
+}
+
+int smlt_has_vanished(const smlt_engine *engine, const collective *c, int64_t for_ms, smlt_error *error) {
+    if (!c->vanished.since_ms || c->chunk_state[c->vanished.chunk] != CHUNK_WAITING) return 0;
+    if (smlt_clock_ms() - c->vanished.since_ms < for_ms) return 0;
+    char key[SMLT_KEY_MAX];
+    if (c->chunks[c->vanished.chunk].owner != engine->rank)
+        smlt_key_aggregate(key, engine->prefix, c->step, c->vanished.chunk);
+    else
+        smlt_key_contribution(key, engine->prefix, c->step, c->vanished.chunk, c->vanished.rank);
+    error->status = SMLT_VANISHED;
+    snprintf(error->message, sizeof error->message,
+             "key %s was announced by rank %d and is gone: evicted, expired or flushed. The store must run with "
+             "maxmemory-policy noeviction",
+             key, c->vanished.rank);
+    return 1;
+}
+
+int smlt_engine_vanished(smlt_engine *engine, uint64_t step, smlt_error *error) {
+    const collective *c = smlt_find(engine, step);
+    return c && c->result.status == SMLT_ACTIVE && smlt_has_vanished(engine, c, 0, error);
+}
+
+/* ---- new connections ---- */
+
 void smlt_engine_reconnected(smlt_engine *engine) {
+    engine->refusal.status = SMLT_OK;
     if (engine->waiting_for_tokens && engine->tokens.entry_seen) /* it may have been cut off behind its name */
         strcpy(engine->stream_id[engine->tokens.stream], engine->before_id[engine->tokens.stream]);
     for (int lane = 0; lane < SMLT_LANES; lane++) smlt_lane_reset(&engine->lanes[lane], &engine->pool);

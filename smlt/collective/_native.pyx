@@ -30,6 +30,7 @@ MISMATCH = SMLT_MISMATCH
 LOST = SMLT_LOST
 ABORTED = SMLT_ABORTED
 FENCED = SMLT_FENCED
+STORE_REFUSES = SMLT_STORE_REFUSES
 ENDED = SMLT_RUN_ENDED
 AGAIN = SMLT_RUN_AGAIN
 CONNECTION_LOST = SMLT_RUN_LOST
@@ -235,6 +236,33 @@ cdef class Engine:
             smlt_progress_unlock(self.progress)
         return error.status, error.message.decode("utf-8", "replace")
 
+    def refusal(self):
+        """(status, message): the error reply for which the connections were given up; OK when there was none."""
+        cdef smlt_error error
+        with nogil:
+            smlt_progress_lock(self.progress)
+            error = smlt_engine_refusal(self.engine)[0]
+            smlt_progress_unlock(self.progress)
+        return error.status, error.message.decode("utf-8", "replace")
+
+    def give_up(self):
+        """The refusal does not pass: the engine fails with it."""
+        with nogil:
+            smlt_progress_lock(self.progress)
+            smlt_engine_give_up(self.engine)
+            smlt_progress_submitted(self.progress)
+            smlt_progress_unlock(self.progress)
+
+    def vanished(self, uint64_t step):
+        """Which chunk was announced and is not there, in words; empty when none is."""
+        cdef smlt_error error
+        cdef bint vanished
+        with nogil:
+            smlt_progress_lock(self.progress)
+            vanished = smlt_engine_vanished(self.engine, step, &error)
+            smlt_progress_unlock(self.progress)
+        return error.message.decode("utf-8", "replace") if vanished else ""
+
     def retire(self, uint64_t step):
         """Forget a collective and let go of its memory."""
         with nogil:
@@ -287,6 +315,15 @@ cdef class Engine:
             smlt_engine_complete_fenced(self.engine, on)
             smlt_progress_submitted(self.progress)
             smlt_progress_unlock(self.progress)
+
+    def ends(self):
+        """How many collectives have ended so far."""
+        cdef uint64_t ends
+        with nogil:
+            smlt_progress_lock(self.progress)
+            ends = smlt_engine_ends(self.engine)
+            smlt_progress_unlock(self.progress)
+        return ends
 
     def standing(self):
         """(the first collective that has not ended or 0, how many have ended in error)."""

@@ -16,7 +16,8 @@ from typing import Any
 import redis.connection
 
 from smlt.collective import _native
-from smlt.errors import StoreAuthError, StoreError, StoreUnavailable
+from smlt.collective.failure import handshake_failure
+from smlt.errors import StoreUnavailable
 from smlt.store.parameter import redact
 
 SOCKET_BUFFER_BYTES = 1 << 20
@@ -126,20 +127,23 @@ class Connections:
         # These may be refused: for CLIENT LIST, and lest a store with maxmemory-clients drop who downloads the most.
         commands += [["CLIENT", "SETNAME", self._name], ["CLIENT", "NO-EVICT", "ON"]]
         sock.sendall(b"".join(_native.encode_command(*(part.encode() for part in command)) for command in commands))
-        decoder = _native.Decoder()
-        replies: list[Any] = []
-        while len(replies) < len(commands):
+        decoder, asked = _native.Decoder(), iter(commands)
+        answered = 0
+        while answered < len(commands):
             data = sock.recv(4096)
             if not data:
                 raise StoreUnavailable(f"{redact(self._url)} closed the connection during the handshake")
             try:
-                replies += decoder.feed(data)
+                replies = decoder.feed(data)
             except ValueError as error:
                 raise StoreUnavailable(f"{redact(self._url)} does not speak the Redis protocol") from error
-        for command, reply in zip(commands, replies, strict=False):
-            if isinstance(reply, _native.ReplyError) and command[0] != "CLIENT":
-                kind = StoreAuthError if command[0] == "AUTH" else StoreError
-                raise kind(f"{redact(self._url)} refused {command[0]}: {reply}")
+            # Each as it comes: who refuses one command may not answer the next.
+            for reply, command in zip(replies, asked, strict=False):
+                answered += 1
+                if isinstance(reply, _native.ReplyError):
+                    failure = handshake_failure(self._url, command[0], str(reply))
+                    if failure is not None:
+                        raise failure
 
     def _run_tls(self, engine: _native.Engine, step: int | None, timeout_ms: int, flush: bool) -> int:
         deadline = time.monotonic() + timeout_ms / 1000
@@ -195,7 +199,10 @@ def _receive(engine: _native.Engine, lane: int, sock: socket.socket, waiting_to_
         if count == 0:
             raise ConnectionResetError(0, "closed by the store")
         moved = True
-        if engine.received(lane, count) != _native.OK:
+        status = engine.received(lane, count)
+        if status == _native.STORE_REFUSES:
+            raise ConnectionResetError(0, "refused by the store")
+        if status != _native.OK:
             return moved
 
 

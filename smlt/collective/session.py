@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Any
 from smlt.collective import _native
 from smlt.collective.connection import Connections
 from smlt.collective.failure import diagnose_timeout, failure, farewell
+from smlt.collective.patience import Patience, pause_s
 from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_TUNED_MIN, CHUNK_ELEMENTS
 from smlt.collective.tuning import Tuning, window_bytes
 from smlt.collective.tuning import chunk_bytes as tuned_chunk_bytes
 from smlt.collective.tuning import load as load_tuning
 from smlt.errors import CollectiveError, FencedError, StoreError, StoreUnavailable
-from smlt.store.parameter import ParameterStore
+from smlt.store.parameter import ParameterStore, redact
 
 if TYPE_CHECKING:
     from smlt.collective.work import Work
 
 #: The native loop comes back this often, so that Ctrl-C and deadlines are seen.
 SLICE_MS = 50
-#: How long to wait before connecting again after a lost connection, doubling up to the last.
-RECONNECT_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Session:
@@ -58,6 +57,8 @@ class Session:
         self._forgotten: deque[int] = deque()
         self._order = threading.Lock()  # numbers are given in the order of the calls
         self._reconnecting = threading.Lock()
+        self._closing = threading.Event()  # pauses end
+        self._patience = Patience(timeout_s)
         self._background: threading.Thread | None = None
         parameters.check()
         proposed = tuning or load_tuning(parameters.url)
@@ -152,6 +153,8 @@ class Session:
                     break
                 now = time.monotonic()
                 if now >= deadline:
+                    if reply := self._patience.reply:
+                        raise self._given_up(f"the store at {self._where} answered: {reply}")
                     status, message = diagnose_timeout(self, self._engine, step)
                     self._engine.abandon(step, status, message.encode()[:1000], True)
                     break
@@ -215,6 +218,7 @@ class Session:
     def close(self, why: str) -> None:
         """Leave the job; collectives under way end in error. The last worker to leave deletes what is left in the store."""
         self.ended = self.ended or why
+        self._closing.set()
         if os.getpid() != self._pid:
             return
         self._engine.stop()
@@ -259,19 +263,38 @@ class Session:
     def _reconnect(self, step: int, deadline: float) -> None:
         """Open the lanes anew, until the collective's deadline, and redo what was not confirmed (invariant 5)."""
         with self._reconnecting:
+            if self.closed or self._engine.run(step, 0) != _native.CONNECTION_LOST:
+                return  # another thread has done it, or has ended the collective
+            status, reply = self._engine.refusal()
+            if status != _native.OK:
+                if not self._patience.refused(status, reply, self._engine.ends()):
+                    self._engine.give_up()
+                    return
+                self._pause(self._patience.attempt - 1, deadline, f"the store at {self._where} answered: {reply}")
             for attempt in range(1_000_000):
-                if self.closed or self._engine.run(step, 0) != _native.CONNECTION_LOST:
-                    return  # another thread has done it, or has ended the collective
+                if self._closing.is_set():
+                    return
                 try:
                     self._connections.open(deadline)
                     break
                 except StoreUnavailable as error:
-                    pause = RECONNECT_PAUSES_S[min(attempt, len(RECONNECT_PAUSES_S) - 1)]
-                    if time.monotonic() + pause >= deadline:
-                        raise StoreUnavailable(f"{error}; gave up after {self.timeout_s:g} s") from error
-                    time.sleep(pause)
+                    self._pause(attempt, deadline, str(error))
             self._engine.reconnected()
             self._engine.connected(self._connections.descriptors())
+
+    def _pause(self, attempt: int, deadline: float, why: str) -> None:
+        """Before the next try to connect; StoreUnavailable when the deadline would pass."""
+        pause = pause_s(attempt)
+        if time.monotonic() + pause >= deadline:
+            raise self._given_up(why)
+        self._closing.wait(pause)
+
+    def _given_up(self, why: str) -> StoreUnavailable:
+        return StoreUnavailable(f"{why}; gave up after {self.timeout_s:g} s")
+
+    @property
+    def _where(self) -> str:
+        return redact(self.parameters.url)
 
     def _flush(self, limit_s: float) -> None:
         """Send what is queued (deletions, aborts) and hear that it arrived; on failure the keys' TTL does the work."""
