@@ -27,6 +27,7 @@ smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, cons
     engine->chunk_elements = chunk_elements;
     engine->chunk_bytes = chunk_bytes;
     engine->window_bytes = window_bytes;
+    engine->silence_ms = SILENCE_MS;
     strcpy(engine->prefix, prefix);
     smlt_key_inbox(engine->stream_key[INBOX], prefix, rank);
     smlt_key_outbox(engine->stream_key[OUTBOX], prefix);

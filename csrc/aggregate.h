@@ -135,6 +135,12 @@ const smlt_error *smlt_engine_fatal(const smlt_engine *engine);
 const smlt_error *smlt_engine_refusal(const smlt_engine *engine);
 void smlt_engine_give_up(smlt_engine *engine); /* the refusal does not pass: the engine fails with it */
 
+/* A connection can be dead without anyone being told. A lane that expects a reply on which nothing has moved for
+ * `silence_ms` counts as lost; waits in the store are shorter, so that there is always a reply to come. */
+void smlt_engine_set_silence(smlt_engine *engine, int64_t silence_ms);
+/* Whoever drives asks at least every second; 1: a lane is lost. `unsent`, by lane: bytes in the network's queue, or NULL. */
+int smlt_engine_is_silent(smlt_engine *engine, int64_t now_ms, const int *unsent);
+
 /* All lanes have new connections: redo what was not confirmed, look for missing chunks by key (invariant 5). */
 void smlt_engine_reconnected(smlt_engine *engine);
 

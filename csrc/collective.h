@@ -16,6 +16,8 @@
 #define BULK_FOR_AGGREGATES 8
 #define STREAMING_BYTES (1u << 20) /* a larger target leaves a core's caches before anyone reads it */
 #define INPUT_BYTES (256u << 10)
+#define SILENCE_MS 10000
+#define UNATTENDED_MS 3000 /* nobody has looked after the connections: the process slept, or had nothing to wait for */
 #define REFETCHES 16
 #define VANISHED_MS 20000 /* so long may the sender of a chunk that is announced and not there send it again */
 
@@ -105,6 +107,8 @@ struct smlt_engine {
     char before_id[STREAMS][48]; /* the one before it: read again from here when the entry under way is cut off */
 
     smlt_lane lanes[SMLT_LANES];
+    int64_t silence_ms, looked_at_ms; /* for how long a lane may be still; when that was last looked at */
+    int unsent[SMLT_LANES];           /* what the network had not taken by then */
     smlt_message_pool pool;
     smlt_error fatal;
     smlt_error refusal; /* an error reply that passes: nothing more is read of these connections */

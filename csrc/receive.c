@@ -404,5 +404,6 @@ smlt_status smlt_engine_received(smlt_engine *engine, int lane, size_t bytes) {
     if (engine->fatal.status != SMLT_OK) return engine->fatal.status;
     if (engine->refusal.status != SMLT_OK) return SMLT_STORE_REFUSES;
     engine->lanes[lane].input_end += bytes;
+    engine->lanes[lane].moved += bytes;
     return smlt_decode(engine, lane);
 }

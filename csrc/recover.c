@@ -125,10 +125,27 @@ int smlt_engine_vanished(smlt_engine *engine, uint64_t step, smlt_error *error) 
     return c && c->result.status == SMLT_ACTIVE && smlt_has_vanished(engine, c, 0, error);
 }
 
+/* ---- a connection that is dead and does not say so ---- */
+
+void smlt_engine_set_silence(smlt_engine *engine, int64_t silence_ms) { engine->silence_ms = silence_ms; }
+
+int smlt_engine_is_silent(smlt_engine *engine, int64_t now_ms, const int *unsent) {
+    int unattended = now_ms - engine->looked_at_ms > UNATTENDED_MS, silent = 0;
+    engine->looked_at_ms = now_ms;
+    for (int i = 0; i < SMLT_LANES; i++) {
+        int draining = unsent && unsent[i] != engine->unsent[i]; /* a slow link takes what was sent long ago */
+        if (unsent) engine->unsent[i] = unsent[i];
+        if (unattended || draining) smlt_lane_is_alive(&engine->lanes[i], now_ms);
+        silent |= smlt_lane_still_ms(&engine->lanes[i], now_ms) > engine->silence_ms;
+    }
+    return silent;
+}
+
 /* ---- new connections ---- */
 
 void smlt_engine_reconnected(smlt_engine *engine) {
     engine->refusal.status = SMLT_OK;
+    engine->looked_at_ms = 0;
     if (engine->waiting_for_tokens && engine->tokens.entry_seen) /* it may have been cut off behind its name */
         strcpy(engine->stream_id[engine->tokens.stream], engine->before_id[engine->tokens.stream]);
     for (int lane = 0; lane < SMLT_LANES; lane++) smlt_lane_reset(&engine->lanes[lane], &engine->pool);

@@ -378,7 +378,7 @@ static void compose_wait(smlt_engine *engine) {
     resp_append_text(buffer, "COUNT");
     resp_append_number(buffer, 1000);
     resp_append_text(buffer, "BLOCK");
-    resp_append_number(buffer, 10000);
+    resp_append_number(buffer, engine->silence_ms * 2 / 5);
     resp_append_text(buffer, "STREAMS");
     for (int i = 0; i < STREAMS; i++) resp_append_text(buffer, engine->stream_key[i]);
     for (int i = 0; i < STREAMS; i++) resp_append_text(buffer, engine->stream_id[i]);

@@ -118,6 +118,9 @@ cdef extern from "aggregate.h" nogil:
     const smlt_error *smlt_engine_refusal(const smlt_engine *engine)
     void smlt_engine_give_up(smlt_engine *engine)
     int smlt_engine_vanished(smlt_engine *engine, uint64_t step, smlt_error *error)
+    void smlt_engine_set_silence(smlt_engine *engine, int64_t silence_ms)
+    int smlt_engine_is_silent(smlt_engine *engine, int64_t now_ms, const int *unsent)
+    int64_t smlt_clock_ms()
     void smlt_engine_reconnected(smlt_engine *engine)
     smlt_trace *smlt_engine_trace(smlt_engine *engine)
 

@@ -263,6 +263,22 @@ cdef class Engine:
             smlt_progress_unlock(self.progress)
         return error.message.decode("utf-8", "replace") if vanished else ""
 
+    def set_silence(self, int64_t silence_ms):
+        """For how long a connection may be still that owes a reply."""
+        with nogil:
+            smlt_progress_lock(self.progress)
+            smlt_engine_set_silence(self.engine, silence_ms)
+            smlt_progress_unlock(self.progress)
+
+    def is_silent(self):
+        """For a transport in Python, at least every second: whether a connection has been still for too long."""
+        cdef bint silent
+        with nogil:
+            smlt_progress_lock(self.progress)
+            silent = smlt_engine_is_silent(self.engine, smlt_clock_ms(), NULL)
+            smlt_progress_unlock(self.progress)
+        return silent
+
     def retire(self, uint64_t step):
         """Forget a collective and let go of its memory."""
         with nogil:

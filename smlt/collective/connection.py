@@ -6,6 +6,7 @@ sends from the engine's own buffers, so no second OpenSSL is linked.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import ssl
@@ -22,6 +23,8 @@ from smlt.store.parameter import redact
 
 SOCKET_BUFFER_BYTES = 1 << 20
 TLS_SEND_BYTES = 256 * 1024
+#: How often TLS looks whether a connection has fallen silent (csrc/progress.c for plain ones).
+LOOK_S = 0.25
 
 
 #: redis-py reads the URL, so that both planes understand it alike (untyped in some releases).
@@ -31,17 +34,18 @@ _parse_url: Callable[[str], dict[str, Any]] = redis.connection.parse_url
 class Connections:
     """The engine's lanes as sockets to the store at `url` (redis://, rediss:// or unix://)."""
 
-    def __init__(self, url: str, *, timeout_s: float, name: str = "smlt") -> None:
-        self._url, self._name = url, name
+    def __init__(self, url: str, *, timeout_s: float, silence_s: float = 10.0, name: str = "smlt") -> None:
+        self._url, self._name, self._silence_s = url, name, silence_s
         self._options: dict[str, Any] = dict(_parse_url(url))
         self._tls = self._options.get("connection_class") is redis.connection.SSLConnection
         self._timeout_s = timeout_s
         self._sockets: list[socket.socket] = []
+        self._looked = 0.0
 
     def open(self, deadline: float | None = None) -> None:
         """Connect every lane anew. StoreUnavailable or StoreAuthError when that fails before `deadline` (monotonic)."""
         self.close()
-        limit = self._timeout_s if deadline is None else min(self._timeout_s, max(deadline - time.monotonic(), 0.1))
+        limit = self._timeout_s if deadline is None else min(self._silence_s, max(deadline - time.monotonic(), 0.1))
         try:
             for _ in range(_native.LANES):
                 self._sockets.append(self._connect(limit))
@@ -101,7 +105,7 @@ class Connections:
             host, port = options.get("host", "localhost"), int(options.get("port", 6379))
             sock = socket.create_connection((host, port), timeout=timeout_s)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            _notice_death(sock, self._silence_s)
         try:
             if hasattr(socket, "SO_NOSIGPIPE"):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_NOSIGPIPE, 1)
@@ -164,6 +168,10 @@ class Connections:
             left = deadline - time.monotonic()
             if left <= 0:
                 return _native.AGAIN
+            if time.monotonic() - self._looked > LOOK_S:
+                self._looked = time.monotonic()
+                if engine.is_silent():
+                    return _native.CONNECTION_LOST
             if not moved:
                 readers: list[Any] = [*self._sockets, wake]
                 ready, _, _ = select.select(readers, waiting_to_write, [], left)
@@ -204,6 +212,22 @@ def _receive(engine: _native.Engine, lane: int, sock: socket.socket, waiting_to_
             raise ConnectionResetError(0, "refused by the store")
         if status != _native.OK:
             return moved
+
+
+def _notice_death(sock: socket.socket, silence_s: float) -> None:
+    """The kernel gives up a peer that acknowledges nothing, where it knows how."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    seconds = max(1, int(silence_s / 3))
+    for option, value in (
+        ("TCP_USER_TIMEOUT", int(silence_s * 1000)),
+        ("TCP_KEEPIDLE", seconds),
+        ("TCP_KEEPALIVE", seconds),  # macOS's name for the idle time
+        ("TCP_KEEPINTVL", seconds),
+        ("TCP_KEEPCNT", 2),
+    ):
+        if hasattr(socket, option):
+            with contextlib.suppress(OSError):  # a kernel older than its headers
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:

@@ -13,6 +13,8 @@ RECONNECT_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 JITTER = 0.5
 #: A store that is full is waited for so long, or half of the timeout when that is less.
 FULL_S = 15.0
+#: A connection is lost after so many seconds of silence; sooner where the timeout is short, but not for a hiccup.
+SILENCE_S, SILENCE_MIN_S = 10.0, 1.0
 #: A refusal counts as the reason for what fails within so many seconds after it.
 RECENT_S = 3.0
 
@@ -20,6 +22,11 @@ RECENT_S = 3.0
 def pause_s(attempt: int) -> float:
     """Before try number `attempt` (from 0): exponential, with jitter."""
     return RECONNECT_PAUSES_S[min(attempt, len(RECONNECT_PAUSES_S) - 1)] * random.uniform(1 - JITTER, 1 + JITTER)
+
+
+def silence_s(timeout_s: float) -> float:
+    """For how long a connection that owes a reply may be still before it counts as lost."""
+    return min(SILENCE_S, max(SILENCE_MIN_S, timeout_s / 3))
 
 
 class Patience:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from smlt.collective import _native
 from smlt.collective.connection import Connections
 from smlt.collective.failure import diagnose_timeout, failure, farewell
-from smlt.collective.patience import Patience, pause_s
+from smlt.collective.patience import Patience, pause_s, silence_s
 from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_TUNED_MIN, CHUNK_ELEMENTS
 from smlt.collective.tuning import Tuning, window_bytes
 from smlt.collective.tuning import chunk_bytes as tuned_chunk_bytes
@@ -70,7 +70,10 @@ class Session:
         self._refreshed = time.monotonic()
         try:
             self._connections = Connections(
-                parameters.url, timeout_s=min(10.0, timeout_s), name=f"smlt-{parameters.job}-{rank}"
+                parameters.url,
+                timeout_s=min(10.0, timeout_s),
+                silence_s=silence_s(timeout_s),
+                name=f"smlt-{parameters.job}-{rank}",
             )
             self._engine = _native.Engine(
                 rank,
@@ -83,6 +86,7 @@ class Session:
                 self.chunk_bytes,
                 window_bytes(self.tuning),
             )
+            self._engine.set_silence(int(silence_s(timeout_s) * 1000))
             self._connections.open()
             self._engine.connected(self._connections.descriptors())
         except BaseException:
