@@ -141,6 +141,10 @@ void smlt_engine_set_silence(smlt_engine *engine, int64_t silence_ms);
 /* Whoever drives asks at least every second; 1: a lane is lost. `unsent`, by lane: bytes in the network's queue, or NULL. */
 int smlt_engine_is_silent(smlt_engine *engine, int64_t now_ms, const int *unsent);
 
+/* The store has come back empty, or without the last writes. Before smlt_engine_reconnected: what is under way is done again
+ * from the callers' memory, whether it had been confirmed or not. */
+void smlt_engine_data_lost(smlt_engine *engine);
+
 /* All lanes have new connections: redo what was not confirmed, look for missing chunks by key (invariant 5). */
 void smlt_engine_reconnected(smlt_engine *engine);
 

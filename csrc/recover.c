@@ -141,6 +141,54 @@ int smlt_engine_is_silent(smlt_engine *engine, int64_t now_ms, const int *unsent
     return silent;
 }
 
+/* ---- a store that has lost what it held ---- */
+
+static void start_waiting(collective *c, uint32_t chunk) {
+    if (c->chunk_state[chunk] != CHUNK_WAITING) c->tokens_left++;
+    c->chunk_state[chunk] = CHUNK_WAITING;
+}
+
+/* Contributions are uploaded again unless their chunk is known to be aggregated: then its owner has the result, and the
+ * memory may hold it here too. Own results are published again from the target. */
+static void lose_chunks(smlt_engine *engine, collective *c) {
+    for (uint32_t i = 0; i < c->upload_count; i++) {
+        if (c->upload_state[i] == UPLOAD_STORED && c->algorithm == SMLT_HIERARCHICAL && c->aggregated[c->uploads[i]]) continue;
+        if (c->upload_state[i] == UPLOAD_STORED) c->uploads_left++;
+        c->upload_state[i] = UPLOAD_UNSENT;
+    }
+    for (uint32_t chunk = 0; chunk < c->chunk_count; chunk++) {
+        uint8_t *state = &c->chunk_state[chunk];
+        int own = chunk >= c->own_first && chunk < c->own_end;
+        if (own && *state == CHUNK_DONE) {
+            *state = CHUNK_PUBLISHED;
+            c->chunks_left++;
+        }
+        if (*state == CHUNK_READY || *state == CHUNK_REQUESTED) start_waiting(c, chunk);
+        if (!own || c->algorithm != SMLT_HIERARCHICAL) continue;
+        memset(c->arrived + (size_t)(chunk - c->own_first) * (size_t)engine->world_size, 0, (size_t)engine->world_size);
+        c->arrived_count[chunk - c->own_first] = 0;
+    }
+}
+
+void smlt_engine_data_lost(smlt_engine *engine) {
+    for (int i = 0; i < STREAMS; i++) {
+        strcpy(engine->stream_id[i], "0-0");
+        strcpy(engine->before_id[i], "0-0");
+        engine->rewind_id[i][0] = 0;
+    }
+    engine->rewind = 0;
+    engine->trim.newest = 0;
+    memset(&engine->tokens, 0, sizeof engine->tokens);
+    for (collective *c = engine->active; c; c = c->next) {
+        if (c->result.status != SMLT_ACTIVE) continue;
+        c->hello_left = c->algorithm == SMLT_COPY && engine->rank != 0;
+        if (c->algorithm == SMLT_ONE_SHOT)
+            c->uploads_left = 1;
+        else
+            lose_chunks(engine, c);
+    }
+}
+
 /* ---- new connections ---- */
 
 void smlt_engine_reconnected(smlt_engine *engine) {

@@ -30,6 +30,10 @@ class StoreUnavailable(StoreError, ConnectionError):
     """The store cannot be reached, or the connection to it was lost and did not come back."""
 
 
+class StoreDataLost(StoreUnavailable):
+    """The store was restarted or failed over, and what the job had written to it is gone."""
+
+
 class StoreFull(StoreError):
     """The store refused a write for want of memory or disk."""
 

@@ -150,6 +150,12 @@ class Proxy:
             self.on_connect(connection)
             connection.start()
 
+    def lead_to(self, store: EmbeddedStore) -> None:
+        """To another store from now on; what is connected is cut off."""
+        self._target = int(store.tcp_url.rpartition(":")[2])
+        for connection in list(self.connections):
+            connection.close()
+
     def freeze(self) -> None:
         for connection in self.connections:
             connection.silence()

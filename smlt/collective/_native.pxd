@@ -121,6 +121,7 @@ cdef extern from "aggregate.h" nogil:
     void smlt_engine_set_silence(smlt_engine *engine, int64_t silence_ms)
     int smlt_engine_is_silent(smlt_engine *engine, int64_t now_ms, const int *unsent)
     int64_t smlt_clock_ms()
+    void smlt_engine_data_lost(smlt_engine *engine)
     void smlt_engine_reconnected(smlt_engine *engine)
     smlt_trace *smlt_engine_trace(smlt_engine *engine)
 

@@ -191,10 +191,12 @@ cdef class Engine:
             lost = smlt_progress_is_lost(self.progress)
         return lost
 
-    def reconnected(self):
-        """Forget what the connections before had under way; before `connected`."""
+    def reconnected(self, bint data_lost=False):
+        """Forget what the connections before had under way, and with `data_lost` what the store had; before `connected`."""
         with nogil:
             smlt_progress_lock(self.progress)
+            if data_lost:
+                smlt_engine_data_lost(self.engine)
             smlt_engine_reconnected(self.engine)
             smlt_progress_unlock(self.progress)
 

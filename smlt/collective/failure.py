@@ -19,7 +19,7 @@ from smlt.errors import (
     StoreUnavailable,
     WorkerLostError,
 )
-from smlt.store.parameter import redact
+from smlt.store.parameter import PASSING, redact
 
 if TYPE_CHECKING:
     from smlt.collective.session import Session
@@ -63,26 +63,10 @@ def failure(session: Session, status: int, message: str, step: int) -> Exception
     return CollectiveError(f"{where}: {message}")
 
 
-#: What a store answers while it starts, fails over, is busy or short of something: it passes (as in csrc/receive.c).
-_PASSING = (
-    "LOADING ",
-    "READONLY ",
-    "BUSY ",
-    "MASTERDOWN ",
-    "CLUSTERDOWN ",
-    "TRYAGAIN ",
-    "MISCONF ",
-    "NOREPLICAS ",
-    "UNBLOCKED ",
-    "ERR max number of clients",
-    "OOM ",
-)
-
-
 def handshake_failure(url: str, command: str, reply: str) -> StoreError | None:
     """The exception for an error reply to a command of the handshake; None when the command may be refused."""
     said = f"the store at {redact(url)} refused {command}: {reply}"
-    if reply.startswith(_PASSING):
+    if reply.startswith((*PASSING, "OOM ")):
         return StoreUnavailable(said)
     if reply.startswith(("MOVED ", "ASK ")):
         return StoreError(f"{said}: it is a cluster, which SMLT does not support yet: give a single node")
@@ -103,7 +87,7 @@ def diagnose_timeout(session: Session, engine: _native.Engine, step: int) -> tup
     if vanished := engine.vanished(step):
         return _native.VANISHED, vanished
     missing = _absent_ranks(session, engine, step)
-    limit = f"within {session.timeout_s:g} s"
+    limit = f"within {session.timeout_s:g} s{session.loss_in(step)}"
     if missing:
         names = ", ".join(map(str, missing))
         text = f"rank{'s' if len(missing) > 1 else ''} {names} did not take part {limit}; started, crashed or still busy?"

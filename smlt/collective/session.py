@@ -17,7 +17,7 @@ from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_TUNED_MIN, CHUNK_ELEME
 from smlt.collective.tuning import Tuning, window_bytes
 from smlt.collective.tuning import chunk_bytes as tuned_chunk_bytes
 from smlt.collective.tuning import load as load_tuning
-from smlt.errors import CollectiveError, FencedError, StoreError, StoreUnavailable
+from smlt.errors import CollectiveError, FencedError, StoreDataLost, StoreError, StoreUnavailable
 from smlt.store.parameter import ParameterStore, redact
 
 if TYPE_CHECKING:
@@ -44,11 +44,14 @@ class Session:
         timeout_s: float,
         chunk_bytes: int | None,
         tuning: Tuning | None,
+        on_data_loss: str,
     ) -> None:
         self.parameters, self.job = parameters, parameters.job
         self.rank, self.world_size, self.generation, self.worker_id = rank, world_size, generation, worker_id
         self.timeout_s = timeout_s
         self.calls = 0  # collectives begun
+        self.on_data_loss = on_data_loss
+        self._lost_in = range(0)  # collectives that were under way when the store lost its data
         self.ended = ""  # why no more collectives can be called
         self.in_order = True  # no collective has failed
         self._pid = os.getpid()
@@ -60,7 +63,7 @@ class Session:
         self._closing = threading.Event()  # pauses end
         self._patience = Patience(timeout_s)
         self._background: threading.Thread | None = None
-        parameters.check()
+        self._run_id = parameters.check().run_id
         proposed = tuning or load_tuning(parameters.url)
         self.number, agreed = parameters.register(
             rank=rank, world_size=world_size, generation=generation, worker_id=worker_id, tuning=proposed.to_json()
@@ -280,11 +283,51 @@ class Session:
                     return
                 try:
                     self._connections.open(deadline)
+                    data_lost = self._look_after_data()
                     break
+                except StoreDataLost:
+                    raise
                 except StoreUnavailable as error:
                     self._pause(attempt, deadline, str(error))
-            self._engine.reconnected()
+            self._engine.reconnected(data_lost)
             self._engine.connected(self._connections.descriptors())
+
+    def _look_after_data(self) -> bool:
+        """On new connections: whether the store has lost data, so that all under way is to be done again.
+
+        StoreDataLost when that is not wanted, StoreUnavailable when the store cannot be asked.
+        """
+        who: dict[str, Any] = {"rank": self.rank, "worker_id": self.worker_id, "session": self.number}
+        # On a connection of its own: the control plane's may be as dead as those that were lost.
+        parameters = self.parameters.impatient()
+        try:
+            run_id, registered, generation = parameters.look(**who)
+            if not registered and generation <= self.generation:
+                if self.on_data_loss == "raise":
+                    raise StoreDataLost(
+                        f"the store at {self._where} was restarted or failed over and has lost the data of job {self.job} "
+                        f"(rank {self.rank}); what was under way can be done again by whoever holds the gradients"
+                    )
+                size, tuning = self.world_size, self.tuning.to_json()
+                if not parameters.restore(world_size=size, generation=self.generation, tuning=tuning, **who):
+                    _, _, generation = parameters.look(**who)
+        finally:
+            parameters.close()
+        if generation > self.generation:
+            self._engine.fence(generation)
+            return False
+        if registered and run_id == self._run_id:
+            return False
+        self._run_id = run_id
+        first, _ = self._engine.standing()
+        self._lost_in = range(first, self.calls + 1) if first else range(0)
+        return True
+
+    def loss_in(self, step: int) -> str:
+        """For the message when collective `step` does not complete: that the store has lost data in it, if so."""
+        if step not in self._lost_in:
+            return ""
+        return " (the store has lost the job's data meanwhile: what another worker had completed by then cannot be redone)"
 
     def _pause(self, attempt: int, deadline: float, why: str) -> None:
         """Before the next try to connect; StoreUnavailable when the deadline would pass."""

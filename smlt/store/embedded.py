@@ -102,6 +102,7 @@ class EmbeddedStore:
         self._settings = dict(settings or {})
         self._password = secrets.token_urlsafe(24)
         memory = default_memory_bytes() if memory_bytes is None else memory_bytes
+        self._memory_bytes = memory
         if memory <= 0:
             raise ConfigError(f"the embedded store's memory must be more than 0 bytes, not {memory}")
         self._folder = _private_folder()
@@ -111,7 +112,7 @@ class EmbeddedStore:
         self._guard: subprocess.Popen[bytes] | None = None
         self.pid = 0
         try:
-            server = find_server()
+            self._server = server = find_server()
             for attempt in range(5):  # another process may take the free port before the server does
                 self._port = _free_port()
                 self._start(server, memory)
@@ -137,6 +138,23 @@ class EmbeddedStore:
     def tcp_url_at(self, host: str) -> str:
         """The same store at `host`, one of the addresses in `bind`."""
         return f"redis://:{self._password}@{host}:{self._port}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server runs."""
+        return self._guard is not None and self._guard.poll() is None
+
+    def restart(self) -> None:
+        """Start a server that has ended anew: the same folder, socket, port and password, no data.
+
+        ConfigError when it still runs or was closed, StoreUnavailable when it does not come up.
+        """
+        if self.alive or self._guard is None:
+            raise ConfigError(f"the embedded store {'runs' if self.alive else 'was closed'}: there is nothing to restart")
+        self._stop()
+        self._start(self._server, self._memory_bytes)
+        if not self._wait_until_it_answers():
+            raise StoreUnavailable(f"the embedded store ({self._server}) did not start again:\n{self.log_tail()}")
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of the server's log; what it printed when it came to no log."""
