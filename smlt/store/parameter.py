@@ -172,9 +172,10 @@ def translated(url: str) -> Iterator[None]:
         raise StoreUnavailable(f"{where} takes no commands for now: {error}") from error
     except redis.ResponseError as error:
         text = str(error)
-        if text.startswith(PASSING):
+        reply = re.sub(r"^Command # \d+ \(.*?\) of pipeline caused error: ", "", text, flags=re.DOTALL)
+        if reply.startswith(PASSING):
             raise StoreUnavailable(f"{where} takes no commands for now: {text}") from error
-        if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+        if reply.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
             raise StoreAuthError(f"{where} refused the user, the password or a permission: {text}") from error
         raise StoreError(f"{where} answered: {text}") from error
     except redis.RedisError as error:
