@@ -27,6 +27,7 @@ smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, cons
     engine->chunk_elements = chunk_elements;
     engine->chunk_bytes = chunk_bytes;
     engine->window_bytes = window_bytes;
+    engine->silence_ms = SILENCE_MS;
     strcpy(engine->prefix, prefix);
     smlt_key_inbox(engine->stream_key[INBOX], prefix, rank);
     smlt_key_outbox(engine->stream_key[OUTBOX], prefix);
@@ -84,6 +85,12 @@ size_t smlt_engine_unconfirmed(const smlt_engine *engine) { return engine->uploa
 smlt_trace *smlt_engine_trace(smlt_engine *engine) { return &engine->trace; }
 
 const smlt_error *smlt_engine_fatal(const smlt_engine *engine) { return &engine->fatal; }
+
+const smlt_error *smlt_engine_refusal(const smlt_engine *engine) { return &engine->refusal; }
+
+void smlt_engine_give_up(smlt_engine *engine) {
+    if (engine->fatal.status == SMLT_OK) engine->fatal = engine->refusal;
+}
 
 /* ---- beginning a collective ---- */
 
@@ -228,6 +235,8 @@ smlt_status smlt_engine_state(smlt_engine *engine, uint64_t step, smlt_error *er
         return SMLT_PROTOCOL;
     }
     *error = c->result.status == SMLT_ACTIVE && engine->fatal.status != SMLT_OK ? engine->fatal : c->result;
+    if (error->status == SMLT_ACTIVE && smlt_has_vanished(engine, c, VANISHED_MS, error))
+        smlt_end_collective(engine, c, error->status, error->message, strlen(error->message));
     if (error->status == SMLT_ACTIVE && smlt_is_frozen(engine)) smlt_fence_error(engine, error);
     return error->status;
 }
@@ -304,6 +313,7 @@ void smlt_contribution_is_there(smlt_engine *engine, collective *c, uint32_t chu
 }
 
 void smlt_aggregate_is_there(collective *c, uint32_t chunk) {
+    c->aggregated[chunk] = 1;
     if (c->chunk_state[chunk] == CHUNK_WAITING) smlt_queue_fetch(&c->aggregates, c, chunk);
 }
 
@@ -381,6 +391,9 @@ smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const 
     if (!c || c->result.status != SMLT_ACTIVE) return SMLT_OK;
     if (token->kind == SMLT_TOKEN_ABORT) {
         smlt_status status = token->status > SMLT_ACTIVE && token->status < SMLT_FENCED ? token->status : SMLT_ABORTED;
+        smlt_error vanished;
+        if (status != SMLT_MISMATCH && smlt_has_vanished(engine, c, 0, &vanished)) /* then that is why */
+            smlt_end_collective(engine, c, vanished.status, vanished.message, strlen(vanished.message));
         smlt_end_collective(engine, c, status, token->text, token->text_length);
         return SMLT_OK;
     }

@@ -35,7 +35,8 @@ typedef enum {
     SMLT_MISMATCH,     /* workers called different collectives */
     SMLT_LOST,         /* a worker did not come; text: "<rank>,<rank>...\x1f<message>" */
     SMLT_ABORTED,      /* another worker, or the scheduler, ended it */
-    SMLT_FENCED        /* a newer generation has begun */
+    SMLT_FENCED,       /* a newer generation has begun */
+    SMLT_STORE_REFUSES /* an error reply that passes (-LOADING, -READONLY, ...): connect anew and try again */
 } smlt_status;
 
 #define SMLT_MESSAGE_MAX 1100
@@ -118,17 +119,31 @@ void smlt_engine_leave(smlt_engine *engine, const char *text, int announce);
 
 /* For the message when a deadline has passed: the lowest owner whose aggregate is missing, -1 when none is, and on rank
  * 0 whether `rank` has taken part. */
+int smlt_engine_vanished(smlt_engine *engine, uint64_t step, smlt_error *error); /* 1: a chunk was announced, is not there */
 int smlt_engine_missing_owner(smlt_engine *engine, uint64_t step);
 int smlt_engine_has_joined(smlt_engine *engine, uint64_t step, int rank);
 
 /* I/O, driven by a transport. Output: iovecs of what a lane has to send; then say how much was sent. Input: where to
  * put received bytes; then how many. smlt_engine_received returns a status other than SMLT_OK when the engine is of no
- * further use (smlt_engine_fatal tells why). */
+ * further use (smlt_engine_fatal tells why), or the connections are (SMLT_STORE_REFUSES: smlt_engine_refusal tells why). */
 int smlt_engine_output(smlt_engine *engine, int lane, struct iovec *vectors, int max);
 void smlt_engine_sent(smlt_engine *engine, int lane, size_t bytes);
 char *smlt_engine_input(smlt_engine *engine, int lane, size_t *capacity);
 smlt_status smlt_engine_received(smlt_engine *engine, int lane, size_t bytes);
 const smlt_error *smlt_engine_fatal(const smlt_engine *engine);
+/* The error reply for which these connections were given up: SMLT_STORE_REFUSES or SMLT_STORE_FULL; SMLT_OK: none. */
+const smlt_error *smlt_engine_refusal(const smlt_engine *engine);
+void smlt_engine_give_up(smlt_engine *engine); /* the refusal does not pass: the engine fails with it */
+
+/* A connection can be dead without anyone being told. A lane that expects a reply on which nothing has moved for
+ * `silence_ms` counts as lost; waits in the store are shorter, so that there is always a reply to come. */
+void smlt_engine_set_silence(smlt_engine *engine, int64_t silence_ms);
+/* Whoever drives asks at least every second; 1: a lane is lost. `unsent`, by lane: bytes in the network's queue, or NULL. */
+int smlt_engine_is_silent(smlt_engine *engine, int64_t now_ms, const int *unsent);
+
+/* The store has come back empty, or without the last writes. Before smlt_engine_reconnected: what is under way is done again
+ * from the callers' memory, whether it had been confirmed or not. */
+void smlt_engine_data_lost(smlt_engine *engine);
 
 /* All lanes have new connections: redo what was not confirmed, look for missing chunks by key (invariant 5). */
 void smlt_engine_reconnected(smlt_engine *engine);

@@ -16,6 +16,10 @@
 #define BULK_FOR_AGGREGATES 8
 #define STREAMING_BYTES (1u << 20) /* a larger target leaves a core's caches before anyone reads it */
 #define INPUT_BYTES (256u << 10)
+#define SILENCE_MS 10000
+#define UNATTENDED_MS 3000 /* nobody has looked after the connections: the process slept, or had nothing to wait for */
+#define REFETCHES 16
+#define VANISHED_MS 20000 /* so long may the sender of a chunk that is announced and not there send it again */
 
 enum { INBOX, OUTBOX, CONTROL, STREAMS };
 enum { CHUNK_WAITING, CHUNK_READY, CHUNK_REQUESTED, CHUNK_PUBLISHED, CHUNK_DONE };
@@ -50,8 +54,9 @@ typedef struct collective {
     uint32_t hello_unsent; /* 1: nor sent */
 
     uint8_t *chunk_state;
-    int32_t *exponent; /* of own published chunks */
-    char *headers;     /* of their blocks, one chunk after the other; `headers_at` says where. NULL when there are none */
+    uint8_t *aggregated; /* others' chunks: they hold this worker's contribution, even if they are to be looked for again */
+    int32_t *exponent;   /* of own published chunks */
+    char *headers;       /* of their blocks, one chunk after the other; `headers_at` says where. NULL when there are none */
     size_t *headers_at;
     uint8_t *shift;   /* of own chunks: 2^-shift while adding, so that a mean does not overflow */
     uint8_t *arrived; /* own chunk x rank */
@@ -67,6 +72,13 @@ typedef struct collective {
         uint8_t *arrived;
         int unsent, encoded; /* this worker's own */
     } parts;
+
+    struct {              /* the chunk that was announced and not there, the last one */
+        int64_t since_ms; /* 0: none */
+        uint32_t chunk;
+        int rank;
+        uint32_t contributions, aggregates; /* how many were waited for again since the connections are new */
+    } vanished;
 
     fetch_queue contributions, aggregates; /* to be fetched */
     fetch_queue republish;                 /* own aggregates that a lost connection may have swallowed */
@@ -95,8 +107,11 @@ struct smlt_engine {
     char before_id[STREAMS][48]; /* the one before it: read again from here when the entry under way is cut off */
 
     smlt_lane lanes[SMLT_LANES];
+    int64_t silence_ms, looked_at_ms; /* for how long a lane may be still; when that was last looked at */
+    int unsent[SMLT_LANES];           /* what the network had not taken by then */
     smlt_message_pool pool;
     smlt_error fatal;
+    smlt_error refusal; /* an error reply that passes: nothing more is read of these connections */
     smlt_trace trace;
 
     collective *active; /* by step; retired ones leave the list */
@@ -135,7 +150,7 @@ struct smlt_engine {
 
     struct { /* the reply under way on DOWN: which element, how far */
         uint32_t element, elements_done;
-        int header_seen;
+        int header_seen, incomplete; /* incomplete: an element was not there */
         smlt_header header;
     } reading;
     struct {                              /* the XREAD reply under way */
@@ -192,6 +207,9 @@ int smlt_is_frozen(const smlt_engine *engine); /* fenced, and not to complete wh
 void smlt_fence_error(const smlt_engine *engine, smlt_error *error);
 
 /* recover.c */
+int smlt_has_vanished(const smlt_engine *engine, const collective *c, int64_t for_ms, smlt_error *error);
+void smlt_contributions_incomplete(smlt_engine *engine, collective *c, uint32_t chunk);
+void smlt_chunk_is_not_there(smlt_engine *engine, collective *c, uint32_t chunk, int rank);
 void smlt_ask_existence(smlt_engine *engine, collective *c);
 
 /* receive.c */

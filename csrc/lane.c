@@ -140,6 +140,16 @@ void smlt_lane_expected_done(smlt_lane *lane) {
     lane->expected_count--;
 }
 
+void smlt_lane_is_alive(smlt_lane *lane, int64_t now_ms) {
+    lane->moved_before = lane->moved;
+    lane->still_since_ms = now_ms;
+}
+
+int64_t smlt_lane_still_ms(smlt_lane *lane, int64_t now_ms) {
+    if (lane->moved != lane->moved_before || lane->expected_count == 0) smlt_lane_is_alive(lane, now_ms);
+    return now_ms - lane->still_since_ms;
+}
+
 /* Append what of a part is not sent yet; `*skip` bytes of it and the parts before are. */
 static int add_vector(struct iovec *vectors, int count, char *data, size_t length, size_t *skip) {
     if (*skip >= length) {
@@ -164,6 +174,7 @@ int smlt_lane_output(const smlt_lane *lane, struct iovec *vectors, int max) {
 
 void smlt_lane_sent(smlt_lane *lane, smlt_message_pool *pool, size_t bytes) {
     lane->queued_bytes -= bytes;
+    lane->moved += bytes;
     while (bytes > 0) {
         smlt_message *message = lane->head;
         size_t left = message_length(message) - message->sent;

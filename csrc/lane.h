@@ -72,6 +72,9 @@ typedef struct {
     resp_decoder decoder;
     char *input;
     size_t input_capacity, input_start, input_end;
+
+    uint64_t moved, moved_before; /* bytes sent and received, and how many when it was last looked at */
+    int64_t still_since_ms;
 } smlt_lane;
 
 int smlt_lane_init(smlt_lane *lane, size_t input_capacity);
@@ -83,6 +86,10 @@ void smlt_lane_queue(smlt_lane *lane, smlt_message *message);
 int smlt_lane_expect(smlt_lane *lane, smlt_expectation expectation); /* 0 when memory is out */
 smlt_expectation *smlt_lane_expected(smlt_lane *lane);               /* the oldest, NULL when none */
 void smlt_lane_expected_done(smlt_lane *lane);
+
+/* How long a reply has been expected and nothing has moved; looked at now and then. */
+int64_t smlt_lane_still_ms(smlt_lane *lane, int64_t now_ms);
+void smlt_lane_is_alive(smlt_lane *lane, int64_t now_ms); /* or nobody has looked after it */
 
 int smlt_lane_output(const smlt_lane *lane, struct iovec *vectors, int max);
 void smlt_lane_sent(smlt_lane *lane, smlt_message_pool *pool, size_t bytes);

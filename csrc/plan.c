@@ -98,8 +98,8 @@ static uint32_t *lay_out(const smlt_engine *engine, const smlt_plan *plan, colle
     size_t chunks = c->chunk_count, own = c->own_end - c->own_first, ranks = (size_t)engine->world_size;
     c->segments = room(memory, (size_t)plan->segment_count, sizeof *c->segments);
     c->uploads = room(memory, chunks, sizeof *c->uploads);
-    c->contributions.chunks = room(memory, own, sizeof *c->uploads);
-    c->aggregates.chunks = room(memory, chunks, sizeof *c->uploads);
+    c->contributions.chunks = room(memory, 2 * own + REFETCHES, sizeof *c->uploads);
+    c->aggregates.chunks = room(memory, 2 * chunks + REFETCHES, sizeof *c->uploads);
     c->republish.chunks = room(memory, own, sizeof *c->uploads);
     c->exponent = room(memory, own, sizeof *c->exponent);
     c->headers_at = room(memory, own, sizeof *c->headers_at);
@@ -107,6 +107,7 @@ static uint32_t *lay_out(const smlt_engine *engine, const smlt_plan *plan, colle
     uint32_t *start = room(memory, ranks + 1, sizeof *start); /* start[owner]: its first chunk */
     c->upload_state = room(memory, chunks, 1);
     c->chunk_state = room(memory, chunks, 1);
+    c->aggregated = room(memory, chunks, 1);
     c->shift = room(memory, own, 1);
     c->arrived = room(memory, own * ranks, 1);
     c->joined = room(memory, ranks, 1);

@@ -5,12 +5,15 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "transport.h"
 
 #define THREAD_POLL_MS 1000
+#define LOOK_MS 250 /* how often a driver looks whether a connection has fallen silent */
 
 struct smlt_progress {
     smlt_engine *engine;
@@ -18,6 +21,7 @@ struct smlt_progress {
     pthread_cond_t changed;      /* a collective has ended, the driver has left, the connections are new or lost */
     int fds[SMLT_LANES], plain;  /* plain: this transport moves the bytes */
     int driving, polling, lost;
+    int64_t looked_ms;
     int flushing; /* how many wait until everything is sent and answered */
     uint64_t ends_told;
     int wake[2];
@@ -124,6 +128,16 @@ static int is_over(smlt_progress *progress, purpose what, uint64_t step) {
     return what == UNTIL_FLUSHED ? smlt_engine_flushed(progress->engine) : smlt_engine_has_ended(progress->engine, step);
 }
 
+static int is_silent(smlt_progress *progress, int64_t now) {
+    if (now - progress->looked_ms < LOOK_MS) return 0;
+    progress->looked_ms = now;
+    int unsent[SMLT_LANES] = {0};
+#ifdef TIOCOUTQ
+    for (int lane = 0; lane < SMLT_LANES; lane++) ioctl(progress->fds[lane], TIOCOUTQ, &unsent[lane]);
+#endif
+    return smlt_engine_is_silent(progress->engine, now, unsent);
+}
+
 /* The lock is open only around poll. */
 static void drive(smlt_progress *progress, purpose what, uint64_t step, int64_t deadline) {
     struct pollfd polled[SMLT_LANES + 1] = {{0}};
@@ -143,8 +157,12 @@ static void drive(smlt_progress *progress, purpose what, uint64_t step, int64_t 
         }
         if (progress->flushing && smlt_engine_flushed(progress->engine)) tell(progress);
         if (is_over(progress, what, step)) break;
-        int64_t left = deadline - smlt_clock_ms();
+        int64_t now = smlt_clock_ms(), left = deadline - now;
         if (left <= 0) break;
+        if (is_silent(progress, now)) {
+            progress->lost = 1;
+            break;
+        }
         /* After movement the lanes composed before may have more to say: look without waiting. */
         int wait_ms = result == SMLT_MOVED ? 0 : (int)(left < THREAD_POLL_MS ? left : THREAD_POLL_MS);
         progress->polling = wait_ms > 0;

@@ -17,16 +17,29 @@ static int starts_with(const resp_item *item, const char *text) {
     return item->length >= length && memcmp(item->data, text, length) == 0;
 }
 
+/* What a store says while it starts, fails over, is busy or short of something: it passes. */
+static const char *const REFUSALS[] = {"LOADING ",  "READONLY ", "BUSY ",       "MASTERDOWN ", "CLUSTERDOWN ",
+                                       "TRYAGAIN ", "MISCONF ",  "NOREPLICAS ", "UNBLOCKED ",  "ERR max number of clients"};
+
+static smlt_status kind_of_error(const resp_item *item) {
+    if (starts_with(item, "OOM")) return SMLT_STORE_FULL;
+    if (starts_with(item, "NOAUTH") || starts_with(item, "WRONGPASS") || starts_with(item, "NOPERM")) return SMLT_STORE_DENIED;
+    for (size_t i = 0; i < sizeof REFUSALS / sizeof *REFUSALS; i++)
+        if (starts_with(item, REFUSALS[i])) return SMLT_STORE_REFUSES;
+    return SMLT_STORE_ERROR;
+}
+
 static smlt_status error_reply(smlt_engine *engine, const resp_item *item) {
-    smlt_status status = starts_with(item, "OOM") ? SMLT_STORE_FULL
-                         : starts_with(item, "NOAUTH") || starts_with(item, "WRONGPASS") || starts_with(item, "NOPERM")
-                             ? SMLT_STORE_DENIED
-                             : SMLT_STORE_ERROR;
+    smlt_status status = kind_of_error(item);
     char text[901];
     size_t length = item->length < sizeof text - 1 ? item->length : sizeof text - 1;
     for (size_t i = 0; i < length; i++) text[i] = item->data[i] ? item->data[i] : '?';
     text[length] = 0;
-    return smlt_fail_engine(engine, status, "%s", length ? text : "an error without a text");
+    if (status != SMLT_STORE_FULL && status != SMLT_STORE_REFUSES)
+        return smlt_fail_engine(engine, status, "%s", length ? text : "an error without a text");
+    engine->refusal.status = status;
+    strcpy(engine->refusal.message, text);
+    return SMLT_STORE_REFUSES;
 }
 
 /* ---- the Shard Aggregator (contributions) and the Global Aggregator (aggregates): MGET on the DOWN lane, decoded as the
@@ -139,33 +152,20 @@ static void contributions_complete(smlt_engine *engine, collective *c, uint32_t 
     smlt_publish(engine, c, chunk_index, engine->accumulator, SMLT_CHOOSE_EXPONENT, SMLT_FOR_AGGREGATES);
 }
 
-static smlt_status chunk_vanished(smlt_engine *engine, const collective *c, const smlt_expectation *expected) {
-    if (!c) return SMLT_OK;
-    char key[SMLT_KEY_MAX];
-    uint32_t chunk = element_chunk(engine, c, expected);
-    if (expected->kind == EXPECT_CONTRIBUTIONS)
-        smlt_key_contribution(key, engine->prefix, c->step, chunk, element_rank(engine, c, expected));
-    else
-        smlt_key_aggregate(key, engine->prefix, c->step, chunk);
-    return smlt_fail_engine(engine, SMLT_VANISHED,
-                            "key %s was announced by rank %d and is gone: evicted, expired or flushed. The store must run "
-                            "with maxmemory-policy noeviction",
-                            key, element_rank(engine, c, expected));
-}
-
 static smlt_status chunks_event(smlt_engine *engine, const smlt_expectation *expected, resp_event event, const resp_item *item,
                                 size_t *taken) {
     collective *c = smlt_find(engine, expected->step);
     if (c && c->result.status != SMLT_ACTIVE) c = NULL; /* it has ended: read past the reply */
     if (event == RESP_ARRAY && item->depth == 0 && item->integer == expected->count) {
         engine->reading.element = 0;
+        engine->reading.incomplete = 0;
     } else if (event == RESP_BULK && item->depth == 1) {
         return chunk_bulk_begins(engine, c, expected, item);
     } else if (event == RESP_DATA) {
         return chunk_data(engine, c, expected, item, taken);
     } else if (event == RESP_NIL && item->depth == 1) {
-        smlt_status status = chunk_vanished(engine, c, expected);
-        if (status != SMLT_OK) return status;
+        if (c) smlt_chunk_is_not_there(engine, c, element_chunk(engine, c, expected), element_rank(engine, c, expected));
+        engine->reading.incomplete = 1;
         engine->reading.element++;
     } else if (event == RESP_BULK_END) {
         if (c && expected->kind == EXPECT_AGGREGATES) smlt_chunk_complete(engine, c, element_chunk(engine, c, expected));
@@ -178,10 +178,12 @@ static smlt_status chunks_event(smlt_engine *engine, const smlt_expectation *exp
         engine->fetched_bytes += expected->bytes;
     }
     if (item->last && expected->kind == EXPECT_CONTRIBUTIONS) {
-        if (c)
+        if (c && !engine->reading.incomplete) {
             contributions_complete(engine, c, expected->chunk);
-        else
+        } else {
             smlt_pool_unreserve(&engine->pool, SMLT_FOR_AGGREGATES);
+            if (c) smlt_contributions_incomplete(engine, c, expected->chunk);
+        }
     }
     return SMLT_OK;
 }
@@ -400,6 +402,8 @@ char *smlt_engine_input(smlt_engine *engine, int lane, size_t *capacity) {
 
 smlt_status smlt_engine_received(smlt_engine *engine, int lane, size_t bytes) {
     if (engine->fatal.status != SMLT_OK) return engine->fatal.status;
+    if (engine->refusal.status != SMLT_OK) return SMLT_STORE_REFUSES;
     engine->lanes[lane].input_end += bytes;
+    engine->lanes[lane].moved += bytes;
     return smlt_decode(engine, lane);
 }

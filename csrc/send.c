@@ -240,7 +240,7 @@ static void compose_copy(smlt_engine *engine, collective *c, uint32_t upload) {
 /* An aggregate that is there holds this worker's contribution: after a lost connection it is not sent again, for in place
  * its memory may hold the result by now, and error feedback would take that for what is to be sent. */
 static int is_aggregated(const collective *c, uint32_t chunk) {
-    return c->algorithm == SMLT_HIERARCHICAL && c->chunk_state[chunk] != CHUNK_WAITING;
+    return c->algorithm == SMLT_HIERARCHICAL && c->aggregated[chunk];
 }
 
 /* One more bulk message for `c`; 0 when it has nothing to send. */
@@ -378,7 +378,7 @@ static void compose_wait(smlt_engine *engine) {
     resp_append_text(buffer, "COUNT");
     resp_append_number(buffer, 1000);
     resp_append_text(buffer, "BLOCK");
-    resp_append_number(buffer, 10000);
+    resp_append_number(buffer, engine->silence_ms * 2 / 5);
     resp_append_text(buffer, "STREAMS");
     for (int i = 0; i < STREAMS; i++) resp_append_text(buffer, engine->stream_key[i]);
     for (int i = 0; i < STREAMS; i++) resp_append_text(buffer, engine->stream_id[i]);

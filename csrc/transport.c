@@ -51,7 +51,9 @@ static smlt_exchange_result receive_lane(smlt_engine *engine, int lane, int fd, 
             return SMLT_CONNECTION_LOST;
         }
         result = SMLT_MOVED;
-        if (smlt_engine_received(engine, lane, (size_t)received) != SMLT_OK) return result;
+        smlt_status status = smlt_engine_received(engine, lane, (size_t)received);
+        if (status == SMLT_STORE_REFUSES) return SMLT_CONNECTION_LOST;
+        if (status != SMLT_OK) return result;
         if ((size_t)received < capacity) return result; /* most likely empty: poll will tell */
     }
     return result;

@@ -164,7 +164,7 @@ class Crew:
             start.ready = start.watched = True
             if self.coordinator.acknowledge(self.coordinator.generation, ack):
                 self.records.take_recent(recent)
-                self.coordinator.reported(self.records.done_step)
+                self.coordinator.reported(self.records.newest_step)
 
     def _see_who_has_ended(self) -> None:
         for worker_id, start in list(self.started.items()):

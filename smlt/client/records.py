@@ -42,6 +42,11 @@ class Records:
             if len(rows) >= self.world_size:
                 self.settle(int(row["step"]))
 
+    @property
+    def newest_step(self) -> int:
+        """The newest step that any worker has reported."""
+        return max(self.done_step, *self._steps, 0)
+
     def take_recent(self, rows: Iterable[dict[str, Any]]) -> None:
         """Take rows that come with an acknowledgement: their reports may have been lost."""
         for row in rows:

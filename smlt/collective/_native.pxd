@@ -58,7 +58,7 @@ cdef extern from "codec.h" nogil:
 cdef extern from "aggregate.h" nogil:
     ctypedef enum smlt_status:
         SMLT_OK, SMLT_ACTIVE, SMLT_NO_MEMORY, SMLT_PROTOCOL, SMLT_STORE_ERROR, SMLT_STORE_FULL, SMLT_STORE_DENIED
-        SMLT_VANISHED, SMLT_MISMATCH, SMLT_LOST, SMLT_ABORTED, SMLT_FENCED
+        SMLT_VANISHED, SMLT_MISMATCH, SMLT_LOST, SMLT_ABORTED, SMLT_FENCED, SMLT_STORE_REFUSES
     int SMLT_LANES
     ctypedef struct smlt_error:
         smlt_status status
@@ -99,6 +99,7 @@ cdef extern from "aggregate.h" nogil:
     smlt_status smlt_engine_state(smlt_engine *engine, uint64_t step, smlt_error *error)
     void smlt_engine_retire(smlt_engine *engine, uint64_t step)
     int smlt_engine_has_ended(smlt_engine *engine, uint64_t step)
+    uint64_t smlt_engine_ends(const smlt_engine *engine)
     int smlt_engine_flushed(const smlt_engine *engine)
     void smlt_engine_abandon(smlt_engine *engine, uint64_t step, smlt_status status, const char *text, int announce)
     void smlt_engine_leave(smlt_engine *engine, const char *text, int announce)
@@ -114,6 +115,13 @@ cdef extern from "aggregate.h" nogil:
     char *smlt_engine_input(smlt_engine *engine, int lane, size_t *capacity)
     smlt_status smlt_engine_received(smlt_engine *engine, int lane, size_t bytes)
     const smlt_error *smlt_engine_fatal(const smlt_engine *engine)
+    const smlt_error *smlt_engine_refusal(const smlt_engine *engine)
+    void smlt_engine_give_up(smlt_engine *engine)
+    int smlt_engine_vanished(smlt_engine *engine, uint64_t step, smlt_error *error)
+    void smlt_engine_set_silence(smlt_engine *engine, int64_t silence_ms)
+    int smlt_engine_is_silent(smlt_engine *engine, int64_t now_ms, const int *unsent)
+    int64_t smlt_clock_ms()
+    void smlt_engine_data_lost(smlt_engine *engine)
     void smlt_engine_reconnected(smlt_engine *engine)
     smlt_trace *smlt_engine_trace(smlt_engine *engine)
 

@@ -30,6 +30,7 @@ MISMATCH = SMLT_MISMATCH
 LOST = SMLT_LOST
 ABORTED = SMLT_ABORTED
 FENCED = SMLT_FENCED
+STORE_REFUSES = SMLT_STORE_REFUSES
 ENDED = SMLT_RUN_ENDED
 AGAIN = SMLT_RUN_AGAIN
 CONNECTION_LOST = SMLT_RUN_LOST
@@ -190,10 +191,12 @@ cdef class Engine:
             lost = smlt_progress_is_lost(self.progress)
         return lost
 
-    def reconnected(self):
-        """Forget what the connections before had under way; before `connected`."""
+    def reconnected(self, bint data_lost=False):
+        """Forget what the connections before had under way, and with `data_lost` what the store had; before `connected`."""
         with nogil:
             smlt_progress_lock(self.progress)
+            if data_lost:
+                smlt_engine_data_lost(self.engine)
             smlt_engine_reconnected(self.engine)
             smlt_progress_unlock(self.progress)
 
@@ -234,6 +237,49 @@ cdef class Engine:
             error = smlt_engine_fatal(self.engine)[0]
             smlt_progress_unlock(self.progress)
         return error.status, error.message.decode("utf-8", "replace")
+
+    def refusal(self):
+        """(status, message): the error reply for which the connections were given up; OK when there was none."""
+        cdef smlt_error error
+        with nogil:
+            smlt_progress_lock(self.progress)
+            error = smlt_engine_refusal(self.engine)[0]
+            smlt_progress_unlock(self.progress)
+        return error.status, error.message.decode("utf-8", "replace")
+
+    def give_up(self):
+        """The refusal does not pass: the engine fails with it."""
+        with nogil:
+            smlt_progress_lock(self.progress)
+            smlt_engine_give_up(self.engine)
+            smlt_progress_submitted(self.progress)
+            smlt_progress_unlock(self.progress)
+
+    def vanished(self, uint64_t step):
+        """Which chunk was announced and is not there, in words; empty when none is."""
+        cdef smlt_error error
+        cdef bint vanished
+        with nogil:
+            smlt_progress_lock(self.progress)
+            vanished = smlt_engine_vanished(self.engine, step, &error)
+            smlt_progress_unlock(self.progress)
+        return error.message.decode("utf-8", "replace") if vanished else ""
+
+    def set_silence(self, int64_t silence_ms):
+        """For how long a connection may be still that owes a reply."""
+        with nogil:
+            smlt_progress_lock(self.progress)
+            smlt_engine_set_silence(self.engine, silence_ms)
+            smlt_progress_unlock(self.progress)
+
+    def is_silent(self):
+        """For a transport in Python, at least every second: whether a connection has been still for too long."""
+        cdef bint silent
+        with nogil:
+            smlt_progress_lock(self.progress)
+            silent = smlt_engine_is_silent(self.engine, smlt_clock_ms(), NULL)
+            smlt_progress_unlock(self.progress)
+        return silent
 
     def retire(self, uint64_t step):
         """Forget a collective and let go of its memory."""
@@ -287,6 +333,15 @@ cdef class Engine:
             smlt_engine_complete_fenced(self.engine, on)
             smlt_progress_submitted(self.progress)
             smlt_progress_unlock(self.progress)
+
+    def ends(self):
+        """How many collectives have ended so far."""
+        cdef uint64_t ends
+        with nogil:
+            smlt_progress_lock(self.progress)
+            ends = smlt_engine_ends(self.engine)
+            smlt_progress_unlock(self.progress)
+        return ends
 
     def standing(self):
         """(the first collective that has not ended or 0, how many have ended in error)."""

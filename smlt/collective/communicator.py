@@ -11,7 +11,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -73,6 +73,10 @@ class Communicator:
         What a message costs (see `smlt.collective.tuning`); by default what `smlt doctor --tune` has measured. All
         workers use that of whoever joined first.
 
+    on_data_loss
+        What to do when the store was restarted or failed over and this worker's entry in it is gone: "redo" what is under
+        way from the gradients that the workers still hold, or "raise" StoreDataLost at once.
+
     All workers must call the same collectives in the same order, from whichever threads.
 
     Raises ConfigError for arguments that cannot work, StoreUnavailable, StoreAuthError, and FencedError when the rank is
@@ -96,6 +100,7 @@ class Communicator:
         chunk_bytes: int | None = None,
         algorithm: str = "auto",
         tuning: Tuning | None = None,
+        on_data_loss: Literal["redo", "raise"] = "redo",
     ) -> None:
         if world_size < 1 or world_size > 65535:
             raise ConfigError(f"world_size {world_size} is not between 1 and 65535")
@@ -105,6 +110,8 @@ class Communicator:
             raise ConfigError(f"timeout_s {timeout_s} is not above 0 and at most {TIMEOUT_MAX_S} (a week)")
         if chunk_bytes is not None and not CHUNK_BYTES_MIN <= chunk_bytes <= CHUNK_BYTES_MAX:
             raise ConfigError(f"chunk_bytes {chunk_bytes} is not between {CHUNK_BYTES_MIN} and {CHUNK_BYTES_MAX}")
+        if on_data_loss not in ("redo", "raise"):
+            raise ConfigError(f'on_data_loss {on_data_loss!r} is neither "redo" nor "raise"')
         if world_size > 1 and store is None:
             raise ConfigError(f"{world_size} workers need a store: give its URL, for example redis://localhost:6379")
         self.job, self.rank, self.world_size, self.generation = job, rank, world_size, generation
@@ -132,6 +139,7 @@ class Communicator:
                 timeout_s=self.timeout_s,
                 chunk_bytes=chunk_bytes,
                 tuning=tuning,
+                on_data_loss=on_data_loss,
             )
             self.tuning, self.chunk_bytes = self._session.tuning, self._session.chunk_bytes
         _open.add(self)

@@ -6,6 +6,7 @@ sends from the engine's own buffers, so no second OpenSSL is linked.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import ssl
@@ -16,11 +17,14 @@ from typing import Any
 import redis.connection
 
 from smlt.collective import _native
-from smlt.errors import StoreAuthError, StoreError, StoreUnavailable
+from smlt.collective.failure import handshake_failure
+from smlt.errors import StoreUnavailable
 from smlt.store.parameter import redact
 
 SOCKET_BUFFER_BYTES = 1 << 20
 TLS_SEND_BYTES = 256 * 1024
+#: How often TLS looks whether a connection has fallen silent (csrc/progress.c for plain ones).
+LOOK_S = 0.25
 
 
 #: redis-py reads the URL, so that both planes understand it alike (untyped in some releases).
@@ -30,17 +34,18 @@ _parse_url: Callable[[str], dict[str, Any]] = redis.connection.parse_url
 class Connections:
     """The engine's lanes as sockets to the store at `url` (redis://, rediss:// or unix://)."""
 
-    def __init__(self, url: str, *, timeout_s: float, name: str = "smlt") -> None:
-        self._url, self._name = url, name
+    def __init__(self, url: str, *, timeout_s: float, silence_s: float = 10.0, name: str = "smlt") -> None:
+        self._url, self._name, self._silence_s = url, name, silence_s
         self._options: dict[str, Any] = dict(_parse_url(url))
         self._tls = self._options.get("connection_class") is redis.connection.SSLConnection
         self._timeout_s = timeout_s
         self._sockets: list[socket.socket] = []
+        self._looked = 0.0
 
     def open(self, deadline: float | None = None) -> None:
         """Connect every lane anew. StoreUnavailable or StoreAuthError when that fails before `deadline` (monotonic)."""
         self.close()
-        limit = self._timeout_s if deadline is None else min(self._timeout_s, max(deadline - time.monotonic(), 0.1))
+        limit = self._timeout_s if deadline is None else min(self._silence_s, max(deadline - time.monotonic(), 0.1))
         try:
             for _ in range(_native.LANES):
                 self._sockets.append(self._connect(limit))
@@ -100,7 +105,7 @@ class Connections:
             host, port = options.get("host", "localhost"), int(options.get("port", 6379))
             sock = socket.create_connection((host, port), timeout=timeout_s)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            _notice_death(sock, self._silence_s)
         try:
             if hasattr(socket, "SO_NOSIGPIPE"):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_NOSIGPIPE, 1)
@@ -126,20 +131,23 @@ class Connections:
         # These may be refused: for CLIENT LIST, and lest a store with maxmemory-clients drop who downloads the most.
         commands += [["CLIENT", "SETNAME", self._name], ["CLIENT", "NO-EVICT", "ON"]]
         sock.sendall(b"".join(_native.encode_command(*(part.encode() for part in command)) for command in commands))
-        decoder = _native.Decoder()
-        replies: list[Any] = []
-        while len(replies) < len(commands):
+        decoder, asked = _native.Decoder(), iter(commands)
+        answered = 0
+        while answered < len(commands):
             data = sock.recv(4096)
             if not data:
                 raise StoreUnavailable(f"{redact(self._url)} closed the connection during the handshake")
             try:
-                replies += decoder.feed(data)
+                replies = decoder.feed(data)
             except ValueError as error:
                 raise StoreUnavailable(f"{redact(self._url)} does not speak the Redis protocol") from error
-        for command, reply in zip(commands, replies, strict=False):
-            if isinstance(reply, _native.ReplyError) and command[0] != "CLIENT":
-                kind = StoreAuthError if command[0] == "AUTH" else StoreError
-                raise kind(f"{redact(self._url)} refused {command[0]}: {reply}")
+            # Each as it comes: who refuses one command may not answer the next.
+            for reply, command in zip(replies, asked, strict=False):
+                answered += 1
+                if isinstance(reply, _native.ReplyError):
+                    failure = handshake_failure(self._url, command[0], str(reply))
+                    if failure is not None:
+                        raise failure
 
     def _run_tls(self, engine: _native.Engine, step: int | None, timeout_ms: int, flush: bool) -> int:
         deadline = time.monotonic() + timeout_ms / 1000
@@ -160,6 +168,10 @@ class Connections:
             left = deadline - time.monotonic()
             if left <= 0:
                 return _native.AGAIN
+            if time.monotonic() - self._looked > LOOK_S:
+                self._looked = time.monotonic()
+                if engine.is_silent():
+                    return _native.CONNECTION_LOST
             if not moved:
                 readers: list[Any] = [*self._sockets, wake]
                 ready, _, _ = select.select(readers, waiting_to_write, [], left)
@@ -195,8 +207,27 @@ def _receive(engine: _native.Engine, lane: int, sock: socket.socket, waiting_to_
         if count == 0:
             raise ConnectionResetError(0, "closed by the store")
         moved = True
-        if engine.received(lane, count) != _native.OK:
+        status = engine.received(lane, count)
+        if status == _native.STORE_REFUSES:
+            raise ConnectionResetError(0, "refused by the store")
+        if status != _native.OK:
             return moved
+
+
+def _notice_death(sock: socket.socket, silence_s: float) -> None:
+    """The kernel gives up a peer that acknowledges nothing, where it knows how."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    seconds = max(1, int(silence_s / 3))
+    for option, value in (
+        ("TCP_USER_TIMEOUT", int(silence_s * 1000)),
+        ("TCP_KEEPIDLE", seconds),
+        ("TCP_KEEPALIVE", seconds),  # macOS's name for the idle time
+        ("TCP_KEEPINTVL", seconds),
+        ("TCP_KEEPCNT", 2),
+    ):
+        if hasattr(socket, option):
+            with contextlib.suppress(OSError):  # a kernel older than its headers
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:

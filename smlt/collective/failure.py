@@ -16,9 +16,10 @@ from smlt.errors import (
     StoreAuthError,
     StoreError,
     StoreFull,
+    StoreUnavailable,
     WorkerLostError,
 )
-from smlt.store.parameter import redact
+from smlt.store.parameter import PASSING, redact
 
 if TYPE_CHECKING:
     from smlt.collective.session import Session
@@ -53,9 +54,27 @@ def failure(session: Session, status: int, message: str, step: int) -> Exception
         return StoreAuthError(f"{where}: the store at {store} refused a command: {message}")
     if status == _native.NO_MEMORY:
         return MemoryError(f"{where}: {message}")
+    if status == _native.STORE_ERROR and message.startswith(("MOVED ", "ASK ")):
+        return StoreError(
+            f"{where}: {message}: the store at {store} is a cluster, which SMLT does not support yet: give a single node"
+        )
     if status in (_native.PROTOCOL, _native.VANISHED, _native.STORE_ERROR):
         return StoreError(f"{where}: {message} (store {store})")
     return CollectiveError(f"{where}: {message}")
+
+
+def handshake_failure(url: str, command: str, reply: str) -> StoreError | None:
+    """The exception for an error reply to a command of the handshake; None when the command may be refused."""
+    said = f"the store at {redact(url)} refused {command}: {reply}"
+    if reply.startswith((*PASSING, "OOM ")):
+        return StoreUnavailable(said)
+    if reply.startswith(("MOVED ", "ASK ")):
+        return StoreError(f"{said}: it is a cluster, which SMLT does not support yet: give a single node")
+    if command == "AUTH" or reply.startswith(("NOAUTH", "WRONGPASS")):
+        return StoreAuthError(said)
+    if command == "CLIENT":
+        return None
+    return StoreAuthError(said) if reply.startswith("NOPERM") else StoreError(said)
 
 
 def farewell(session: Session) -> bytes:
@@ -65,8 +84,10 @@ def farewell(session: Session) -> bytes:
 
 def diagnose_timeout(session: Session, engine: _native.Engine, step: int) -> tuple[int, str]:
     """Which workers did not come to collective `step` before its deadline: (status, text) to abort it with."""
+    if vanished := engine.vanished(step):
+        return _native.VANISHED, vanished
     missing = _absent_ranks(session, engine, step)
-    limit = f"within {session.timeout_s:g} s"
+    limit = f"within {session.timeout_s:g} s{session.loss_in(step)}"
     if missing:
         names = ", ".join(map(str, missing))
         text = f"rank{'s' if len(missing) > 1 else ''} {names} did not take part {limit}; started, crashed or still busy?"

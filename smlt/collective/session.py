@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Any
 from smlt.collective import _native
 from smlt.collective.connection import Connections
 from smlt.collective.failure import diagnose_timeout, failure, farewell
+from smlt.collective.patience import Patience, pause_s, silence_s
 from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_TUNED_MIN, CHUNK_ELEMENTS
 from smlt.collective.tuning import Tuning, window_bytes
 from smlt.collective.tuning import chunk_bytes as tuned_chunk_bytes
 from smlt.collective.tuning import load as load_tuning
-from smlt.errors import CollectiveError, FencedError, StoreError, StoreUnavailable
-from smlt.store.parameter import ParameterStore
+from smlt.errors import CollectiveError, FencedError, StoreDataLost, StoreError, StoreUnavailable
+from smlt.store.parameter import ParameterStore, redact
 
 if TYPE_CHECKING:
     from smlt.collective.work import Work
 
 #: The native loop comes back this often, so that Ctrl-C and deadlines are seen.
 SLICE_MS = 50
-#: How long to wait before connecting again after a lost connection, doubling up to the last.
-RECONNECT_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Session:
@@ -45,11 +44,14 @@ class Session:
         timeout_s: float,
         chunk_bytes: int | None,
         tuning: Tuning | None,
+        on_data_loss: str,
     ) -> None:
         self.parameters, self.job = parameters, parameters.job
         self.rank, self.world_size, self.generation, self.worker_id = rank, world_size, generation, worker_id
         self.timeout_s = timeout_s
         self.calls = 0  # collectives begun
+        self.on_data_loss = on_data_loss
+        self._lost_in = range(0)  # collectives that were under way when the store lost its data
         self.ended = ""  # why no more collectives can be called
         self.last_out = False  # this worker was the last to leave
         self.in_order = True  # no collective has failed
@@ -59,8 +61,10 @@ class Session:
         self._forgotten: deque[int] = deque()
         self._order = threading.Lock()  # numbers are given in the order of the calls
         self._reconnecting = threading.Lock()
+        self._closing = threading.Event()  # pauses end
+        self._patience = Patience(timeout_s)
         self._background: threading.Thread | None = None
-        parameters.check()
+        self._run_id = parameters.check().run_id
         proposed = tuning or load_tuning(parameters.url)
         self.number, agreed = parameters.register(
             rank=rank, world_size=world_size, generation=generation, worker_id=worker_id, tuning=proposed.to_json()
@@ -70,7 +74,10 @@ class Session:
         self._refreshed = time.monotonic()
         try:
             self._connections = Connections(
-                parameters.url, timeout_s=min(10.0, timeout_s), name=f"smlt-{parameters.job}-{rank}"
+                parameters.url,
+                timeout_s=min(10.0, timeout_s),
+                silence_s=silence_s(timeout_s),
+                name=f"smlt-{parameters.job}-{rank}",
             )
             self._engine = _native.Engine(
                 rank,
@@ -83,6 +90,7 @@ class Session:
                 self.chunk_bytes,
                 window_bytes(self.tuning),
             )
+            self._engine.set_silence(int(silence_s(timeout_s) * 1000))
             self._connections.open()
             self._engine.connected(self._connections.descriptors())
         except BaseException:
@@ -153,6 +161,8 @@ class Session:
                     break
                 now = time.monotonic()
                 if now >= deadline:
+                    if reply := self._patience.reply:
+                        raise self._given_up(f"the store at {self._where} answered: {reply}")
                     status, message = diagnose_timeout(self, self._engine, step)
                     self._engine.abandon(step, status, message.encode()[:1000], True)
                     break
@@ -216,6 +226,7 @@ class Session:
     def close(self, why: str) -> None:
         """Leave the job; collectives under way end in error. The last worker to leave deletes what is left in the store."""
         self.ended = self.ended or why
+        self._closing.set()
         if os.getpid() != self._pid:
             return
         self._engine.stop()
@@ -260,19 +271,78 @@ class Session:
     def _reconnect(self, step: int, deadline: float) -> None:
         """Open the lanes anew, until the collective's deadline, and redo what was not confirmed (invariant 5)."""
         with self._reconnecting:
+            if self.closed or self._engine.run(step, 0) != _native.CONNECTION_LOST:
+                return  # another thread has done it, or has ended the collective
+            status, reply = self._engine.refusal()
+            if status != _native.OK:
+                if not self._patience.refused(status, reply, self._engine.ends()):
+                    self._engine.give_up()
+                    return
+                self._pause(self._patience.attempt - 1, deadline, f"the store at {self._where} answered: {reply}")
             for attempt in range(1_000_000):
-                if self.closed or self._engine.run(step, 0) != _native.CONNECTION_LOST:
-                    return  # another thread has done it, or has ended the collective
+                if self._closing.is_set():
+                    return
                 try:
                     self._connections.open(deadline)
+                    data_lost = self._look_after_data()
                     break
+                except StoreDataLost:
+                    raise
                 except StoreUnavailable as error:
-                    pause = RECONNECT_PAUSES_S[min(attempt, len(RECONNECT_PAUSES_S) - 1)]
-                    if time.monotonic() + pause >= deadline:
-                        raise StoreUnavailable(f"{error}; gave up after {self.timeout_s:g} s") from error
-                    time.sleep(pause)
-            self._engine.reconnected()
+                    self._pause(attempt, deadline, str(error))
+            self._engine.reconnected(data_lost)
             self._engine.connected(self._connections.descriptors())
+
+    def _look_after_data(self) -> bool:
+        """On new connections: whether the store has lost data, so that all under way is to be done again.
+
+        StoreDataLost when that is not wanted, StoreUnavailable when the store cannot be asked.
+        """
+        who: dict[str, Any] = {"rank": self.rank, "worker_id": self.worker_id, "session": self.number}
+        # On a connection of its own: the control plane's may be as dead as those that were lost.
+        parameters = self.parameters.impatient()
+        try:
+            run_id, registered, generation = parameters.look(**who)
+            if not registered and generation <= self.generation:
+                if self.on_data_loss == "raise":
+                    raise StoreDataLost(
+                        f"the store at {self._where} was restarted or failed over and has lost the data of job {self.job} "
+                        f"(rank {self.rank}); what was under way can be done again by whoever holds the gradients"
+                    )
+                size, tuning = self.world_size, self.tuning.to_json()
+                if not parameters.restore(world_size=size, generation=self.generation, tuning=tuning, **who):
+                    _, _, generation = parameters.look(**who)
+        finally:
+            parameters.close()
+        if generation > self.generation:
+            self._engine.fence(generation)
+            return False
+        if registered and run_id == self._run_id:
+            return False
+        self._run_id = run_id
+        first, _ = self._engine.standing()
+        self._lost_in = range(first, self.calls + 1) if first else range(0)
+        return True
+
+    def loss_in(self, step: int) -> str:
+        """For the message when collective `step` does not complete: that the store has lost data in it, if so."""
+        if step not in self._lost_in:
+            return ""
+        return " (the store has lost the job's data meanwhile: what another worker had completed by then cannot be redone)"
+
+    def _pause(self, attempt: int, deadline: float, why: str) -> None:
+        """Before the next try to connect; StoreUnavailable when the deadline would pass."""
+        pause = pause_s(attempt)
+        if time.monotonic() + pause >= deadline:
+            raise self._given_up(why)
+        self._closing.wait(pause)
+
+    def _given_up(self, why: str) -> StoreUnavailable:
+        return StoreUnavailable(f"{why}; gave up after {self.timeout_s:g} s")
+
+    @property
+    def _where(self) -> str:
+        return redact(self.parameters.url)
 
     def _flush(self, limit_s: float) -> None:
         """Send what is queued (deletions, aborts) and hear that it arrived; on failure the keys' TTL does the work."""

@@ -37,20 +37,20 @@ from smlt.store.url import redact as redact
 
 #: Of control keys and of a session's keys: the generation they belong to.
 _OF_A_GENERATION = re.compile(rb"^smlt:\{[^}]*\}:(?:(?:roster:|session:|acks:)?)(\d+)(?:[.:]|$)")
-#: Replies that pass: the server is starting, failing over, or busy.
-PASSING = (
-    "LOADING",
-    "READONLY",
-    "BUSY ",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "MISCONF",
-    "NOREPLICAS",
-    "UNBLOCKED",
-    "max number of clients",
-)
 REPORTS_KEPT = 10_000
+#: What a store answers while it starts, fails over, is busy or short of something: it passes (as in csrc/receive.c).
+PASSING = (
+    "LOADING ",
+    "READONLY ",
+    "BUSY ",
+    "MASTERDOWN ",
+    "CLUSTERDOWN ",
+    "TRYAGAIN ",
+    "MISCONF ",
+    "NOREPLICAS ",
+    "UNBLOCKED ",
+    "ERR max number of clients",
+)
 
 # KEYS: session pointer, roster prefix, current generation.
 # ARGV: rank, world size, worker id, holder (JSON), fresh session name, ttl ms, the worker's generation, its tuning.
@@ -88,9 +88,26 @@ return 1
 """
 
 
+# After the store has lost its data: this worker's entry as it was. KEYS: session pointer, roster, current generation.
+# ARGV: rank, world size, holder (JSON), session, ttl ms, the worker's generation, tuning.
+# The pointer is never set over another session: who joins there has nothing to do with this one.
+_RESTORE = """
+local current = redis.call('GET', KEYS[3])
+if current and tonumber(current) > tonumber(ARGV[6]) then return 0 end
+redis.call('HSET', KEYS[2], 'world_size', ARGV[2], ARGV[1], ARGV[3])
+redis.call('HSETNX', KEYS[2], 'tuning', ARGV[7])
+redis.call('PEXPIRE', KEYS[2], ARGV[5])
+redis.call('SET', KEYS[1], ARGV[4], 'NX', 'PX', ARGV[5])
+return 1
+"""
+
+
 @dataclass(frozen=True)
 class ServerInfo:
-    """What the store says of itself. Memory is in bytes; a `maxmemory_bytes` of 0 means no limit."""
+    """What the store says of itself. Memory is in bytes; a `maxmemory_bytes` of 0 means no limit.
+
+    `run_id` is another after each restart and on each replica.
+    """
 
     product: str
     version: tuple[int, int, int]
@@ -98,6 +115,7 @@ class ServerInfo:
     maxmemory_bytes: int
     maxmemory_policy: str
     used_memory_bytes: int
+    run_id: str = ""
 
 
 @contextmanager
@@ -118,15 +136,22 @@ def translated(url: str) -> Iterator[None]:
         raise StoreUnavailable(f"{where} does not speak the Redis protocol: {error}") from error
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
         raise StoreUnavailable(f"{where} cannot be reached: {error}") from error
+    except (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError, redis.exceptions.TryAgainError) as error:
+        raise StoreUnavailable(f"{where} takes no commands for now: {error}") from error
     except redis.ResponseError as error:
         text = str(error)
-        if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+        reply = re.sub(r"^Command # \d+ \(.*?\) of pipeline caused error: ", "", text, flags=re.DOTALL)
+        if reply.startswith(PASSING):
+            raise StoreUnavailable(f"{where} takes no commands for now: {text}") from error
+        if reply.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
             raise StoreAuthError(f"{where} refused the user, the password or a permission: {text}") from error
-        if text.startswith(PASSING):
-            raise StoreUnavailable(f"{where} cannot serve now: {text}") from error
         raise StoreError(f"{where} answered: {text}") from error
     except redis.RedisError as error:
         raise StoreError(f"{where}: {error}") from error
+
+
+def _holder(worker_id: str) -> str:
+    return json.dumps({"worker_id": worker_id, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()})
 
 
 class ParameterStore:
@@ -194,6 +219,7 @@ class ParameterStore:
             int(info.get("maxmemory", 0)),
             str(info.get("maxmemory_policy", "")),
             int(info.get("used_memory", 0)),
+            str(info.get("run_id", "")),
         )
 
     def close(self) -> None:
@@ -267,7 +293,6 @@ class ParameterStore:
         """
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of the {world_size} workers: 0 to {world_size - 1}")
-        holder = {"worker_id": worker_id, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
         with translated(self.url):
             answer: list[bytes] = self.client.eval(
                 _REGISTER,
@@ -278,7 +303,7 @@ class ParameterStore:
                 rank,
                 world_size,
                 worker_id,
-                json.dumps(holder),
+                _holder(worker_id),
                 secrets.token_hex(4),
                 self._ttl_ms,
                 generation,
@@ -297,6 +322,40 @@ class ParameterStore:
                 f"{since:.0f} s); give each worker its own rank, and each new run its own job name"
             )
         return f"{generation}.{value}", answer[2].decode()
+
+    def look(self, *, rank: int, session: str, worker_id: str) -> tuple[str, bool, int]:
+        """After a lost connection: (the server's run id, whether `rank` is still this worker's, the current generation or 0).
+
+        FencedError when the rank is another worker's.
+        """
+        with translated(self.url), self.client.pipeline(transaction=False) as pipe:
+            pipe.info("server")
+            pipe.hget(self.key(f"roster:{session}"), rank)
+            pipe.get(self.key("generation"))
+            info, holder, generation = pipe.execute()
+        if holder is not None and json.loads(holder)["worker_id"] != worker_id:
+            raise FencedError(f"rank {rank} of job {self.job} is held by another worker now")
+        return str(info.get("run_id", "")), holder is not None, int(generation or 0)
+
+    def restore(self, *, rank: int, world_size: int, generation: int, worker_id: str, session: str, tuning: str) -> bool:
+        """Write this worker's entry in the roster again, after the store has lost it. False: a newer generation has begun."""
+        with translated(self.url):
+            return bool(
+                self.client.eval(
+                    _RESTORE,
+                    3,
+                    self.key(f"session:{generation}"),
+                    self.key(f"roster:{session}"),
+                    self.key("generation"),
+                    rank,
+                    world_size,
+                    _holder(worker_id),
+                    session.partition(".")[2],
+                    self._ttl_ms,
+                    generation,
+                    tuning,
+                )
+            )
 
     def leave(self, *, rank: int, generation: int, worker_id: str, session: str) -> bool:
         """Give the rank back. The last worker to leave deletes the session's keys; True for that one."""

@@ -161,6 +161,7 @@ class Member:
             timeout_s=self.config.timeout_s,
             codec=self.config.codec,
             worker_id=self.config.worker_id,
+            on_data_loss="raise",  # the scheduler begins a new generation, in which the step is redone
         )
         trainer.attach(self.comm)
         if plan.position is None:

@@ -23,18 +23,20 @@ static void send_all(smlt_engine *engine) {
             smlt_engine_sent(engine, lane, vectors[0].iov_len);
 }
 
-static void receive(smlt_engine *engine, int lane, const uint8_t *bytes, size_t length) {
+/* Returns 0 when the store refuses, for then these connections are over. */
+static int receive(smlt_engine *engine, int lane, const uint8_t *bytes, size_t length) {
     while (length > 0 && smlt_engine_fatal(engine)->status == SMLT_OK) {
         size_t capacity;
         char *room = smlt_engine_input(engine, lane, &capacity);
         if (capacity == 0) abort(); /* it would wait for ever */
         size_t taken = length < capacity ? length : capacity;
         memcpy(room, bytes, taken);
-        smlt_engine_received(engine, lane, taken);
+        if (smlt_engine_received(engine, lane, taken) == SMLT_STORE_REFUSES) return 0;
         bytes += taken;
         length -= taken;
         send_all(engine);
     }
+    return 1;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -67,13 +69,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         size_t length = data[at + 1] | (size_t)data[at + 2] << 8;
         at += 3;
         if (length > size - at) length = size - at;
-        if (lane == SMLT_LANES) {
+        if (lane == SMLT_LANES || !receive(engine, lane, data + at, length)) {
+            if (lane != SMLT_LANES) at += length;
             if (++reconnects > RECONNECTS_MAX) break;
             smlt_engine_reconnected(engine);
             send_all(engine);
             continue;
         }
-        receive(engine, lane, data + at, length);
         at += length;
     }
     const smlt_error *fatal = smlt_engine_fatal(engine);

@@ -1,0 +1,179 @@
+"""A TCP proxy before a real store that does to the bytes what networks do.
+
+    proxy = Proxy(store, seed=7)
+    proxy.on_connect = lambda connection: connection.down.at(1000, "reset")
+    Communicator(proxy.url, ...)
+
+Each connection has two directions, `up` (to the store) and `down`, each with its own rules; `proxy.connections` lists
+them in the order in which they came. Whatever is random comes of the seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from smlt.store.embedded import EmbeddedStore
+
+#: What happens at a byte: both sides closed; both reset; nothing more is forwarded and nothing closed.
+End = Literal["close", "reset", "silence"]
+
+
+class Direction:
+    """The bytes that go one way through one connection."""
+
+    def __init__(self, connection: Connection, chance: random.Random) -> None:
+        self._connection, self._chance = connection, chance
+        self._end: tuple[int, End] | None = None
+        self.passed = 0
+        self.delay_s = 0.0  # before each piece
+        self.piece: int | Literal["random"] | None = None  # so many bytes at a time
+        self.change: Callable[[bytes], bytes | None] | None = None  # None: close
+        self._flowing = threading.Event()
+        self._flowing.set()
+
+    def at(self, byte: int, end: End) -> None:
+        """End like this when so many bytes have passed, from now on."""
+        self._end = (self.passed + byte, end)
+
+    def freeze(self) -> None:
+        """Forward nothing until `thaw`."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        self._flowing.set()
+
+    def _pieces(self, data: bytes) -> Iterator[bytes]:
+        while data:
+            size = len(data)
+            if self.piece is not None:
+                size = self._chance.randint(1, 2000) if self.piece == "random" else self.piece
+            if self._end is not None:
+                size = min(size, self._end[0] - self.passed)
+                if size <= 0:
+                    return
+            yield data[:size]
+            data = data[size:]
+
+    def pump(self, source: socket.socket, sink: socket.socket) -> None:
+        how: End = "close"
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                changed = self.change(data) if self.change is not None else data
+                if changed is None:
+                    break
+                for piece in self._pieces(changed):
+                    self._flowing.wait()
+                    if self.delay_s:
+                        time.sleep(self.delay_s)
+                    sink.sendall(piece)
+                    self.passed += len(piece)
+                if self._end is not None and self.passed >= self._end[0]:
+                    how = self._end[1]
+                    break
+        self._connection.end(how)
+
+
+class Connection:
+    """One client of the proxy."""
+
+    def __init__(self, number: int, client: socket.socket, store: socket.socket, seed: int) -> None:
+        self.number, self._client, self._store = number, client, store
+        self.up, self.down = (Direction(self, random.Random(f"{seed}:{number}:{way}")) for way in ("up", "down"))
+        for sock in (client, store):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def start(self) -> None:
+        for direction, source, sink in ((self.up, self._client, self._store), (self.down, self._store, self._client)):
+            threading.Thread(target=direction.pump, args=(source, sink), daemon=True).start()
+
+    def end(self, how: End) -> None:
+        if how == "silence":
+            return
+        for sock in (self._client, self._store):
+            with contextlib.suppress(OSError):
+                if how == "reset":
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.shutdown(socket.SHUT_RDWR) if how == "close" else None
+                sock.close() if how == "reset" else None
+
+    def silence(self) -> None:
+        """Half-open from now on, both ways."""
+        for direction in (self.up, self.down):
+            direction.freeze()
+
+    def close(self) -> None:
+        for direction in (self.up, self.down):
+            direction.change = lambda data: None
+            direction.thaw()
+        self.end("close")
+        for sock in (self._client, self._store):
+            with contextlib.suppress(OSError):
+                sock.close()
+
+
+class Proxy:
+    """Listens on loopback, passes on to `store`. `on_connect` is told of each connection before its first byte."""
+
+    def __init__(self, store: EmbeddedStore, *, seed: int = 0) -> None:
+        self.seed = seed
+        self.connections: list[Connection] = []
+        self.on_connect: Callable[[Connection], None] = lambda connection: None
+        self.refuse = False  # close new connections at once
+        credentials, _, port = store.tcp_url.rpartition(":")
+        self._target = int(port)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.url = f"{credentials}:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                if self.refuse:
+                    raise ConnectionRefusedError
+                store = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                client.close()
+                continue
+            connection = Connection(len(self.connections), client, store, self.seed)
+            self.connections.append(connection)
+            self.on_connect(connection)
+            connection.start()
+
+    def lead_to(self, store: EmbeddedStore) -> None:
+        """To another store from now on; what is connected is cut off."""
+        self._target = int(store.tcp_url.rpartition(":")[2])
+        for connection in list(self.connections):
+            connection.close()
+
+    def freeze(self) -> None:
+        for connection in self.connections:
+            connection.silence()
+
+    def thaw(self) -> None:
+        for connection in self.connections:
+            for direction in (connection.up, connection.down):
+                direction.thaw()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self.connections:
+            connection.close()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
