@@ -161,10 +161,10 @@ class EmbeddedStore:
     def restart(self) -> None:
         """Start the server again after it has died, empty, at the same addresses with the same password.
 
-        ConfigError when it runs, StoreUnavailable when it does not come up.
+        ConfigError when it runs or was closed, StoreUnavailable when it does not come up.
         """
-        if self.alive:
-            raise ConfigError("the embedded store runs: there is nothing to restart")
+        if self.alive or self._life_line[1] < 0:
+            raise ConfigError(f"the embedded store {'runs' if self.alive else 'was closed'}: there is nothing to restart")
         self._stop()
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._socket.unlink(missing_ok=True)
