@@ -35,6 +35,7 @@ class Direction:
         self.delay_s = 0.0  # before each piece
         self.piece: int | Literal["random"] | None = None  # so many bytes at a time
         self.change: Callable[[bytes], bytes | None] | None = None  # None: close
+        self.begun: Callable[[bytes], None] = lambda first: None  # told of the first bytes before they pass
         self._flowing = threading.Event()
         self._flowing.set()
 
@@ -65,6 +66,8 @@ class Direction:
         how: End = "close"
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                if self.passed == 0:
+                    self.begun(data)
                 changed = self.change(data) if self.change is not None else data
                 if changed is None:
                     break
@@ -86,6 +89,7 @@ class Connection:
     def __init__(self, number: int, client: socket.socket, store: socket.socket, seed: int) -> None:
         self.number, self._client, self._store = number, client, store
         self.up, self.down = (Direction(self, random.Random(f"{seed}:{number}:{way}")) for way in ("up", "down"))
+        self._ended = threading.Event()
         for sock in (client, store):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -94,13 +98,16 @@ class Connection:
             threading.Thread(target=direction.pump, args=(source, sink), daemon=True).start()
 
     def end(self, how: End) -> None:
-        if how == "silence":
+        if how == "silence" or self._ended.is_set():
             return
+        self._ended.set()
         for sock in (self._client, self._store):
             with contextlib.suppress(OSError):
                 if how == "reset":
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                sock.shutdown(socket.SHUT_RDWR) if how == "close" else None
+                # Reading ends first: the kernel closes nothing while the other thread waits in recv.
+                sock.shutdown(socket.SHUT_RD if how == "reset" else socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
                 sock.close() if how == "reset" else None
 
     def silence(self) -> None:
@@ -119,12 +126,15 @@ class Connection:
 
 
 class Proxy:
-    """Listens on loopback, passes on to `store`. `on_connect` is told of each connection before its first byte."""
+    """Listens on loopback, passes on to `store`. `on_connect` is told of each connection before its first
+    byte, `on_lane` of each of a communicator's data connections (and which of its three lanes) before the handshake."""
 
     def __init__(self, store: EmbeddedStore, *, seed: int = 0) -> None:
         self.seed = seed
         self.connections: list[Connection] = []
         self.on_connect: Callable[[Connection], None] = lambda connection: None
+        self.on_lane: Callable[[Connection, int], None] = lambda connection, lane: None
+        self._lanes = 0
         self.refuse = False  # close new connections at once
         credentials, _, port = store.tcp_url.rpartition(":")
         self._target = int(port)
@@ -148,7 +158,19 @@ class Proxy:
             connection = Connection(len(self.connections), client, store, self.seed)
             self.connections.append(connection)
             self.on_connect(connection)
+            connection.up.begun = lambda first, connection=connection: self._begun(connection, first)  # type: ignore[misc]
             connection.start()
+
+    def _begun(self, connection: Connection, first: bytes) -> None:
+        if b"NO-EVICT" in first:  # only the data plane asks for it
+            self._lanes += 1
+            self.on_lane(connection, (self._lanes - 1) % 3)
+
+    def change_down(self, change: Callable[[bytes], bytes | None] | None) -> None:
+        """What becomes of the store's bytes on every connection, those to come too."""
+        self.on_connect = lambda connection: setattr(connection.down, "change", change)
+        for connection in self.connections:
+            connection.down.change = change
 
     def lead_to(self, store: EmbeddedStore) -> None:
         """To another store from now on; what is connected is cut off."""

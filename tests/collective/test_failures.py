@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import redis
 from conftest import Group, in_parallel
+from proxy import Connection, Proxy
 
 from smlt import Communicator
 from smlt.errors import (
@@ -293,39 +294,6 @@ def test_what_is_not_a_redis_is_told_so(greeting: bytes) -> None:
             ParameterStore(f"redis://127.0.0.1:{port}", job="x", timeout_s=2).check()
 
 
-class Meddler:
-    """A proxy before the real store that changes what comes down the data connections."""
-
-    def __init__(self, store: EmbeddedStore, change: Callable[[bytes], bytes | None]) -> None:
-        self.store, self.change, self.active = store, change, False
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = store.tcp_url.rpartition(":")[0] + f":{self.listener.getsockname()[1]}"
-        self.target = int(store.tcp_url.rpartition(":")[2])
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                down, _ = self.listener.accept()
-                up = socket.create_connection(("127.0.0.1", self.target))
-                threading.Thread(target=self._pump, args=(down, up, False), daemon=True).start()
-                threading.Thread(target=self._pump, args=(up, down, True), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, from_store: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                changed = self.change(data) if from_store and self.active else data
-                if changed is None:
-                    break
-                sink.sendall(changed)
-        for sock in (source, sink):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self.listener.close()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -341,42 +309,41 @@ class Meddler:
 def test_hostile_replies_end_in_a_clear_error(
     store: EmbeddedStore, job: str, change: Callable[[bytes], bytes], message: str
 ) -> None:
-    meddler = Meddler(store, change)
-    honest = Communicator(store.tcp_url, job=job, rank=0, world_size=2, timeout_s=3)
-    victim = Communicator(meddler.url, job=job, rank=1, world_size=2, timeout_s=3)
-    meddler.active = True
-    outcomes = in_parallel([lambda: honest.allreduce(np.ones(1000)), lambda: victim.allreduce(np.ones(1000))])
-    meddler.active = False
-    assert isinstance(outcomes[1].error, StoreError), outcomes[1].error
-    assert message in str(outcomes[1].error)
-    in_parallel([honest.close, victim.close])
-    meddler.close()
+    with Proxy(store) as proxy:
+        honest = Communicator(store.tcp_url, job=job, rank=0, world_size=2, timeout_s=3)
+        victim = Communicator(proxy.url, job=job, rank=1, world_size=2, timeout_s=3)
+        proxy.change_down(change)
+        outcomes = in_parallel([lambda: honest.allreduce(np.ones(1000)), lambda: victim.allreduce(np.ones(1000))])
+        proxy.change_down(None)
+        assert isinstance(outcomes[1].error, StoreError), outcomes[1].error
+        assert message in str(outcomes[1].error)
+        in_parallel([honest.close, victim.close])
 
 
 @pytest.mark.parametrize("at", [1, 30, 50_000])
 def test_a_reply_cut_short_is_asked_for_again(store: EmbeddedStore, job: str, at: int) -> None:
-    """The proxy passes `at` bytes and closes, once for each connection it sees: the collective goes through."""
-    budget = {"cuts": 6}
+    """The proxy passes `at` bytes and closes, six times: the collective goes through."""
+    with Proxy(store) as proxy:
+        comms = [
+            Communicator(proxy.url, job=job, rank=0, world_size=2, timeout_s=20),
+            Communicator(store.url, job=job, rank=1, world_size=2, timeout_s=20),
+        ]
+        cuts = 0
 
-    def change(data: bytes) -> bytes | None:
-        if budget["cuts"] > 0 and len(data) > at:
-            budget["cuts"] -= 1
-            return None
-        return data
+        def cut(connection: Connection) -> None:
+            nonlocal cuts
+            cuts += 1
+            if cuts <= 6:
+                connection.down.at(at, "close")
 
-    meddler = Meddler(store, change)
-    comms = [
-        Communicator(meddler.url, job=job, rank=0, world_size=2, timeout_s=20),
-        Communicator(store.url, job=job, rank=1, world_size=2, timeout_s=20),
-    ]
-    meddler.active = True
-    x = np.random.default_rng(1).standard_normal(500_000).astype(np.float32)
-    outcomes = in_parallel([lambda comm=comm: comm.allreduce(x * (comm.rank + 1), codec="fp32") for comm in comms])  # type: ignore[misc]
-    meddler.active = False
-    for outcome in outcomes:
-        np.testing.assert_allclose(outcome.value, x * 1.5, rtol=1e-6)
-    in_parallel([comm.close for comm in comms])
-    meddler.close()
+        for connection in proxy.connections[-3:]:
+            cut(connection)
+        proxy.on_connect = cut
+        x = np.random.default_rng(1).standard_normal(500_000).astype(np.float32)
+        outcomes = in_parallel([lambda comm=comm: comm.allreduce(x * (comm.rank + 1), codec="fp32") for comm in comms])  # type: ignore[misc]
+        for outcome in outcomes:
+            np.testing.assert_allclose(outcome.value, x * 1.5, rtol=1e-6)
+        in_parallel([comm.close for comm in comms])
 
 
 def test_a_chunk_that_vanished_is_named(store: EmbeddedStore, group: Callable[..., Group], job: str) -> None:
@@ -449,15 +416,14 @@ def test_a_communicator_refuses_to_work_in_a_forked_child(group: Callable[..., G
 
 def test_a_worker_that_came_and_then_stalls_is_a_timeout_that_names_it(store: EmbeddedStore, job: str) -> None:
     """Rank 1 sends its contributions, then hears nothing more from the store: its aggregates never come."""
-    meddler = Meddler(store, lambda data: b"")
-    well = Communicator(store.url, job=job, rank=0, world_size=2, timeout_s=1)
-    stalled = Communicator(meddler.url, job=job, rank=1, world_size=2, timeout_s=2)
-    meddler.active = True
-    x = np.ones(100_000, np.float32)
-    outcomes = in_parallel([lambda: well.allreduce(x), lambda: stalled.allreduce(x)])
-    meddler.active = False
-    assert isinstance(outcomes[0].error, CollectiveTimeout), outcomes[0].error
-    assert "rank 0 waits for the aggregate of rank 1" in str(outcomes[0].error)
-    assert isinstance(outcomes[1].error, (CollectiveError, StoreError))
-    in_parallel([well.close, stalled.close])
-    meddler.close()
+    with Proxy(store) as proxy:
+        well = Communicator(store.url, job=job, rank=0, world_size=2, timeout_s=1)
+        stalled = Communicator(proxy.url, job=job, rank=1, world_size=2, timeout_s=2)
+        proxy.change_down(lambda data: b"")
+        x = np.ones(100_000, np.float32)
+        outcomes = in_parallel([lambda: well.allreduce(x), lambda: stalled.allreduce(x)])
+        proxy.change_down(None)
+        assert isinstance(outcomes[0].error, CollectiveTimeout), outcomes[0].error
+        assert "rank 0 waits for the aggregate of rank 1" in str(outcomes[0].error)
+        assert isinstance(outcomes[1].error, (CollectiveError, StoreError))
+        in_parallel([well.close, stalled.close])

@@ -1,8 +1,9 @@
 /* What a hostile or broken store could send to one worker: any bytes, on any connection, in any pieces. The engine must
  * neither touch foreign memory nor hang; it may fail, and must say so in words.
  *
- * Input: a byte that says what is under way, then records: lane (3: the connections are lost), length (2 bytes, little
- * endian), bytes. `record.py` makes such inputs out of real traffic.
+ * Input: a byte that says what is under way, then records: lane, length (2 bytes, little endian), bytes. Lane 3 stands for
+ * the connections being lost; its length says what else: 1, the store has lost its data; 2, a newer generation has begun; 3,
+ * what is under way is completed nevertheless. `record.py` makes such inputs out of real traffic.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -68,10 +69,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         int lane = data[at] & 3;
         size_t length = data[at + 1] | (size_t)data[at + 2] << 8;
         at += 3;
-        if (length > size - at) length = size - at;
+        if (lane != SMLT_LANES && length > size - at) length = size - at;
         if (lane == SMLT_LANES || !receive(engine, lane, data + at, length)) {
             if (lane != SMLT_LANES) at += length;
             if (++reconnects > RECONNECTS_MAX) break;
+            if (lane == SMLT_LANES && length == 1) smlt_engine_data_lost(engine);
+            if (lane == SMLT_LANES && length == 2) smlt_engine_fence(engine, 2);
+            if (lane == SMLT_LANES && length == 3) smlt_engine_complete_fenced(engine, 1);
             smlt_engine_reconnected(engine);
             send_all(engine);
             continue;

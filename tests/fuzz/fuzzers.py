@@ -26,9 +26,10 @@ def sources() -> list[Path]:
 
 
 def build(compiler: str, target: str, program: Path, sanitizers: str, *extra: Path) -> None:
-    """CalledProcessError when the compiler cannot."""
+    """Without sanitizers when `sanitizers` is empty. CalledProcessError when the compiler cannot."""
     harness = HERE / f"fuzz_{target}.c"
-    command = [compiler, *FLAGS, f"-fsanitize={sanitizers}", harness, *extra, *sources(), "-lm", "-o", program]
+    checks = [f"-fsanitize={sanitizers}"] if sanitizers else []
+    command = [compiler, *FLAGS, *checks, harness, *extra, *sources(), "-lm", "-o", program]
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import redis
 from by_hand import ByHand
 
 from smlt.collective import _native
@@ -24,6 +25,7 @@ COUNT = 100
 SHARDS = [(0, 0, 0, 0, 25), (0, 0, 25, 25, 25), (0, 1, 50, 50, 25), (0, 1, 75, 75, 25)]
 ALGORITHMS = {"copy": _native.COPY, "hierarchical": _native.HIERARCHICAL, "one-shot": _native.ONE_SHOT}
 LOST = 3
+DATA_LOST, FENCED, COMPLETED = 1, 2, 3
 
 
 class Recorded(ByHand):
@@ -59,9 +61,10 @@ class Recorded(ByHand):
         finally:
             self.engine = engine
 
-    def cut(self) -> None:
-        super().cut()
-        self.records += bytes([LOST, 0, 0])
+    def cut(self, what: int = 0) -> None:
+        self._connections.open()
+        self.engine.reconnected(what == DATA_LOST)
+        self.records += bytes([LOST, what, 0])
 
     def begin(self, algorithm: int, codec: int) -> int:
         x = np.arange(COUNT, dtype=np.float32)
@@ -85,7 +88,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "corpus"
     for codec in CODECS.values():
         for number, algorithm in enumerate(ALGORITHMS.values()):
-            for collectives, cut in ((1, False), (2, False), (1, True)):
+            for collectives, trouble in ((1, ""), (2, ""), (1, "cut"), (1, "data lost"), (1, "fenced")):
                 with EmbeddedStore() as store:
                     workers = [Recorded(store, rank) for rank in range(2)]
                     steps = [[worker.begin(algorithm, codec) for _ in range(collectives)] for worker in workers]
@@ -95,8 +98,18 @@ def main() -> None:
                         assert time.monotonic() < deadline
                         for worker in workers:
                             worker.move()
-                        if cut and turn == 2:
+                        if trouble == "cut" and turn == 2:
                             workers[0].cut()
+                        if trouble == "data lost" and turn == 0:
+                            with redis.Redis.from_url(store.url) as client:
+                                client.flushall()
+                            for worker in workers:
+                                worker.cut(DATA_LOST)
+                        if trouble == "fenced" and turn == 0:
+                            workers[1].engine.fence(2)
+                            workers[1].cut(FENCED)
+                            workers[1].engine.complete_fenced(True)
+                            workers[1].cut(COMPLETED)
                         turn += 1
                     for worker in workers:
                         assert [worker.status(step) for step in steps[worker.rank]] == [_native.OK] * collectives

@@ -36,3 +36,22 @@ def test_replay(tmp_path: Path, target: str) -> None:
     ran = subprocess.run([tmp_path / target, *inputs], capture_output=True, text=True, timeout=300, env=environment)
     assert ran.returncode == 0, ran.stderr[-5000:]
     assert ran.stdout == f"{len(inputs)} inputs\n"
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None or shutil.which(CC) is None, reason="no valgrind, or no compiler")
+@pytest.mark.parametrize("target", TARGETS)
+def test_valgrind_finds_nothing(tmp_path: Path, target: str) -> None:
+    """Unlike the sanitizers it sees the use of memory that was never written, and what is never freed."""
+    build(CC, target, tmp_path / target, "", HERE / "replay.c")
+    inputs = sorted((HERE / "corpus" / target).iterdir())
+    command = [
+        "valgrind",
+        "--quiet",
+        "--error-exitcode=9",
+        "--leak-check=full",
+        "--errors-for-leak-kinds=definite",
+        tmp_path / target,
+    ]
+    ran = subprocess.run([*command, *inputs], capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr[-5000:]
+    assert ran.stdout == f"{len(inputs)} inputs\n"
