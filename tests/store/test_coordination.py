@@ -216,7 +216,10 @@ def test_words_to_the_workers_are_heard_once_in_order(job_here: Coordination) ->
 
 
 def test_what_is_no_acknowledgement_or_plan_is_told_so(job_here: Coordination) -> None:
-    for garbage in (b"", b"[]", b"{}", b'{"worker_id": "a", "position": 3, "finishing": 0, "recent": []}', b"\xff"):
+    wrong = [
+        b'{"worker_id": "a", "position": %s, "finishing": 0, "recent": []}' % place for place in (b"3", b"[1]", b"[1e999, 0]")
+    ]
+    for garbage in (b"", b"[]", b"{}", b"\xff", *wrong):
         with pytest.raises(ConfigError, match="is none"):
             ack_from_json(garbage)
         job_here.parameters.client.set(job_here.parameters.key("plan"), garbage)
