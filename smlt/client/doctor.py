@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from smlt.errors import SmltError
-from smlt.store.embedded import EmbeddedStore, find_server
 from smlt.store.coordination import Coordination
+from smlt.store.embedded import EmbeddedStore, find_server
 from smlt.store.parameter import ParameterStore, ServerInfo, redact, translated
 
 BANDWIDTH_BYTES = 8 << 20

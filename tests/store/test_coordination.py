@@ -131,7 +131,7 @@ def test_a_second_process_of_a_worker_is_refused_for_good(job_here: Coordination
     acknowledge(job_here, 1)
     before = everything(job_here)
     for attempt in (1, 2):
-        with pytest.raises(FencedError, match="worker a of job .* is another process already: this duplicate ends"):
+        with pytest.raises(FencedError, match=r"worker a of job .* is another process already: this duplicate ends"):
             acknowledge(job_here, attempt, process="duplicate")
     with pytest.raises(FencedError, match="is another process"):
         job_here.beat("a", "duplicate", "{}", 10)
@@ -287,7 +287,7 @@ def test_each_call_notices_that_the_store_has_lost_its_data(own_store: EmbeddedS
     coordination.open_generation(1, "s")
     acknowledge(coordination, 1)
     parameters.client.flushall()
-    with pytest.raises(StoreDataLost, match="no longer has job lost-.*: it lost its data"):
+    with pytest.raises(StoreDataLost, match=r"no longer has job lost-.*: it lost its data"):
         CALLS[name](coordination)
     assert everything(coordination) == {}  # nothing is written into a store that does not know the job
     assert coordination.generation() is None
