@@ -325,7 +325,7 @@ class Crew:
         self.change.reasons.append(reason)
 
     def _freeze(self, expected: list[str], successors: dict[str, str] | None = None) -> None:
-        if self.change is None:
+        if self.change is None or (self.change.reasons == ["start"] and self.coordinator.generation):
             self.change = Change()
         self.records.ended.clear()
         self._finished.clear()
