@@ -149,6 +149,7 @@ class Crew:
                     for worker_id in blamed:
                         self._lose(worker_id, f"did not take part: {word['text']}")
                 else:
+                    self._end_if_the_task_failed()
                     self._count_a_loss(word["text"], None)
                     self.freeze_all(word["text"])
             elif kind == "paused" and text in self.started and self._is_needed(text):
