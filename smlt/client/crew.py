@@ -149,6 +149,7 @@ class Crew:
                     for worker_id in blamed:
                         self._lose(worker_id, f"did not take part: {word['text']}")
                 else:
+                    self._end_if_the_task_failed()
                     self._count_a_loss(word["text"], None)
                     self.freeze_all(word["text"])
             elif kind == "paused" and text in self.started and self._is_needed(text):
@@ -325,7 +326,7 @@ class Crew:
         self.change.reasons.append(reason)
 
     def _freeze(self, expected: list[str], successors: dict[str, str] | None = None) -> None:
-        if self.change is None:
+        if self.change is None or (self.change.reasons == ["start"] and self.coordinator.generation):
             self.change = Change()
         self.records.ended.clear()
         self._finished.clear()

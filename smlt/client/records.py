@@ -57,6 +57,7 @@ class Records:
         """All steps up to `step` are committed: write down what is known of them, whoever has not reported it."""
         for pending in sorted(number for number in self._steps if number <= step):
             self._complete_step(pending)
+            self._complete_epochs()  # behind its last step, not behind all of them
         self._complete_epochs()
 
     def close(self) -> None:

@@ -178,7 +178,7 @@ def ack_from_json(text: bytes) -> tuple[Ack, list[dict[str, Any]]]:
         place = row["position"]
         position = None if place is None else Position(int(place[0]), int(place[1]))
         return Ack(str(row["worker_id"]), position, bool(row["finishing"])), list(row["recent"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise ConfigError(f"what the store holds as an acknowledgement is none: {error!r}") from error
 
 

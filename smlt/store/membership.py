@@ -87,12 +87,12 @@ class Plan:
                 int(row["generation"]),
                 {str(name): int(rank) for name, rank in row["ranks"].items()},
                 None if place is None else Position(int(place[0]), int(place[1])),
-                row["donor"],
-                tuple(row["finish"]),
-                tuple(row["restore"]),
+                None if row["donor"] is None else int(row["donor"]),
+                tuple(int(rank) for rank in row["finish"]),
+                tuple(int(rank) for rank in row["restore"]),
                 bool(row["resume"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise ConfigError(f"what the store holds as the job's plan is none: {error!r}") from error
 
 

@@ -80,6 +80,8 @@ class Sandbox:
             self._tell(config, text, trace)
             return TaskError.exit_code, "failed"
         finally:
+            if self.member is not None:
+                self.member.close()
             if limit is not None:
                 limit.cancel()
             if parameters is not None:

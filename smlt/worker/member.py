@@ -111,7 +111,16 @@ class Member:
     # ---- a life ----
 
     def run(self, trainer: Trainer) -> str:
-        """Train until done, stopped, paused, or released. FencedError for a duplicate, and what cannot be mended."""
+        """Train until done, stopped, paused, or released. FencedError for a duplicate, and what cannot be mended.
+
+        After an error `close` is the caller's: once it has left, the others ask for another in its place, and whoever
+        looks into that must find the error told already.
+        """
+        ended = self._live(trainer)
+        self.close()
+        return ended
+
+    def _live(self, trainer: Trainer) -> str:
         self.trainer = trainer
         if self.orphaned:
             trainer.stop_requested = True
@@ -139,17 +148,15 @@ class Member:
                     trainer.save_alone()
                 self.coordination.pause(self.config.worker_id)
                 return "paused"
-            finally:
-                self._close()
 
     def _take_part(self, plan: Plan, move: Move) -> str:
         trainer = self.trainer
         assert trainer is not None
         if move is Move.FINISH and not trainer.complete_step(FINISH_S):
-            self._close()
+            self.close()
             trainer.rewind()  # from now on it says that it cannot finish, and is given a snapshot
             raise CollectiveError(f"step {trainer.step + 1} cannot be completed from the store")
-        self._close()
+        self.close()
         trainer.rewind()
         self.rank = plan.ranks[self.config.worker_id]
         self.comm = Communicator(
@@ -182,7 +189,8 @@ class Member:
         if self.rank == plan.donor:
             trainer.drop_snapshot(plan.generation)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Leave the session. Safe to call twice."""
         comm, self.comm = self.comm, None
         if comm is not None:
             comm.close()

@@ -21,7 +21,7 @@ def made_run(folder: Path, name: str, state: str, pid: int = 0, **more: object) 
     return run
 
 
-@pytest.mark.parametrize("command", ["train", "launch", "status", "runs", "doctor", "acl"])
+@pytest.mark.parametrize("command", ["train", "resume", "scale", "launch", "status", "runs", "doctor", "acl"])
 def test_each_command_has_help_with_examples(tmp_path: Path, command: str) -> None:
     shown = smlt(command, "--help", cwd=tmp_path)
     assert shown.returncode == 0
@@ -60,15 +60,16 @@ def test_status_shows_a_run_and_how_to_go_on_with_it(tmp_path: Path) -> None:
     for part in ("run      one", "state    failed", "epoch 3 of 9, step 12", "accuracy 0.5000", "7.5 s", "worker 1 failed"):
         assert part in shown, part
     assert "Traceback" not in shown
-    assert "smlt train --resume one" in shown
+    assert "smlt resume one" in shown
     row = json.loads(smlt("status", "smlt-runs/one", "--json", cwd=tmp_path).stdout)
     assert (row["run"], row["state"], row["config"]["workers"]) == ("one", "failed", 2)
 
 
 def test_a_running_run_cannot_be_resumed(tmp_path: Path) -> None:
     made_run(tmp_path, "busy", "running", pid=os.getpid())
-    done = smlt("train", "--resume", "busy", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, f"smlt: run busy is still running (process {os.getpid()})\n")
+    for command in (("train", "--resume", "busy"), ("resume", "busy")):
+        done = smlt(*command, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (2, f"smlt: run busy is still running (process {os.getpid()})\n")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,17 @@ def test_a_running_run_cannot_be_resumed(tmp_path: Path) -> None:
         ("train t.py --store http://host", 2, "redis://, rediss:// or unix://"),
         ("train t.py --data nowhere", 5, "no such folder"),
         ("train t.py --wrong", 2, "--wrong"),
-        ("train t.py --resume x", 6, "there is no run x"),
+        ("train t.py --on-failure panic", 2, "--on-failure 'panic': choose one of restart, shrink, stop"),
+        ("train t.py --liveness 0", 2, "--liveness 0"),
+        ("train t.py --time-limit -1", 2, "--time-limit -1"),
+        ("train t.py --max-restarts -1", 2, "--max-restarts -1 is negative"),
+        ("train t.py --spares -1", 2, "--spares -1 is negative"),
+        ("train t.py --replace-stragglers 1", 2, "--replace-stragglers 1"),
+        ("train t.py --keep-checkpoints 0", 2, "--keep-checkpoints 0 is not positive"),
+        ("train t.py --resume x", 2, "give no SCRIPT, --data or --name"),
+        ("train --resume x", 6, "there is no run x"),
+        ("resume x", 6, "there is no run x"),
+        ("scale x -n 3", 6, "there is no run x"),
         ("status x", 6, "there is no run x"),
         ("status", 6, "there are no runs"),
         ("launch -n 0 t.py", 2, "--workers 0"),

@@ -101,8 +101,8 @@ def test_workers_and_store_end_with_a_killed_client_and_the_run_resumes(tmp_path
     assert all_gone(processes)
     shown = smlt("status", "killed", cwd=tmp_path).stdout
     assert "state    lost" in shown
-    assert "smlt train --resume killed" in shown
-    done = smlt("train", "--resume", "killed", cwd=tmp_path)
+    assert "smlt resume killed" in shown
+    done = smlt("resume", "killed", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     same_end(tmp_path / "smlt-runs" / "killed", uninterrupted)
 

@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 from commandline import keys_of, rows, status, write_task
 
+from smlt.client.request import RunRequest
 from smlt.client.runs import Run
-from smlt.client.scheduler import RunRequest, TaskScheduler
-from smlt.errors import WorkerLostError
+from smlt.client.scheduler import TaskScheduler
+from smlt.client.watching import Unwatched
+from smlt.errors import FencedError, SmltError, WorkerLostError
+from smlt.store.coordination import Coordination
 from smlt.store.embedded import EmbeddedStore
+from smlt.store.membership import Ack, Plan
 from smlt.store.parameter import ParameterStore, ServerInfo
 from smlt.worker.config import WorkerConfig
 
 
-class Recorder:
+class Recorder(Unwatched):
     """A Progress that keeps what it is told."""
 
     def __init__(self) -> None:
@@ -33,43 +37,60 @@ class Recorder:
     def epoch(self, row: dict[str, Any]) -> None:
         self.told.append(f"epoch {row['epoch']}")
 
-    def stopping(self) -> None:
-        self.told.append("stopping")
+    def membership(self, row: dict[str, Any]) -> None:
+        self.told.append(f"{row['world_size']} workers: {'; '.join(row['reasons'])}")
+
+    def warning(self, text: str) -> None:
+        self.told.append(text)
 
     def ended(self, run: Run, status: dict[str, Any]) -> None:
         self.told.append(status["state"])
 
 
 class Scripted:
-    """A worker that runs `report` when it is looked at for the first time, and has ended then."""
+    """A worker that acknowledges when it is looked at, runs `report` when there is a plan, and has ended then."""
 
-    def __init__(self, config: WorkerConfig, report: Callable[[ParameterStore, int], None]) -> None:
+    def __init__(self, config: WorkerConfig, number: int, report: Report) -> None:
         assert config.store_url is not None
-        self.rank, self.report = config.rank, report
-        self.parameters = ParameterStore(config.store_url, job=config.job)
-        self.looked_at = self.killed = False
+        self.config, self.number, self.report = config, number, report
+        self.coordination = Coordination(ParameterStore(config.store_url, job=config.job))
+        self.acknowledged = 0
+        self.code: int | None = None
+        self.killed = False
 
     def poll(self) -> int | None:
-        if not self.looked_at:
-            self.looked_at = True
-            self.report(self.parameters, self.rank)
-            return None
-        return 0
+        if self.code is not None or self.killed:
+            return self.code
+        generation = self.coordination.generation()
+        if generation is not None and generation > self.acknowledged:
+            self.coordination.acknowledge(generation, Ack(self.config.worker_id), self.config.worker_id, [], "{}", 10)
+            self.acknowledged = generation
+        plan = self.coordination.plan()
+        if plan is not None:
+            self.code = self.report(self, plan)
+        return None
 
-    def stop(self) -> None:
+    def say(self, plan: Plan, row: dict[str, Any]) -> None:
+        self.coordination.report(plan.generation, self.config.worker_id, row["rank"], row, 10)
+
+    def invoke(self, config: WorkerConfig) -> bool:
         raise AssertionError
 
     def kill(self) -> None:
         self.killed = True
-        self.parameters.close()
+        self.coordination.parameters.close()
+
+
+#: What a worker does with a plan: its exit code, None when it is to be looked at again.
+Report = Callable[[Scripted, Plan], int | None]
 
 
 class ScriptedExecutor:
-    def __init__(self, report: Callable[[ParameterStore, int], None]) -> None:
+    def __init__(self, report: Report) -> None:
         self.report, self.workers = report, list[Scripted]()
 
     def start(self, config: WorkerConfig, log_path: Path) -> Scripted:
-        self.workers.append(Scripted(config, self.report))
+        self.workers.append(Scripted(config, len(self.workers), self.report))
         return self.workers[-1]
 
 
@@ -79,26 +100,42 @@ def step_row(rank: int, step: int) -> dict[str, Any]:
     return {"rank": rank, "step": step, "epoch": 0, "loss": 1.0 / step, "samples": 4, **times}
 
 
-def scheduler(store: EmbeddedStore, folder: Path, report: Callable[[ParameterStore, int], None]) -> TaskScheduler:
-    request = RunRequest(str(write_task(folder)), workers=2, epochs=1)
+def end_row(rank: int, step: int) -> dict[str, Any]:
+    return {"rank": rank, "step": step, "epoch": 0, "kind": "end", "state": "done"}
+
+
+def scheduler(store: EmbeddedStore, folder: Path, report: Report, **more: Any) -> TaskScheduler:
+    request = RunRequest(str(write_task(folder)), workers=2, epochs=1, **more)
     run = Run.create(folder / "runs", Path("tiny.py"), asdict(request), "scripted")
     return TaskScheduler(run, request, Recorder(), store_url=store.url, executor=ScriptedExecutor(report))
+
+
+def workers_of(made: TaskScheduler) -> list[Scripted]:
+    assert isinstance(made.executor, ScriptedExecutor)
+    return made.executor.workers
+
+
+def told(made: TaskScheduler) -> list[str]:
+    assert isinstance(made.progress, Recorder)
+    return made.progress.told
+
+
+def all_of_it(worker: Scripted, plan: Plan) -> int:
+    rank = plan.ranks[worker.config.worker_id]
+    # One read of the streams gives all of rank 0's reports, the epoch's too, before any of rank 1's.
+    for step in (1, 2):
+        worker.say(plan, step_row(rank, step))
+    worker.say(plan, {"rank": rank, "step": 2, "epoch": 0, "kind": "epoch", "metrics": {"accuracy": 0.5}})
+    worker.say(plan, end_row(rank, 2))
+    return 0
 
 
 def test_a_step_is_told_when_all_have_reported_it_and_an_epoch_behind_its_last_step(
     store: EmbeddedStore, tmp_path: Path
 ) -> None:
-    def report(parameters: ParameterStore, rank: int) -> None:
-        # One read of the streams gives all of rank 0's reports, the epoch's too, before any of rank 1's.
-        for step in (1, 2):
-            parameters.report(rank, step_row(rank, step))
-        parameters.report(rank, {"rank": rank, "step": 2, "epoch": 0, "kind": "epoch", "metrics": {"accuracy": 0.5}})
-        parameters.report(rank, {"rank": rank, "step": 2, "epoch": 0, "kind": "end", "state": "done"})
-
-    made = scheduler(store, tmp_path, report)
+    made = scheduler(store, tmp_path, all_of_it)
     assert made.run()["state"] == "done"
-    assert isinstance(made.progress, Recorder)
-    assert made.progress.told == ["started", "step 1", "step 2", "epoch 0", "done"]
+    assert told(made) == ["started", "step 1", "step 2", "epoch 0", "done"]
     assert [row["kind"] for row in rows(made.folder.path)] == ["step", "step", "epoch"]
     assert rows(made.folder.path)[1]["compute_s"] == [0.1, 0.1]
     assert rows(made.folder.path)[1]["communication_total_s"] == [0.15, 0.15]
@@ -106,17 +143,97 @@ def test_a_step_is_told_when_all_have_reported_it_and_an_epoch_behind_its_last_s
     assert keys_of(store.url, "scripted") == []
 
 
-def test_a_worker_that_ends_without_its_last_report_fails_the_run(store: EmbeddedStore, tmp_path: Path) -> None:
-    def report(parameters: ParameterStore, rank: int) -> None:
-        parameters.report(rank, step_row(rank, 1))
-        if rank == 0:
-            parameters.report(rank, {"rank": rank, "step": 1, "epoch": 0, "kind": "end", "state": "done"})
+def ends_early(worker: Scripted, plan: Plan) -> int | None:
+    """The second to be started ends with exit code 0 behind step 1; the others go on when they are alone with its successor."""
+    if worker.number == 1:
+        worker.say(plan, step_row(1, 1))
+        return 0
+    if plan.generation == 1:
+        return None
+    return all_of_it(worker, plan)
 
-    made = scheduler(store, tmp_path, report)
+
+def test_a_worker_that_ends_without_its_last_report_is_replaced(store: EmbeddedStore, tmp_path: Path) -> None:
+    made = scheduler(store, tmp_path, ends_early)
+    assert made.run()["state"] == "done"
+    assert told(made)[0] == "started"
+    assert "2 workers: worker 1 ended with exit code 0" in told(made)
+    assert [text for text in told(made) if text.startswith(("step", "epoch"))] == ["step 1", "step 2", "epoch 0"]
+    assert [worker.config.rank for worker in workers_of(made)] == [0, 1, 1]
+    assert len({worker.config.worker_id for worker in workers_of(made)}) == 3
+    (change,) = [row for row in rows(made.folder.path) if row["kind"] == "membership"]
+    assert (change["generation"], change["world_size"], change["lost_ranks"]) == (2, 2, [1])
+    assert status(made.folder.path)["restarts"] == 1
+    assert keys_of(store.url, "scripted") == []
+
+
+def test_a_worker_that_ends_without_its_last_report_fails_the_run_when_it_is_to_stop(
+    store: EmbeddedStore, tmp_path: Path
+) -> None:
+    made = scheduler(store, tmp_path, ends_early, on_failure="stop")
     with pytest.raises(WorkerLostError, match="worker 1 ended with exit code 0") as caught:
         made.run()
     assert caught.value.ranks == (1,)
     assert status(made.folder.path)["state"] == "failed"
-    assert isinstance(made.executor, ScriptedExecutor)
-    assert all(worker.killed for worker in made.executor.workers)
+    assert all(worker.killed for worker in workers_of(made))
     assert keys_of(store.url, "scripted") == []
+
+
+def test_a_worker_whose_metadata_key_has_gone_is_lost_and_killed(store: EmbeddedStore, tmp_path: Path) -> None:
+    def report(worker: Scripted, plan: Plan) -> int | None:
+        if worker.number == 1:
+            worker.coordination.forget_worker(worker.config.worker_id)  # as if it had expired
+            return None
+        return None if plan.generation == 1 else all_of_it(worker, plan)
+
+    made = scheduler(store, tmp_path, report)
+    assert made.run()["state"] == "done"
+    assert "2 workers: worker 1 has stopped reporting: its metadata key has expired (10 s)" in told(made)
+    assert workers_of(made)[1].killed
+    assert workers_of(made)[1].code is None
+
+
+def test_a_rank_that_the_others_miss_is_replaced_and_a_fault_of_nobody_begins_anew(
+    store: EmbeddedStore, tmp_path: Path
+) -> None:
+    def report(worker: Scripted, plan: Plan) -> int | None:
+        name, rank = worker.config.worker_id, plan.ranks[worker.config.worker_id]
+        if plan.generation == 1 and rank == 0:
+            worker.coordination.fault(name, 1, "rank 0: WorkerLostError: waited", [1])
+        if plan.generation == 2 and rank == 1:
+            worker.coordination.fault(name, 2, "rank 1: CollectiveTimeout: late")
+            worker.coordination.fault(name, 1, "rank 1: of a generation that is over")
+        return all_of_it(worker, plan) if plan.generation == 3 else None
+
+    made = scheduler(store, tmp_path, report)
+    assert made.run()["state"] == "done"
+    (change,) = [row for row in rows(made.folder.path) if row["kind"] == "membership"]
+    assert change["reasons"] == [
+        "worker 1 did not take part: rank 0: WorkerLostError: waited",
+        "rank 1: CollectiveTimeout: late",
+    ]
+    assert (change["generation"], change["lost_ranks"]) == (3, [1])
+    assert [worker.config.rank for worker in workers_of(made)] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("code", [2, 5, 6])
+def test_a_worker_that_cannot_work_the_next_time_either_is_not_replaced(
+    store: EmbeddedStore, tmp_path: Path, code: int
+) -> None:
+    made = scheduler(store, tmp_path, lambda worker, plan: code if worker.number == 1 else None)
+    with pytest.raises(SmltError, match=f"worker 1 ended with exit code {code}"):
+        made.run()
+    assert len(workers_of(made)) == 2
+    assert keys_of(store.url, "scripted") == []
+
+
+def test_a_scheduler_that_another_one_has_taken_over_from_ends(store: EmbeddedStore, tmp_path: Path) -> None:
+    def report(worker: Scripted, plan: Plan) -> int | None:
+        parameters = worker.coordination.parameters
+        parameters.client.set(parameters.key("scheduler"), "another")
+        return None
+
+    made = scheduler(store, tmp_path, report)
+    with pytest.raises(FencedError, match=r"has another scheduler now \(another\): this one ends"):
+        made.run()
+    assert all(worker.killed for worker in workers_of(made))

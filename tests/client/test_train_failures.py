@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commandline import HOLD, Running, all_gone, keys_of, smlt, status, write_task
+from commandline import HOLD, Running, all_gone, keys_of, parameters, smlt, status, steps, write_task
 
 from smlt.store.embedded import EmbeddedStore
 
@@ -79,20 +80,56 @@ def test_a_script_that_is_no_python_leaves_no_run_behind(tmp_path: Path, text: s
     assert not (tmp_path / "smlt-runs").exists()
 
 
-@pytest.mark.parametrize(
+DISAPPEARING = pytest.mark.parametrize(
     ("how", "told"),
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", "was killed by signal 9"),
-        ("os._exit(0)", "exit code 0"),
-        ("sys.exit(7)", "code 7"),
+        ("os._exit(0)", "ended with exit code 0"),
+        ("sys.exit(7)", "ended with exit code 7|has left the job"),  # whichever is seen first: it takes leave of the others
     ],
 )
-def test_a_worker_that_disappears_ends_the_others(store: EmbeddedStore, tmp_path: Path, how: str, told: str) -> None:
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the job without a failure."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert smlt("train", write_task(folder), *JOB, "--name", "run", cwd=folder).returncode == 0
+    return folder / "smlt-runs" / "run"
+
+
+@DISAPPEARING
+def test_a_worker_that_disappears_is_replaced_and_the_curve_is_the_same(
+    store: EmbeddedStore, tmp_path: Path, undisturbed: Path, how: str, told: str
+) -> None:
     script = write_task(tmp_path, f"\n        if number == 3 and one_worker({str(tmp_path)!r}):\n            {how}\n")
     done = smlt("train", script, *JOB, "--store", store.url, "--name", "gone", cwd=tmp_path)
-    assert done.returncode == 4
-    assert told in done.stderr
-    assert "worker-" in done.stderr  # where its log is
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(told, done.stdout)
+    assert "3 workers go on after" in done.stdout
+    run = tmp_path / "smlt-runs" / "gone"
+    assert steps(run) == steps(undisturbed)
+    assert parameters(run) == parameters(undisturbed)
+    assert status(run)["restarts"] == 1
+    assert keys_of(store.url, "gone") == []
+
+
+@DISAPPEARING
+def test_a_worker_that_disappears_ends_the_others_when_it_is_to_stop(
+    store: EmbeddedStore, tmp_path: Path, how: str, told: str
+) -> None:
+    script = write_task(tmp_path, f"\n        if number == 3 and one_worker({str(tmp_path)!r}):\n            {how}\n")
+    arguments = ("--on-failure", "stop", "--store", store.url, "--name", "gone", "--json")
+    with Running("train", script, *JOB, *arguments, cwd=tmp_path) as run:
+        run.wait_for(lambda event: event["event"] == "started")
+        processes = run.descendants()
+        assert run.finish() == 4
+        said = run.errors.read_text()
+    assert said.startswith("smlt: worker ")
+    assert re.search(told, said)
+    assert f"its log: {tmp_path}/smlt-runs/gone/logs/worker-" in said
+    assert all_gone(processes)
+    assert status(tmp_path / "smlt-runs" / "gone")["state"] == "failed"
     assert keys_of(store.url, "gone") == []
 
 

@@ -10,6 +10,7 @@ from commandline import keys_of, parameters, rows, smlt, status, steps
 from smlt.store.embedded import EmbeddedStore
 
 pytest.importorskip("torch")
+from safetensors.numpy import load
 
 TASK = '''
 import os
@@ -85,20 +86,45 @@ def test_the_size_of_buckets_changes_no_bit_of_the_result(tmp_path: Path) -> Non
     assert found[0] == found[1] == found[2]
 
 
+OPTIONS = ("-n", 3, "--epochs", 5, "--global-batch-size", 16, "--bucket-mb", 0.004, "--codec", "fp32")
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
 @pytest.mark.parametrize(
-    ("then", "code", "told"),
+    ("then", "more", "code", "told"),
     [
-        ('raise ValueError("b" + "oom")', 5, "failed at step 5: ValueError: boom"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 4, "was killed by signal 9"),
+        ('raise ValueError("b" + "oom")', (), 5, "failed at step 5: ValueError: boom"),
+        (KILLED, ("--on-failure", "stop"), 4, "was killed by signal 9"),
     ],
 )
 def test_a_worker_that_fails_within_backward_ends_the_run(
-    store: EmbeddedStore, tmp_path: Path, then: str, code: int, told: str
+    store: EmbeddedStore, tmp_path: Path, then: str, more: tuple[str, ...], code: int, told: str
 ) -> None:
     script = write(tmp_path, then)
-    options = ("--epochs", 20, "--global-batch-size", 16, "--bucket-mb", 0.004, "--store", store.url, "--name", "fails")
-    done = smlt("train", script, "-n", 3, *options, cwd=tmp_path)
+    done = smlt("train", script, *OPTIONS, *more, "--store", store.url, "--name", "fails", cwd=tmp_path)
     assert done.returncode == code
     assert told in done.stderr
     assert done.stderr.count("Traceback") == (code == 5)
     assert keys_of(store.url, "fails") == []
+
+
+def test_a_worker_that_is_killed_within_backward_is_replaced_without_a_trace_in_the_bits(
+    store: EmbeddedStore, tmp_path: Path
+) -> None:
+    found = []
+    for name, then in (("through", ""), ("killed", KILLED)):
+        script = write(tmp_path, then)
+        done = smlt("train", script, *OPTIONS, "--store", store.url, "--name", name, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        run = tmp_path / "smlt-runs" / name
+        found.append((steps(run), trained(run)))
+        assert status(run)["restarts"] == (name == "killed")
+    assert [number for number, _ in found[0][0]] == list(range(1, 21))
+    assert found[0] == found[1]
+    assert keys_of(store.url, "killed") == []
+
+
+def trained(run: Path) -> dict[str, bytes]:
+    """The last checkpoint without the running means: those of the worker that died saw samples that nobody sees again."""
+    tensors = load(parameters(run))
+    return {name: array.tobytes() for name, array in tensors.items() if "running_" not in name}

@@ -77,9 +77,11 @@ def test_a_url_that_cannot_be_read_says_how_a_password_is_written() -> None:
 
 def test_options_in_the_url_do_not_change_what_is_read(store: EmbeddedStore, job: str) -> None:
     with contextlib.closing(ParameterStore(f"{store.url}&decode_responses=true&socket_timeout=1", job=job)) as parameters:
-        assert parameters.read_reports([0], {}, 2000) == []  # waits less than the socket's timeout
-        parameters.report(0, {"step": 1})
-        assert [row["step"] for _, _, row in parameters.read_reports([0], {}, 10)] == [1]
+        key = parameters.key("meta:0")
+        assert parameters.read_streams({key: "0-0"}, 2000) == []  # waits less than the socket's timeout
+        parameters.client.xadd(key, {"j": "1"})
+        ((stream, [(_, fields)]),) = parameters.read_streams({key: "0-0"}, 10)
+        assert (stream, fields) == (key.encode(), {b"j": b"1"})
         assert parameters.sweep() == 1
 
 
@@ -182,8 +184,8 @@ def test_a_full_store() -> None:
         parameters = ParameterStore(small.url, job="full")
 
         def fill() -> None:
-            for _ in range(100):
-                parameters.report(0, {"filler": "x" * 100_000})
+            for generation in range(100):
+                parameters.register(rank=0, world_size=1, generation=generation, worker_id="a", tuning="x" * 100_000)
 
         with pytest.raises(StoreFull, match="raise its maxmemory"):
             fill()
@@ -241,35 +243,28 @@ def test_the_last_to_leave_deletes_the_session(parameters: ParameterStore) -> No
     assert len(keys) == 2  # the new session's pointer and roster
 
 
-def test_reports_come_in_order_and_carry_back_what_is_asked_for(parameters: ParameterStore) -> None:
-    assert parameters.read_reports([0, 1], {}, 10) == []
-    assert parameters.report(1, {"step": 1}) == ""
-    assert parameters.report(1, {"step": 2}) == ""
-    rows = parameters.read_reports([0, 1], {}, 10)
-    assert [(rank, row["step"]) for rank, _, row in rows] == [(1, 1), (1, 2)]
-    parameters.request_stop()
-    assert parameters.report(1, {"step": 3}) == "stop"
-    assert [row["step"] for _, _, row in parameters.read_reports([0, 1], {1: rows[-1][1]}, 10)] == [3]
-    assert parameters.alive([0, 1]) == {0: False, 1: True}
-
-
-def test_only_the_first_failure_is_kept(parameters: ParameterStore) -> None:
-    assert parameters.failure() is None
-    assert parameters.fail(2, 7, "ValueError: no", "Traceback …")
-    assert not parameters.fail(1, 8, "CollectiveError: ended", "")
-    failure: Any = parameters.failure()
-    assert (failure["rank"], failure["step"], failure["error"]) == (2, 7, "ValueError: no")
+def test_what_an_older_generation_has_left_is_deleted_and_nothing_of_the_current_one(parameters: ParameterStore) -> None:
+    kept, names = [], []
+    for generation in (1, 2, 10):
+        session, _ = parameters.register(rank=0, world_size=2, generation=generation, worker_id=f"w{generation}")
+        parameters.client.hset(parameters.key(f"acks:{generation}"), "w", "{}")
+        parameters.client.set(parameters.session_prefix(session) + "1:u:0:1", b"chunk")
+        names.append(session)
+    for name in ("generation", "plan", "scheduler", "claims", "ctl", "events", "meta:1", "worker:w1-10", "control", "failure"):
+        parameters.client.set(parameters.key(name), "x")
+        kept.append(parameters.key(name))
+    kept += [parameters.key(name) for name in ("session:10", f"roster:{names[2]}", "acks:10", f"{names[2]}:1:u:0:1")]
+    parameters.delete_generations_before(10)
+    assert sorted(key.decode() for key in parameters.client.scan_iter(match=f"smlt:{{{parameters.job}.*")) == sorted(kept)
+    assert parameters.count_keys("acks:*") == 1
 
 
 def test_every_key_has_a_time_to_live(parameters: ParameterStore) -> None:
     parameters.register(rank=0, world_size=2, generation=1, worker_id="a")
-    parameters.report(0, {})
-    parameters.request_stop()
-    parameters.fail(0, 0, "e", "")
     parameters.abort("x")
     parameters.open_generation(2)
     keys = list(parameters.client.scan_iter(match=f"smlt:{{{parameters.job}.*"))
-    assert len(keys) == 7
+    assert len(keys) == 4
     assert all(0 < parameters.client.pttl(key) <= parameters.ttl_s * 1000 for key in keys)
-    assert parameters.sweep() == 7
+    assert parameters.sweep() == 4
     assert parameters.count_keys() == 0

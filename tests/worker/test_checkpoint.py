@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smlt.errors import CheckpointError
+from smlt.errors import CheckpointError, FencedError, StoreError
 from smlt.store.object import DirectoryObjectStore
 from smlt.worker import checkpoint
 from smlt.worker.frameworks.torch import TorchAdapter
@@ -51,6 +51,76 @@ def test_only_the_last_three_are_kept(objects: DirectoryObjectStore, tmp_path: P
     for step in range(1, 6):
         save(objects, step)
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["000000003", "000000004", "000000005"]
+
+
+@pytest.mark.parametrize("kept", [1, 2, 5])
+def test_as_many_are_kept_as_are_asked_for(objects: DirectoryObjectStore, tmp_path: Path, kept: int) -> None:
+    for step in range(1, 8):
+        checkpoint.save(objects, "c", step, {"w": np.zeros(3, np.float32)}, {"step": step}, kept=kept)
+        names = sorted(path.name for path in (tmp_path / "c").iterdir())
+        assert names == [f"{number:09d}" for number in range(max(1, step - kept + 1), step + 1)]
+    assert checkpoint.latest_step(objects, "c") == 7
+
+
+def test_the_newest_that_is_whole_is_found_however_many_before_it_are_corrupt(
+    objects: DirectoryObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in range(1, 6):
+        checkpoint.save(objects, "c", step, {"w": np.zeros(3, np.float32)}, {"step": step}, kept=5)
+    for step in (3, 4, 5):
+        (tmp_path / "c" / f"{step:09d}" / "tensors.safetensors").write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        found = checkpoint.load_latest(objects, "c")
+    assert found is not None
+    assert found[1] == {"step": 2}
+    for step in (3, 4, 5):
+        assert f"c/{step:09d}/tensors.safetensors is corrupt" in caplog.text
+    assert checkpoint.latest_step(objects, "c") == 5  # the newest that was written, whole or not
+
+
+def test_who_may_no_longer_write_leaves_no_checkpoint_and_deletes_none(objects: DirectoryObjectStore) -> None:
+    def refuse() -> None:
+        raise FencedError("generation 2 has begun")
+
+    for step in (1, 2, 3):
+        save(objects, step)
+    with pytest.raises(FencedError):
+        checkpoint.save(objects, "c", 4, {"w": np.zeros(3, np.float32)}, {"step": 4}, kept=1, confirm=refuse)
+    assert checkpoint.latest_step(objects, "c") == 3
+    assert (checkpoint.load_latest(objects, "c") or ({}, {}))[1] == {"step": 3}
+    assert len([key for key in objects.list("c/") if key.endswith("MANIFEST.json")]) == 3
+
+
+def test_a_snapshot_is_taken_over_once_and_deleted_without_a_trace(objects: DirectoryObjectStore) -> None:
+    save(objects, 1)
+    before = objects.list("")
+    checkpoint.put(objects, "snapshots/000000002", {"w": np.arange(3, dtype=np.float32)}, {"step": 9})
+    tensors, state = checkpoint.load(objects, "snapshots/000000002")
+    np.testing.assert_array_equal(tensors["w"], [0, 1, 2])
+    assert state == {"step": 9}
+    assert (checkpoint.load_latest(objects, "c") or ({}, {}))[1] == {"step": 1}  # a snapshot is no checkpoint
+    checkpoint.delete(objects, "snapshots/000000002")
+    assert objects.list("") == before
+    checkpoint.delete(objects, "snapshots/000000002")  # a donor that did not hear of its success
+    with pytest.raises(CheckpointError, match=r"snapshots/000000002/MANIFEST\.json is missing"):
+        checkpoint.load(objects, "snapshots/000000002")
+
+
+def test_what_is_half_deleted_is_no_checkpoint(objects: DirectoryObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(objects, 1)
+    save(objects, 2)
+    deleted, really = list[str](), DirectoryObjectStore.delete
+
+    def one_only(self: DirectoryObjectStore, key: str) -> None:
+        if deleted:
+            raise StoreError("it has died here")
+        deleted.append(key)
+        really(self, key)
+
+    monkeypatch.setattr(DirectoryObjectStore, "delete", one_only)
+    with pytest.raises(StoreError):
+        checkpoint.delete(objects, "c/000000002")
+    assert (checkpoint.load_latest(objects, "c") or ({}, {}))[1] == {"step": 1}
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])

@@ -64,7 +64,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_went_through(
     through = [parameters(t) for t, _ in workers.run(lambda comm: train(comm, configure(**SETTINGS), None, task()))]
     interrupted(workers, objects, task)
     assert len([key for key in objects.list("run/checkpoints/") if "feedback-" in key]) >= 3
-    resumed = workers.run(lambda comm: train(comm, configure(**SETTINGS, resume=True), objects, task()))
+    resumed = workers.run(lambda comm: train(comm, configure(**SETTINGS), objects, task(), resume=True))
     assert [parameters(trainer) for trainer, _ in resumed] == through
 
 
@@ -98,7 +98,7 @@ def test_where_it_cannot_be_used_the_run_goes_on_without(
         objects.delete(mine)
     changes = {"other codec": {"codec": "fp16"}, "switched off": {"error_feedback": False}}.get(change, {})
     workers = group(2) if change == "other n" else group(3)
-    found = workers.run(lambda comm: train(comm, configure(**{**SETTINGS, **changes}, resume=True), objects, Wide()))
+    found = workers.run(lambda comm: train(comm, configure(**{**SETTINGS, **changes}), objects, Wide(), resume=True))
     assert len({parameters(trainer) for trainer, _ in found}) == 1
     assert found[0][0].step == 18
     warned = [record for record in caplog.records if "feedback begins anew" in record.message]

@@ -89,7 +89,13 @@ def configure(**values: Any) -> WorkerConfig:
 
 
 def train(
-    comm: Communicator, config: WorkerConfig, objects: DirectoryObjectStore | None, task: Task | None = None, stop_at: int = 0
+    comm: Communicator,
+    config: WorkerConfig,
+    objects: DirectoryObjectStore | None,
+    task: Task | None = None,
+    *,
+    stop_at: int = 0,
+    resume: bool = False,
 ) -> tuple[Trainer, list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
 
@@ -98,7 +104,9 @@ def train(
         return "stop" if "loss" in row and row["step"] == stop_at and comm.rank == 0 else ""
 
     config = replace(config, rank=comm.rank, world_size=comm.world_size)
-    trainer = Trainer(config, task or Line(), comm, objects, report)
+    trainer = Trainer(config, task or Line(), objects, report)
+    trainer.attach(comm)
+    trainer.begin(resume)
     trainer.run()
     return trainer, rows
 
@@ -138,7 +146,7 @@ def test_a_stopped_and_resumed_run_ends_in_the_same_bits(
     # Both stop behind the same step: rank 0 asked during step `stop_at`, all hear it in the next.
     assert [trainer.state for trainer, _ in first] == ["stopped"] * n
     assert [trainer.step for trainer, _ in first] == [stop_at + 1] * n
-    second = workers.run(lambda comm: train(comm, configure(resume=True), DirectoryObjectStore(tmp_path / "cut"), task()))
+    second = workers.run(lambda comm: train(comm, configure(), DirectoryObjectStore(tmp_path / "cut"), task(), resume=True))
     assert losses(first[0][1]) + losses(second[0][1]) == losses(whole[0][1])
     assert bits(tmp_path / "cut") == bits(tmp_path / "whole") != b""
 
@@ -230,7 +238,7 @@ def test_training_ends_at_the_target(tmp_path: Path) -> None:
 
     with Communicator() as comm:
         trainer, rows = train(comm, configure(target_accuracy=0.8), None, Sure())
-        assert (trainer.state, trainer.epoch, len(losses(rows))) == ("done", 0, 6)
+        assert (trainer.state, trainer.epoch, len(losses(rows))) == ("done", 1, 6)
         with pytest.raises(TaskError, match='needs "accuracy"'):
             train(comm, configure(target_accuracy=0.8), None)
 
@@ -240,9 +248,9 @@ def test_a_resumed_run_must_be_the_same_run(tmp_path: Path) -> None:
     with Communicator() as comm:
         train(comm, configure(epochs=1), objects)
         with pytest.raises(CheckpointError, match="made with seed 0, this run has 1"):
-            train(comm, configure(seed=1, resume=True), objects)
+            train(comm, configure(seed=1), objects, resume=True)
         with pytest.raises(CheckpointError, match="does not fit the model"):
-            train(comm, configure(resume=True), objects, Sequential())
+            train(comm, configure(), objects, Sequential(), resume=True)
 
 
 @pytest.mark.parametrize(

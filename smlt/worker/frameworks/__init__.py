@@ -78,11 +78,15 @@ def make_adapter(task: Task, seed: int, threads: int, bucket_mb: float) -> Adapt
     With `bucket_mb` above 0 a framework that can cuts the gradients in buckets.
     """
     seed_generators(seed)
+    had_torch = "torch" in sys.modules
+    model = task.model()
     if "torch" in sys.modules:
         import torch
 
         torch.set_num_threads(threads)
-    model = task.model()
+        if not had_torch:  # model() has imported it, and drawn before it could be seeded
+            seed_generators(seed)
+            model = task.model()
     if isinstance(model, dict) and model and all(isinstance(value, np.ndarray) for value in model.values()):
         from smlt.worker.frameworks.numpy import NumpyAdapter
 
