@@ -19,16 +19,20 @@ scheduler is refused when another one holds the lease. A missing generation key 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from smlt.errors import ConfigError, FencedError, StoreDataLost
+from smlt.errors import ConfigError, FencedError, StoreDataLost, StoreFull
 from smlt.store.membership import Ack, Plan, Position
 from smlt.store.parameter import REPORTS_KEPT, ParameterStore, redact, translated
 
 #: A scheduler that has not renewed its lease for so long is taken for dead.
 LEASE_S = 15.0
+#: A store that refuses writes for want of memory is asked again for so long.
+FULL_S = 15.0
 #: Entries kept in the streams of control words.
 WORDS_KEPT = 1000
 
@@ -193,11 +197,22 @@ class Coordination:
         self._ttl_ms = int(parameters.ttl_s * 1000)
 
     def _run(self, script: str, keys: list[str], *arguments: Any) -> list[str]:
-        with translated(self.parameters.url):
-            answer: list[bytes] = self.parameters.client.eval(
-                script, len(keys), *(self.parameters.key(key) for key in keys), *arguments
-            )
+        names = [self.parameters.key(key) for key in keys]
+        answer = self._patiently(lambda: self.parameters.client.eval(script, len(names), *names, *arguments))
         return [part.decode() for part in answer]
+
+    def _patiently(self, command: Callable[[], Any]) -> Any:
+        """What the store answers. While it is full, which passes when others read, ask again for up to FULL_S."""
+        deadline, pause_s = time.monotonic() + FULL_S, 0.02
+        while True:
+            try:
+                with translated(self.parameters.url):
+                    return command()
+            except StoreFull:  # it refuses before anything is done
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(pause_s * random.uniform(0.5, 1.0))
+                pause_s = min(2 * pause_s, 0.5)
 
     def _lost(self) -> StoreDataLost:
         return StoreDataLost(
@@ -277,8 +292,7 @@ class Coordination:
 
     def request_stop(self) -> None:
         """Ask the workers to stop together at the next step boundary."""
-        with translated(self.parameters.url):
-            self.parameters.client.set(self.parameters.key("control"), "stop", px=self._ttl_ms)
+        self._patiently(lambda: self.parameters.client.set(self.parameters.key("control"), "stop", px=self._ttl_ms))
 
     def failure(self) -> dict[str, Any] | None:
         """The first failure: rank, step, error, traceback; None when there is none."""
@@ -370,10 +384,10 @@ class Coordination:
 
     def _say(self, kind: str, text: str) -> None:
         key = self.parameters.key("events")
-        with translated(self.parameters.url), self.parameters.client.pipeline(transaction=False) as pipe:
+        with self.parameters.client.pipeline(transaction=True) as pipe:
             pipe.xadd(key, {"kind": kind, "text": text}, maxlen=WORDS_KEPT, approximate=True)
             pipe.pexpire(key, self._ttl_ms)
-            pipe.execute()
+            self._patiently(pipe.execute)
 
     def fail(self, generation: int, rank: int, step: int, error: str, traceback: str) -> bool:
         """Record an error that ends the job and wake everyone; only the first is kept. True when this was it.

@@ -24,7 +24,7 @@ from smlt.errors import (
     StoreUnavailable,
     WorkerLostError,
 )
-from smlt.store.coordination import LEASE_S, Answer, Coordination
+from smlt.store.coordination import FULL_S, LEASE_S, Answer, Coordination
 from smlt.store.membership import Ack, Move, Plan, move_for
 from smlt.store.parameter import ParameterStore
 from smlt.worker.config import WorkerConfig
@@ -59,6 +59,7 @@ class Member:
         self.trainer: Trainer | None = None
         self.comm: Communicator | None = None
         self.last_out = False  # the last worker of its session to leave
+        self._reported = time.monotonic()  # when the store has last taken a report
         self._orphaned = threading.Event()
         self._scheduled = time.monotonic()  # when the scheduler's lease was last seen
         self._heartbeat = Heartbeat(self)
@@ -70,6 +71,7 @@ class Member:
         self._heartbeat.metadata = json.dumps(row)
         answer = self.coordination.report(self.generation, self.config.worker_id, self.rank, row, self.config.liveness_s)
         self.hear(answer)
+        self._reported = time.monotonic()
         return answer.control
 
     def confirm(self) -> None:
@@ -135,7 +137,7 @@ class Member:
                     try:
                         return self._take_part(plan, move)
                     except SmltError as error:
-                        if not _can_be_mended(error):
+                        if not self._can_be_mended(error):
                             raise
                         print(f"smlt worker {self.rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                         self._ask_for_a_new_generation(error)
@@ -211,6 +213,12 @@ class Member:
                 self._check_scheduler()
                 pause.wait()
 
+    def _can_be_mended(self, error: SmltError) -> bool:
+        """Whether a new generation may help. A wrong password, or workers that call different things: it cannot."""
+        if isinstance(error, StoreFull):  # it passes, or it does not
+            return time.monotonic() - self._reported < FULL_S
+        return isinstance(error, (CollectiveError, StoreError)) and not isinstance(error, (MismatchError, StoreAuthError))
+
     def _ack(self) -> Ack:
         assert self.trainer is not None
         finishing = self.trainer.finishing and self.comm is not None
@@ -271,13 +279,6 @@ class Member:
     def _check_scheduler(self) -> None:
         if self.orphaned:
             raise Orphaned
-
-
-def _can_be_mended(error: SmltError) -> bool:
-    """Whether a new generation may help. A wrong password, a full store, workers that call different things: it cannot."""
-    if isinstance(error, (MismatchError, StoreAuthError, StoreFull)):
-        return False
-    return isinstance(error, (CollectiveError, StoreError))
 
 
 class Pause:

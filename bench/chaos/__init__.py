@@ -1,0 +1,1 @@
+"""A training run to which everything happens: see `python -m bench.chaos --help`."""
