@@ -10,7 +10,7 @@ from commandline import keys_of, parameters, rows, smlt, status, steps
 from smlt.store.embedded import EmbeddedStore
 
 pytest.importorskip("torch")
-from safetensors.numpy import load  # noqa: E402
+from safetensors.numpy import load
 
 TASK = '''
 import os
