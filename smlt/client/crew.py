@@ -125,6 +125,7 @@ class Crew:
         self._fill_places()
         if state := self._ended():
             if state != "paused":
+                self._went_on()  # a change behind the last step is one too
                 return state
             self._invoke_again()
         self._look()

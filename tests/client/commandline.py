@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -81,6 +82,11 @@ HOLD = """
             time.sleep(0.005)
 """
 
+#: In `before_step`: take so long for each step as $PACE says, for a test to have time to disturb it.
+PACED = """
+        time.sleep(float(os.environ.get("PACE", "0")))
+"""
+
 
 def write_task(folder: Path, before_step: str = "\n        pass\n", *, name: str = "tiny.py") -> Path:
     """A task in `folder` that runs the lines `before_step` (of 8 spaces) before each of its steps."""
@@ -139,6 +145,17 @@ class Running:
     def descendants(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def workers(self) -> list[tuple[int, psutil.Process]]:
+        """Its workers that live, each with the rank it was started for; spares have the number behind the last."""
+        found: list[tuple[int, psutil.Process]] = []
+        for process in self.descendants():
+            with contextlib.suppress(psutil.Error):
+                if "smlt.worker.main" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                    names = [Path(file.path).stem for file in process.open_files()]
+                    rank = next(int(name.removeprefix("worker-")) for name in names if name.startswith("worker-"))
+                    found.append((rank, process))
+        return found
+
     def finish(self) -> int:
         """Read the rest and wait; returns the exit code."""
         assert self.process.stdout is not None
@@ -191,6 +208,16 @@ def steps(run: Path) -> list[tuple[int, float]]:
 def parameters(run: Path) -> bytes:
     """The last checkpoint's tensors, model and optimizer."""
     return (max((run / "checkpoints").iterdir()) / "tensors.safetensors").read_bytes()
+
+
+def same_end(run: Path, undisturbed: Path) -> None:
+    """That a run has come to the very end of another one: every step once and in order, the same losses, metrics, bits."""
+    assert status(run)["state"] == "done"
+    assert steps(run) == steps(undisturbed)
+    assert [(row["step"], row["metrics"]) for row in rows(run) if row["kind"] == "epoch"] == [
+        (row["step"], row["metrics"]) for row in rows(undisturbed) if row["kind"] == "epoch"
+    ]
+    assert parameters(run) == parameters(undisturbed)
 
 
 def status(run: Path) -> dict[str, Any]:
