@@ -18,6 +18,7 @@ import random
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -109,6 +110,7 @@ def main() -> None:
     parser.add_argument("--pace-ms", type=float, default=30.0, help="of a step, while faults happen")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write all that was measured")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work in this new folder, and leave it")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args()
     limit_s = 60 * options.minutes if options.minutes else FAULT_S * options.faults if options.faults else 120.0
@@ -123,7 +125,7 @@ def main() -> None:
         "max_restarts": 20,
     }
     steps = epochs * STEPS_PER_EPOCH
-    with tempfile.TemporaryDirectory(prefix="smlt-chaos-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="smlt-chaos-") if options.keep is None else nullcontext(options.keep) as scratch:
         began = time.monotonic()
         _, whole = train(Path(scratch) / "undisturbed", request, options.seed)
         print(

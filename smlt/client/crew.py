@@ -3,47 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from smlt.client.executors import Executor, Worker
+from smlt.client.policy import FailurePolicy, reraised
 from smlt.client.records import Records
 from smlt.client.request import RunRequest
-from smlt.client.runs import Run
-from smlt.errors import SmltError, TaskError, WorkerLostError
+from smlt.client.starts import START_S, Starts
 from smlt.store.coordination import Coordination
 from smlt.store.membership import Coordinator
 from smlt.store.object import open_object_store
 from smlt.worker.checkpoint import load_latest
-from smlt.worker.config import WorkerConfig
 
-#: A worker that has not acknowledged so long after it was started does not come.
-START_S = 120.0
 #: How often the metadata keys are looked at, and the lease renewed.
 LOOK_EVERY_S = 0.5
-#: Before a replacement is started: nothing the first time, then this, doubled each time in a row, up to the last.
-BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
 #: A spare is started when the others have had the processor for so long.
 SPARE_DELAY_S = 0.5
 #: A worker that has reported its end has so long to leave.
 LEAVE_S = 10.0
-
-
-@dataclass
-class Started:
-    """One start of a worker."""
-
-    config: WorkerConfig
-    log: Path
-    not_before: float  # monotonic; it is started then
-    handle: Worker | None = None
-    started: float = 0.0
-    ready: bool = False  # it has acknowledged a generation: model and data are in its memory
-    watched: bool = False  # its metadata key has been there since the store last lost its data
-    gone: bool = False  # it has ended; its last reports are read before that is looked into
+#: After so many of them in a row did not come up, no more spares or additional workers are started.
+SPARE_FAILURES = 3
 
 
 @dataclass
@@ -58,68 +39,48 @@ class Change:
 class Crew:
     """Starts `request.workers` workers, keeps as many, and has them agree on each generation.
 
-    `template` is the configuration of every worker; rank, worker id and the like are filled in here. `tick` does whatever is to
-    be done now. Raises WorkerLostError when the policy says so, or nobody is left; TaskError for what a worker's code raised.
+    `tick` does whatever is to be done now. Raises WorkerLostError when the policy says so, or nobody is left; and what a
+    worker has recorded as the error that ends the job.
     """
 
     def __init__(
         self,
         request: RunRequest,
-        folder: Run,
-        executor: Executor,
+        starts: Starts,
         coordination: Coordination,
         scheduler_id: str,
-        template: WorkerConfig,
         records: Records,
         *,
         resume: bool,
     ) -> None:
-        self.request, self.folder, self.executor, self.records = request, folder, executor, records
-        self.coordination, self.scheduler_id, self.template = coordination, scheduler_id, template
+        self.request, self.records, self.started = request, records, starts
+        self.coordination, self.scheduler_id = coordination, scheduler_id
         self.resume = resume
         self.coordinator = Coordinator()
+        self.policy = FailurePolicy(request)
         self.size = request.workers  # wanted
-        self.started: dict[str, Started] = {}
         self.restarts = 0
-        self.change: Change | None = Change(["start"])
-        self._in_a_row: int = 0  # losses since the last completed step
-        self._progress_at = 0  # that step
+        self.change: Change = Change(["start"])
+        self._changing = True  # `change` is still to be written down
+        self._progress_at = 0  # the last completed step
         self._joining: dict[str, str | None] = {}  # started beside the others, by whom they will replace; None: one more
+        self._spare_failures = 0
         self._looked = 0.0
         self.store_was_lost = False  # since whoever looks at this has set it back
-        self._number = 0
         self._ended_since = 0.0
         self._finished: set[str] = set()  # of the plan's: has ended its part
         self._delete_before = 0
 
-    # ---- starting ----
-
     def begin(self) -> None:
         """Open the first generation and start the workers."""
-        expected = [self._new(index) for index in range(self.size)]
-        self._freeze(expected)
-        self._start_what_is_due()
-
-    def _new(self, index: int, *, spare: bool = False, delay_s: float = 0.0) -> str:
-        """Another worker, to be started in `delay_s`; its id."""
-        self._number += 1
-        worker_id = f"w{self._number}-{os.urandom(4).hex()}"
-        config = replace(self.template, rank=index, worker_id=worker_id, spare=spare)
-        log = self.folder.log_path(f"worker-{index}")
-        self.started[worker_id] = Started(config, log, time.monotonic() + delay_s)
-        return worker_id
-
-    def _start_what_is_due(self) -> None:
-        now = time.monotonic()
-        for start in self.started.values():
-            if start.handle is None and start.not_before <= now:
-                start.handle, start.started = self.executor.start(start.config, start.log), now
+        self._freeze([self.started.new(index) for index in range(self.size)])
+        self.started.start_what_is_due()
 
     # ---- one look around ----
 
     def tick(self, words: list[tuple[str, str]]) -> str:
         """Do what is to be done, after `words` of the workers. Returns how the job has ended, "" while it goes on."""
-        self._start_what_is_due()
+        self.started.start_what_is_due()
         self._hear(words)
         self._see_who_has_ended()
         self._fill_places()
@@ -132,47 +93,56 @@ class Crew:
         self._resume_if_complete()
         self._let_join()
         if self.records.done_step > self._progress_at:
-            self._progress_at, self._in_a_row = self.records.done_step, 0
+            self._progress_at = self.records.done_step
+            self.policy.step_completed()
             self._went_on()
         return ""
+
+    def ranks_to_read(self) -> int:
+        """Reports may come from ranks below this one."""
+        return max(self.size, self.records.world_size, len(self.coordinator.expected))
+
+    def look_at_once(self) -> None:
+        """The store was away: the next tick looks at what it has."""
+        self._looked = 0.0
 
     def _hear(self, words: list[tuple[str, str]]) -> None:
         for kind, text in words:
             if kind == "ack":
                 self._take_acks()
             elif kind == "fault":
-                word: dict[str, Any] = json.loads(text)
-                if int(word["generation"]) != self.coordinator.generation or self.coordinator.plan is None:
-                    continue  # a newer generation has begun since
-                by_rank = {rank: worker_id for worker_id, rank in self.coordinator.ranks.items()}
-                blamed = [by_rank[rank] for rank in word["ranks"] if rank in by_rank]
-                if blamed:
-                    for worker_id in blamed:
-                        self._lose(worker_id, f"did not take part: {word['text']}")
-                else:
-                    self._end_if_the_task_failed()
-                    self._count_a_loss(word["text"], None)
-                    self.freeze_all(word["text"])
-            elif kind == "paused" and text in self.started and self._is_needed(text):
-                if self.coordinator.plan is not None:
-                    self.freeze_all("time limit")
-                self.coordinator.rename(text, self._next_invocation(text))
+                self._hear_of_a_fault(json.loads(text))
+            elif kind == "paused" and text in self.started:
+                self._renew(text)
+
+    def _hear_of_a_fault(self, word: dict[str, Any]) -> None:
+        """A worker cannot go on in the generation that is in force."""
+        if int(word["generation"]) != self.coordinator.generation or self.coordinator.plan is None:
+            return  # a newer one has begun since
+        by_rank = {rank: worker_id for worker_id, rank in self.coordinator.ranks.items()}
+        blamed = [by_rank[rank] for rank in word["ranks"] if rank in by_rank]
+        for worker_id in blamed:
+            self._lose(worker_id, f"did not take part: {word['text']}")
+        if not blamed:
+            self._end_if_the_job_failed()
+            self.policy.count(-1, word["text"], None, self.records.done_step)
+            self.freeze_all(word["text"])
 
     def _take_acks(self) -> None:
         for ack, recent in self.coordination.acks(self.coordinator.generation):
             start = self.started.get(ack.worker_id)
             if start is None:
                 continue
-            start.ready = start.watched = True
+            start.ready, start.watched_from = True, time.monotonic()
             if self.coordinator.acknowledge(self.coordinator.generation, ack):
                 self.records.take_recent(recent)
                 self.coordinator.reported(self.records.newest_step)
 
     def _see_who_has_ended(self) -> None:
         for worker_id, start in list(self.started.items()):
-            code = None if start.handle is None else start.handle.poll()
+            code = start.code
             if code is None:
-                if start.handle is not None and not start.ready and time.monotonic() - start.started > START_S:
+                if start.overdue:
                     self._lose(worker_id, f"has not come within {START_S:g} s")
                 continue
             if not start.gone:
@@ -183,28 +153,12 @@ class Crew:
                 self._finished.add(worker_id)
                 if self.records.ended[rank] != "paused":
                     del self.started[worker_id]
-            elif self._is_needed(worker_id):
+            else:
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
                 self._lose(worker_id, how, code)
-            else:
-                del self.started[worker_id]
 
     def _takes_part(self, worker_id: str) -> bool:
         return self.coordinator.plan is not None and worker_id in self.coordinator.plan.ranks
-
-    def _is_needed(self, worker_id: str) -> bool:
-        """Whether the job counts on this worker now, or will."""
-        if worker_id in self._joining:
-            return True
-        return self._takes_part(worker_id) if self.coordinator.plan is not None else worker_id in self.coordinator.expected
-
-    def ranks_to_read(self) -> int:
-        """Reports may come from ranks below this one."""
-        return max(self.size, self.records.world_size, len(self.coordinator.expected))
-
-    def look_at_once(self) -> None:
-        """The store was away: the next tick looks at what it has."""
-        self._looked = 0.0
 
     def _look(self) -> None:
         """See that the store has the job, and who lacks a metadata key (which expires when nobody renews it)."""
@@ -213,7 +167,13 @@ class Crew:
             return
         self._looked = now
         ended = {worker_id for worker_id, rank in self.coordinator.ranks.items() if rank in self.records.ended}
-        watched = [w for w, start in self.started.items() if start.watched and (w not in ended or not self._takes_part(w))]
+        watched = [
+            worker_id
+            for worker_id, start in self.started.items()
+            if start.watched_from is not None
+            and start.watched_from <= now
+            and (worker_id not in ended or not self._takes_part(worker_id))
+        ]
         seen = self.coordination.look(self.scheduler_id, watched)
         if not seen.intact:
             self.store_has_lost_data()
@@ -231,108 +191,92 @@ class Crew:
         if self.coordinator.plan is None:
             for worker_id in [w for w in self.coordinator.expected if w not in self.started]:
                 self.coordinator.replace(worker_id, self._successor(self.coordinator.ranks.get(worker_id, 0)))
-        elif not self.records.ended:
+        elif not self.records.ended and self._spare_failures <= SPARE_FAILURES:
             for _ in range(self.request.spares - len(self._spares())):
-                self._new(self.size, spare=True, delay_s=SPARE_DELAY_S)
+                self.started.new(self.size, spare=True, delay_s=SPARE_DELAY_S)
 
     def _spares(self) -> list[str]:
-        """Workers that wait for a place."""
-        busy = {*self.coordinator.expected, *self._joining}
-        return [worker_id for worker_id, start in self.started.items() if start.config.spare and worker_id not in busy]
+        return self.started.spares({*self.coordinator.expected, *self._joining})
 
     # ---- losing and replacing ----
 
     def _lose(self, worker_id: str, how: str, code: int | None = None) -> None:
         """A worker is lost: end what is left of it, and change the membership if it took part."""
-        start = self.started.pop(worker_id, None)
-        if start is not None and start.handle is not None:
-            start.handle.kill()
-        rank = self.coordinator.ranks.get(worker_id)
+        start = self.started.lose(worker_id)
         if self._takes_part(worker_id) and self.records.ended:
             # Someone has ended in order, so the last checkpoint is written: this one is no more needed.
             self._finished.add(worker_id)
             return
-        if worker_id in self._joining:
-            self._new_joiner(self._joining.pop(worker_id))
+        frozen = self.coordinator.plan is None
+        if not (worker_id in self.coordinator.expected if frozen else self._takes_part(worker_id)):
+            self._lose_one_beside(worker_id, code)
             return
-        needed = self._takes_part(worker_id) or (self.coordinator.plan is None and worker_id in self.coordinator.expected)
-        if not needed:
-            return
-        config = start.config if start is not None else self.template
-        name = f"worker {rank if rank is not None else config.rank}"
-        self._end_if_the_task_failed()
-        self._count_a_loss(f"{name} {how}", start)
-        if code in (2, 5, 6):  # a configuration, a task or a checkpoint that cannot work will not the next time either
-            raise self._loss(f"{name} {how}", start)
-        if self.coordinator.plan is not None:
-            self._freeze(sorted(self.coordinator.ranks, key=self.coordinator.ranks.__getitem__))
-        assert self.change is not None
-        self.change.reasons.append(f"{name} {how}")
-        self.change.lost.append(config.rank if rank is None else rank)
-        self.coordinator.replace(worker_id, self._successor(config.rank if rank is None else rank))
+        rank = self.coordinator.ranks.get(worker_id, start.config.rank if start is not None else 0)
+        self._end_if_the_job_failed()
+        self.policy.count(rank, f"worker {rank} {how}", start, self.records.done_step, code)
+        if not frozen:
+            self._freeze(self._members())
+        self.change.reasons.append(f"worker {rank} {how}")
+        self.change.lost.append(rank)
+        self.coordinator.replace(worker_id, self._successor(rank))
         if not self.coordinator.expected:
-            raise self._loss(f"{name} {how}, and no worker is left", start)
+            raise self.policy.loss(rank, f"worker {rank} {how}, and no worker is left", start, self.records.done_step)
+
+    def _lose_one_beside(self, worker_id: str, code: int | None) -> None:
+        """A spare, or one that was to join, has ended: start another, unless they do not come up."""
+        joins = worker_id in self._joining
+        instead_of = self._joining.pop(worker_id, None)
+        self._spare_failures += code not in (None, 0)
+        if not joins:
+            return
+        if self._spare_failures <= SPARE_FAILURES:
+            self._join(instead_of)
+            return
+        self.size = len(self.coordinator.ranks)
+        logs = self.started.folder.path / "logs"
+        self.records.progress.warning(f"additional workers do not come up: {self.size} go on; see {logs}")
+
+    def _members(self) -> list[str]:
+        """The workers of the last plan, by rank."""
+        ranks = self.coordinator.ranks
+        return sorted(ranks, key=ranks.__getitem__)
 
     def _successor(self, index: int) -> str | None:
         """Who takes a lost worker's place: a spare that is ready, or a new one; nobody when the job shrinks."""
-        if self.request.on_failure == "shrink" and len(self.coordinator.expected) > 1:
+        if self.policy.shrinks and len(self.coordinator.expected) > 1:
             self.size = len(self.coordinator.expected) - 1
             return None
         self.restarts += 1
         if ready := [worker_id for worker_id in self._spares() if self.started[worker_id].ready]:
             return ready[0]
-        delay_s = min(BACKOFF_S * 2.0 ** (self._in_a_row - 2), BACKOFF_MAX_S) if self._in_a_row > 1 else 0.0
-        return self._new(index, delay_s=delay_s)
+        return self.started.new(index, delay_s=self.policy.backoff_s)
 
-    def _count_a_loss(self, what: str, start: Started | None) -> None:
-        self._in_a_row += 1
-        if self.request.on_failure == "stop" or self._in_a_row > self.request.max_restarts:
-            raise self._loss(what, start)
-
-    def _loss(self, what: str, start: Started | None) -> SmltError:
-        times = f" ({self._in_a_row} failures in a row without a step between)" if self._in_a_row > 1 else ""
-        if start is None:
-            return WorkerLostError(f"{what}{times}", [], self.records.done_step)
-        text = f"{what}{times}; its log: {start.log}\n{tail(start.log)}".rstrip()
-        return WorkerLostError(text, [start.config.rank], self.records.done_step)
-
-    def _end_if_the_task_failed(self) -> None:
+    def _end_if_the_job_failed(self) -> None:
         """Raise what the user's code raised in the worker that failed first."""
         failure = self.coordination.failure()
-        if failure is None:
-            return
-        kind = failure["error"].partition(":")[0]
-        if trace := failure["traceback"].rstrip():
-            raise TaskError(f"worker {failure['rank']} failed at step {failure['step']}: {failure['error']}\n\n{trace}")
-        import smlt.errors
-
-        known = getattr(smlt.errors, kind, TaskError)
-        error = known if isinstance(known, type) and issubclass(known, SmltError) else TaskError
-        raise error(f"worker {failure['rank']} at step {failure['step']}: {failure['error'].partition(': ')[2]}")
+        if failure is not None:
+            raise reraised(failure)
 
     def store_has_lost_data(self) -> None:
         """The store is back, without the job: begin a generation with those who are there, and say what it must know."""
         self.store_was_lost = True
+        soon = time.monotonic() + 2 * self.request.liveness_s  # by then their heartbeats have come again
         for start in self.started.values():
-            start.watched = False  # their keys are gone; they come back with an acknowledgement
+            start.watched_from = None if start.watched_from is None else soon
         self.freeze_all("the store has lost its data")
 
     def freeze_all(self, reason: str) -> None:
         """Begin a generation with the same workers."""
-        expected = self.coordinator.expected
-        if self.coordinator.plan is not None:
-            expected = sorted(self.coordinator.ranks, key=self.coordinator.ranks.__getitem__)
-        self._freeze(expected)
-        assert self.change is not None
+        self._freeze(self.coordinator.expected if self.coordinator.plan is None else self._members())
         self.change.reasons.append(reason)
 
-    def _freeze(self, expected: list[str], successors: dict[str, str] | None = None) -> None:
-        if self.change is None or (self.change.reasons == ["start"] and self.coordinator.generation):
+    def _freeze(self, expected: list[str], successors: Mapping[str, str] | None = None) -> None:
+        if not self._changing or (self.change.reasons == ["start"] and self.coordinator.generation):
             self.change = Change()
-        self.records.ended.clear()
+        self._changing = True
         self._finished.clear()
         self._ended_since = 0.0
-        self.coordinator.freeze(expected, successors)
+        self.records.begin_generation(self.coordinator.freeze(expected, successors))
         self.coordination.open_generation(self.coordinator.generation, self.scheduler_id)
 
     # ---- resuming ----
@@ -356,14 +300,15 @@ class Crew:
 
     def _checkpoint(self) -> tuple[int, int, dict[str, float]]:
         """Step, epoch and metrics of the newest checkpoint that is whole; of the beginning when there is none."""
-        found = load_latest(open_object_store(self.template.object_store_url), f"{self.folder.name}/checkpoints")
+        template = self.started.template
+        found = load_latest(open_object_store(template.object_store_url), f"{template.run}/checkpoints")
         return (0, 0, {}) if found is None else (int(found[1]["step"]), int(found[1]["epoch"]), found[1]["metrics"])
 
     def _went_on(self) -> None:
         """A step is complete: the change is over, what older generations left is of no more use."""
-        if self.coordinator.plan is None or self.change is None:
+        if self.coordinator.plan is None or not self._changing:
             return
-        change, self.change = self.change, None
+        change, self._changing, self._spare_failures = self.change, False, 0
         if change.reasons != ["start"]:
             self.records.change(
                 {
@@ -395,60 +340,52 @@ class Crew:
 
     def _invoke_again(self) -> None:
         """All have paused at their time limit: they go on in another invocation."""
-        ranks = self.coordinator.ranks
-        successors = {w: self._next_invocation(w) for w in sorted(ranks, key=ranks.__getitem__)}
+        successors = {w: self.started.invoke_again(w, self.coordinator.ranks[w]) for w in self._members()}
         self._freeze(list(successors.values()), successors)
-        assert self.change is not None
         self.change.reasons.append("time limit")
-        self._start_what_is_due()
+        self.started.start_what_is_due()
 
-    def _next_invocation(self, worker_id: str) -> str:
-        """Invoke a worker again that has paused, warm where the process is still there; its new id."""
-        before = self.started.pop(worker_id, None)
-        new = self._new(self.coordinator.ranks.get(worker_id, 0))
-        if before is not None and before.handle is not None:
-            start = self.started[new]
-            if self.request.warm and before.handle.invoke(start.config):
-                start.handle, start.started = before.handle, time.monotonic()
-            elif not self.request.warm:
-                self._ending(before.handle)
-        return new
-
-    def _ending(self, handle: Worker) -> None:
-        """A cold worker ends by itself when it has paused; not longer than that takes."""
-        deadline = time.monotonic() + 5.0
-        while handle.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        handle.kill()
+    def _renew(self, worker_id: str) -> None:
+        """One worker has paused by itself: its time limit came while it waited for a plan."""
+        rank = self.coordinator.ranks.get(worker_id, self.started[worker_id].config.rank)
+        if self._takes_part(worker_id):
+            self.freeze_all("time limit")
+        new = self.started.invoke_again(worker_id, rank)
+        if worker_id in self._joining:
+            self._joining[new] = self._joining.pop(worker_id)
+        elif self.coordinator.plan is None and worker_id in self.coordinator.expected:
+            self.coordinator.rename(worker_id, new)
 
     def resize(self, size: int) -> None:
-        """Go on with `size` workers. New ones are started first; the others train on until those are ready."""
-        if size > self.size:
-            for _ in range(size - self.size):
-                self._new_joiner(None)
-        elif size < self.size and self.coordinator.plan is not None:
-            ranks = self.coordinator.ranks
-            keep = sorted(ranks, key=ranks.__getitem__)[:size]
-            leaving = [worker_id for worker_id in ranks if worker_id not in keep]
-            self._freeze(keep)
-            assert self.change is not None
-            self.change.reasons.append(f"{size} workers instead of {self.size}")
-            for worker_id in leaving:
+        """Go on with `size` workers. Call it while a plan is in force.
+
+        New ones are started first; the others train on until those are ready.
+        """
+        for worker_id in [w for w, instead_of in self._joining.items() if instead_of is None]:
+            del self._joining[worker_id]  # of an earlier call
+            self.started.lose(worker_id)
+        members = self._members()
+        if size < len(members):
+            self._freeze(members[:size])
+            self.change.reasons.append(f"{size} workers instead of {len(members)}")
+            for worker_id in members[size:]:
                 if self.started[worker_id].config.spare:  # it would wait for another place
                     self._lose(worker_id, "is not needed")
-        else:
-            return
         self.size = size
+        self._spare_failures = 0
+        for _ in range(size - len(members)):
+            self._join(None)
 
     def replace_when_ready(self, rank: int) -> None:
         """Start another worker for `rank`, and change over when it is ready."""
         for worker_id, held in self.coordinator.ranks.items():
             if held == rank and worker_id not in self._joining.values():
-                self._new_joiner(worker_id)
+                self._join(worker_id)
 
-    def _new_joiner(self, instead_of: str | None) -> None:
-        index = self.coordinator.ranks.get(instead_of, self.size) if instead_of is not None else self.size
-        self._joining[self._new(index, spare=True)] = instead_of
+    def _join(self, instead_of: str | None) -> None:
+        extra = sum(other is None for other in self._joining.values())
+        index = len(self.coordinator.ranks) + extra if instead_of is None else self.coordinator.ranks.get(instead_of, 0)
+        self._joining[self.started.new(index, spare=True)] = instead_of
 
     def _let_join(self) -> None:
         """When all that were started beside the others are ready, change over."""
@@ -457,29 +394,12 @@ class Crew:
         if not all(worker_id in self.started and self.started[worker_id].ready for worker_id in self._joining):
             return
         joining, self._joining = self._joining, {}
-        ranks = self.coordinator.ranks
+        ranks, members = dict(self.coordinator.ranks), self._members()
         replaced = {old: new for new, old in joining.items() if old is not None and old in ranks}
-        expected = [replaced.get(w, w) for w in sorted(ranks, key=ranks.__getitem__)]
+        expected = [replaced.get(worker_id, worker_id) for worker_id in members]
         expected += [new for new, old in joining.items() if old is None]
         self._freeze(expected, replaced)
-        assert self.change is not None
         slow = ", ".join(str(ranks[old]) for old in replaced)
-        self.change.reasons.append(f"rank {slow} was slow" if slow else f"{len(expected)} workers instead of {len(ranks)}")
+        self.change.reasons.append(f"rank {slow} was slow" if slow else f"{len(expected)} workers instead of {len(members)}")
         for old in replaced:
             self._lose(old, "was replaced")
-
-    # ---- the end ----
-
-    def kill_all(self) -> None:
-        """No worker is left."""
-        for start in self.started.values():
-            if start.handle is not None:
-                start.handle.kill()
-
-
-def tail(path: Path, lines: int = 10) -> str:
-    """The last lines of a log."""
-    try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
-    except OSError:
-        return ""

@@ -17,6 +17,7 @@ class Records:
 
     def __init__(self, folder: Run, progress: Progress, world_size: int) -> None:
         self.folder, self.progress, self.world_size = folder, progress, world_size
+        self.generation = 0
         self.done_step = 0
         self.epoch = 0
         self.metrics: dict[str, float] = {}
@@ -27,11 +28,17 @@ class Records:
         self._last_step_time = 0.0
         self._warned = False  # of a loss that is not finite
 
+    def begin_generation(self, generation: int) -> None:
+        """Who has ended had ended in an older one; what still comes of that does not count."""
+        self.generation = generation
+        self.ended.clear()
+
     def take(self, row: dict[str, Any]) -> None:
         """Take a report."""
         rank, kind = int(row["rank"]), row.get("kind")
         if kind == "end":
-            self.ended[rank] = str(row["state"])
+            if int(row.get("generation", self.generation)) == self.generation:
+                self.ended[rank] = str(row["state"])
         elif kind == "epoch":
             if int(row["epoch"]) >= self.epoch:
                 self._epoch_rows.setdefault(int(row["step"]), row)

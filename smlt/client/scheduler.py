@@ -21,6 +21,7 @@ from smlt.client.records import Records
 from smlt.client.request import RunRequest, check_workers
 from smlt.client.resources import ResourceManager
 from smlt.client.runs import Run
+from smlt.client.starts import Starts
 from smlt.client.watching import Progress, Unwatched
 from smlt.errors import CheckpointError, ConfigError, SmltError, StoreUnavailable, WorkerLostError
 from smlt.store.coordination import Coordination
@@ -137,16 +138,8 @@ class TaskScheduler:
         self.progress.started(self.folder, self.folder.config, server)
         coordination = Coordination(parameters)
         resources = ResourceManager(coordination, request.memory_mb)
-        crew = self.crew = Crew(
-            request,
-            self.folder,
-            self.executor,
-            coordination,
-            self.scheduler_id,
-            self._template(job, script, url),
-            records,
-            resume=self.resume,
-        )
+        starts = Starts(self.executor, self.folder, self._template(job, script, url))
+        crew = self.crew = Crew(request, starts, coordination, self.scheduler_id, records, resume=self.resume)
         stack.callback(self._clean, parameters, crew)
         crew.begin()
         while True:
@@ -279,8 +272,10 @@ class TaskScheduler:
 
     def _take_requests(self, crew: Crew) -> None:
         """What `smlt scale` has asked for."""
+        if crew.coordinator.plan is None:
+            return
         wanted = self.folder.take_scale_request()
-        if wanted is None or wanted == crew.size:
+        if wanted is None:
             return
         try:
             check_workers(wanted, self.request.global_batch_size)
@@ -292,7 +287,7 @@ class TaskScheduler:
     def _clean(self, parameters: ParameterStore, crew: Crew) -> None:
         """No worker, no key and no snapshot is left, however the run ended."""
         with _undisturbed():
-            crew.kill_all()
+            crew.started.kill_all()
             # When the store cannot be reached its keys are gone with it, or go with their TTL.
             with suppress(SmltError):
                 parameters.sweep()

@@ -68,6 +68,7 @@ class Member:
 
     def report(self, row: dict[str, Any]) -> str:
         """Report a row; returns what the scheduler asks for."""
+        row = {**row, "generation": self.generation}
         self._heartbeat.metadata = json.dumps(row)
         answer = self.coordination.report(self.generation, self.config.worker_id, self.rank, row, self.config.liveness_s)
         self.hear(answer)

@@ -1,0 +1,102 @@
+"""Every start of a worker: which is due, which is ready, how its process fares."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from smlt.client.executors import Executor, Worker
+from smlt.client.runs import Run
+from smlt.worker.config import WorkerConfig
+
+#: A worker that has not acknowledged so long after it was started does not come.
+START_S = 120.0
+#: A cold worker that has paused ends by itself within that.
+END_S = 5.0
+
+
+@dataclass
+class Started:
+    """One start of a worker."""
+
+    config: WorkerConfig
+    log: Path
+    not_before: float  # monotonic; it is started then
+    handle: Worker | None = None
+    started: float = 0.0
+    ready: bool = False  # it has acknowledged a generation: model and data are in its memory
+    watched_from: float | None = None  # monotonic; from then on a missing metadata key means that it is lost
+    gone: bool = False  # it has ended; its last reports are read before that is looked into
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, None while it runs or is still to be started."""
+        return None if self.handle is None else self.handle.poll()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it should have acknowledged by now."""
+        return self.handle is not None and not self.ready and time.monotonic() - self.started > START_S
+
+
+class Starts(dict[str, Started]):
+    """The starts that have not been dealt with to their end, by worker id. `template` is every worker's configuration."""
+
+    def __init__(self, executor: Executor, folder: Run, template: WorkerConfig) -> None:
+        super().__init__()
+        self.executor, self.folder, self.template = executor, folder, template
+        self._number = 0
+
+    def new(self, index: int, *, spare: bool = False, delay_s: float = 0.0) -> str:
+        """Another worker, to be started in `delay_s`; its id. `index` names its log."""
+        self._number += 1
+        worker_id = f"w{self._number}-{os.urandom(4).hex()}"
+        config = replace(self.template, rank=index, worker_id=worker_id, spare=spare)
+        self[worker_id] = Started(config, self.folder.log_path(f"worker-{index}"), time.monotonic() + delay_s)
+        return worker_id
+
+    def start_what_is_due(self) -> None:
+        """Start whoever's time has come."""
+        now = time.monotonic()
+        for start in self.values():
+            if start.handle is None and start.not_before <= now:
+                start.handle, start.started = self.executor.start(start.config, start.log), now
+
+    def invoke_again(self, worker_id: str, index: int) -> str:
+        """A worker that has paused goes on, warm where its process is still there, else cold; its new id."""
+        before = self.pop(worker_id, None)
+        new = self.new(index, spare=before is not None and before.config.spare)
+        if before is not None and before.handle is not None:
+            start = self[new]
+            if start.config.warm and before.handle.invoke(start.config):
+                start.handle, start.started = before.handle, time.monotonic()
+            elif not start.config.warm:
+                _let_end(before.handle)
+        return new
+
+    def lose(self, worker_id: str) -> Started | None:
+        """End what is left of a worker; what is known of it."""
+        start = self.pop(worker_id, None)
+        if start is not None and start.handle is not None:
+            start.handle.kill()
+        return start
+
+    def spares(self, busy: Collection[str]) -> list[str]:
+        """Workers that wait for a place."""
+        return [worker_id for worker_id, start in self.items() if start.config.spare and worker_id not in busy]
+
+    def kill_all(self) -> None:
+        """No worker is left."""
+        for start in self.values():
+            if start.handle is not None:
+                start.handle.kill()
+
+
+def _let_end(handle: Worker) -> None:
+    deadline = time.monotonic() + END_S
+    while handle.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    handle.kill()
