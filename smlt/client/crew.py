@@ -125,7 +125,7 @@ class Crew:
         self._fill_places()
         if state := self._ended():
             if state != "paused":
-                self._went_on()  # a change behind the last step is one too
+                self._went_on(ended=True)  # a change behind the last step is one too
                 return state
             self._invoke_again()
         self._look()
@@ -359,16 +359,22 @@ class Crew:
         found = load_latest(open_object_store(self.template.object_store_url), f"{self.folder.name}/checkpoints")
         return (0, 0, {}) if found is None else (int(found[1]["step"]), int(found[1]["epoch"]), found[1]["metrics"])
 
-    def _went_on(self) -> None:
-        """A step is complete: the change is over, what older generations left is of no more use."""
-        if self.coordinator.plan is None or self.change is None:
+    def _went_on(self, *, ended: bool = False) -> None:
+        """A step is complete, or all have ended: the change is over, what older generations left is of no more use.
+
+        A step that the plan settled is not enough: who finishes it needs what the generation before has left.
+        """
+        plan = self.coordinator.plan
+        if plan is None or self.change is None:
+            return
+        if plan.position is not None and self.records.done_step <= plan.position.step and not ended:
             return
         change, self.change = self.change, None
         if change.reasons != ["start"]:
             self.records.change(
                 {
                     "generation": self.coordinator.generation,
-                    "world_size": self.coordinator.plan.world_size,
+                    "world_size": plan.world_size,
                     "step": self.records.done_step,
                     "reasons": change.reasons,
                     "lost_ranks": change.lost,
@@ -420,6 +426,11 @@ class Crew:
         while handle.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         handle.kill()
+
+    @property
+    def steady(self) -> bool:
+        """Whether a plan is in force and nobody is to join: the size can be changed."""
+        return self.coordinator.plan is not None and not self._joining
 
     def resize(self, size: int) -> None:
         """Go on with `size` workers. New ones are started first; the others train on until those are ready."""

@@ -276,7 +276,9 @@ class TaskScheduler:
         self._shown = set(slow)
 
     def _take_requests(self, crew: Crew) -> None:
-        """What `smlt scale` has asked for."""
+        """What `smlt scale` has asked for; it waits while the membership changes."""
+        if not crew.steady:
+            return
         wanted = self.folder.take_scale_request()
         if wanted is None or wanted == crew.size:
             return
