@@ -86,7 +86,7 @@ class Crew:
         self._fill_places()
         if state := self._ended():
             if state != "paused":
-                self._went_on()  # a change behind the last step is one too
+                self._went_on(ended=True)  # a change behind the last step is one too
                 return state
             self._invoke_again()
         self._look()
@@ -304,16 +304,22 @@ class Crew:
         found = load_latest(open_object_store(template.object_store_url), f"{template.run}/checkpoints")
         return (0, 0, {}) if found is None else (int(found[1]["step"]), int(found[1]["epoch"]), found[1]["metrics"])
 
-    def _went_on(self) -> None:
-        """A step is complete: the change is over, what older generations left is of no more use."""
-        if self.coordinator.plan is None or not self._changing:
+    def _went_on(self, *, ended: bool = False) -> None:
+        """A step is complete, or all have ended: the change is over, what older generations left is of no more use.
+
+        A step that the plan settled is not enough: who finishes it needs what the generation before has left.
+        """
+        plan = self.coordinator.plan
+        if plan is None or not self._changing:
+            return
+        if plan.position is not None and self.records.done_step <= plan.position.step and not ended:
             return
         change, self._changing, self._spare_failures = self.change, False, 0
         if change.reasons != ["start"]:
             self.records.change(
                 {
                     "generation": self.coordinator.generation,
-                    "world_size": self.coordinator.plan.world_size,
+                    "world_size": plan.world_size,
                     "step": self.records.done_step,
                     "reasons": change.reasons,
                     "lost_ranks": change.lost,

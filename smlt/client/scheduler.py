@@ -271,7 +271,7 @@ class TaskScheduler:
         self._shown = set(slow)
 
     def _take_requests(self, crew: Crew) -> None:
-        """What `smlt scale` has asked for."""
+        """What `smlt scale` has asked for; it waits while the membership changes."""
         if crew.coordinator.plan is None:
             return
         wanted = self.folder.take_scale_request()

@@ -17,7 +17,7 @@ from smlt.client.watching import Unwatched
 from smlt.errors import FencedError, SmltError, WorkerLostError
 from smlt.store.coordination import Coordination
 from smlt.store.embedded import EmbeddedStore
-from smlt.store.membership import Ack, Plan
+from smlt.store.membership import Ack, Plan, Position
 from smlt.store.parameter import ParameterStore, ServerInfo
 from smlt.worker.config import WorkerConfig
 
@@ -55,6 +55,9 @@ class Scripted:
         self.config, self.number, self.report = config, number, report
         self.coordination = Coordination(ParameterStore(config.store_url, job=config.job))
         self.acknowledged = 0
+        self.position: Position | None = None
+        self.finishing = False
+        self.held: Callable[[], bool] = lambda: False  # while true, it does not answer to a new generation
         self.code: int | None = None
         self.killed = False
 
@@ -63,7 +66,10 @@ class Scripted:
             return self.code
         generation = self.coordination.generation()
         if generation is not None and generation > self.acknowledged:
-            self.coordination.acknowledge(generation, Ack(self.config.worker_id), self.config.worker_id, [], "{}", 10)
+            if self.held():
+                return None
+            ack = Ack(self.config.worker_id, self.position, self.finishing)
+            self.coordination.acknowledge(generation, ack, self.config.worker_id, [], "{}", 10)
             self.acknowledged = generation
         plan = self.coordination.plan()
         if plan is not None:
@@ -237,3 +243,73 @@ def test_a_scheduler_that_another_one_has_taken_over_from_ends(store: EmbeddedSt
     with pytest.raises(FencedError, match=r"has another scheduler now \(another\): this one ends"):
         made.run()
     assert all(worker.killed for worker in workers_of(made))
+
+
+def test_what_a_worker_needs_to_finish_its_step_is_kept_until_it_has(store: EmbeddedStore, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def report(worker: Scripted, plan: Plan) -> int | None:
+        rank, parameters = plan.ranks[worker.config.worker_id], worker.coordination.parameters
+        aggregate = parameters.key("1.abcd:2:a:0")
+        if plan.generation == 1:
+            if worker.position is None:  # both come to step 1; rank 1 completes step 2 as well, rank 0 is interrupted in it
+                parameters.client.set(aggregate, b"chunk", px=60_000)
+                worker.say(plan, step_row(rank, 1))
+                if rank == 1:
+                    worker.say(plan, step_row(rank, 2))
+                    worker.coordination.fault(worker.config.worker_id, 1, "rank 1: CollectiveTimeout: late")
+                worker.position, worker.finishing = Position(1 + rank), rank == 0
+            return None
+        assert plan.finish == (0,)
+        if rank == 0:
+            seen.append(parameters.client.exists(aggregate))
+            if len(seen) < 5:
+                return None
+            worker.say(plan, step_row(rank, 2))
+        worker.say(plan, step_row(rank, 3))
+        worker.say(plan, {**end_row(rank, 3), "state": "done"})
+        return 0
+
+    made = scheduler(store, tmp_path, report)
+    assert made.run()["state"] == "done"
+    assert seen == [1] * 5
+    assert [text for text in told(made) if text.startswith("step")] == ["step 1", "step 2", "step 3"]
+    (change,) = [row for row in rows(made.folder.path) if row["kind"] == "membership"]
+    assert (change["generation"], change["step"]) == (2, 3)  # it is over when a step is complete, not when one is settled
+
+
+def test_a_request_to_scale_is_taken_when_they_have_gathered(store: EmbeddedStore, tmp_path: Path) -> None:
+    held: list[int] = []
+
+    def asks_meanwhile() -> bool:
+        if not held:
+            made.folder.request_scale(1)
+        held.append(1)
+        return len(held) < 5
+
+    def report(worker: Scripted, plan: Plan) -> int | None:
+        worker.position = Position(0)
+        if plan.generation == 1 and worker.number == 1:
+            worker.held = asks_meanwhile
+            worker.coordination.fault(worker.config.worker_id, 1, "rank 1: CollectiveTimeout: late")
+        return all_of_it(worker, plan) if plan.ranks == {worker.config.worker_id: 0} else None
+
+    made = scheduler(store, tmp_path, report, timeout_s=5)
+    assert made.run()["state"] == "done"
+    (change,) = [row for row in rows(made.folder.path) if row["kind"] == "membership"]
+    assert (change["world_size"], change["reasons"][-1]) == (1, "1 workers instead of 2")
+
+
+def test_a_request_to_shrink_is_taken_when_those_who_were_to_join_have(store: EmbeddedStore, tmp_path: Path) -> None:
+    def report(worker: Scripted, plan: Plan) -> int | None:
+        worker.position = Position(0)
+        if plan.generation == 1 and worker.number == 0 and len(workers_of(made)) == 2:
+            made.folder.request_scale(4)
+        if plan.generation == 1 and worker.number == 0 and len(workers_of(made)) == 4:
+            made.folder.request_scale(1)
+        return all_of_it(worker, plan) if plan.ranks == {worker.config.worker_id: 0} else None
+
+    made = scheduler(store, tmp_path, report)
+    assert made.run()["state"] == "done"
+    (change,) = [row for row in rows(made.folder.path) if row["kind"] == "membership"]
+    assert change["reasons"] == ["4 workers instead of 2", "1 workers instead of 4"]
