@@ -13,7 +13,7 @@ from collections.abc import Callable
 import psutil
 import redis
 
-from bench.chaos.run import REPOSITORY, LostRun, Run
+from bench.chaos.run import REPOSITORY, LostRun, Run, lives
 
 #: A duplicate or a zombie that has not ended by itself so long after it could know is a finding.
 END_S = 40.0
@@ -75,12 +75,11 @@ def zombie(run: Run) -> str:
 
 
 def _must_end(process: psutil.Process, what: str) -> None:
-    try:
-        process.wait(END_S)
-    except psutil.TimeoutExpired as error:
-        raise LostRun(f"{what} {process.pid} has not ended by itself within {END_S:g} s") from error
-    except psutil.Error:
-        return
+    deadline = time.monotonic() + END_S
+    while lives(process):
+        if time.monotonic() > deadline:
+            raise LostRun(f"{what} {process.pid} has not ended by itself within {END_S:g} s")
+        time.sleep(0.02)
 
 
 def duplicate(run: Run) -> str:
@@ -183,9 +182,8 @@ def kill_scheduler(run: Run) -> str:
     assert run.process is not None
     run.process.kill()
     run.process.wait()
-    _, alive = psutil.wait_procs(workers, timeout=END_S)
-    if alive:
-        raise LostRun(f"workers {[p.pid for p in alive]} are there {END_S:g} s after their scheduler")
+    for worker in workers:
+        _must_end(worker, "a worker whose scheduler is gone")
     run.start(resume=True)
     return ""
 

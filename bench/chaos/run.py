@@ -153,7 +153,7 @@ class Run:
     def left_behind(self) -> dict[str, Any]:
         """Keys in the store, processes, snapshots. All must be none when it has ended."""
         deadline = time.monotonic() + 30
-        while (alive := [p.pid for p in self.started if _lives(p)]) and time.monotonic() < deadline:
+        while (alive := [p.pid for p in self.started if lives(p)]) and time.monotonic() < deadline:
             time.sleep(0.05)
         import redis
 
@@ -183,7 +183,8 @@ class Run:
         self.store.close()
 
 
-def _lives(process: psutil.Process) -> bool:
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs; one that nobody has waited for does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
