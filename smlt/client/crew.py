@@ -86,6 +86,7 @@ class Crew:
         self._progress_at = 0  # that step
         self._joining: dict[str, str | None] = {}  # started beside the others, by whom they will replace; None: one more
         self._looked = 0.0
+        self._nothing_to_finish = False  # the store has lost its data since the last plan, and with it what was sent
         self.store_was_lost = False  # since whoever looks at this has set it back
         self._number = 0
         self._ended_since = 0.0
@@ -164,6 +165,8 @@ class Crew:
             if start is None:
                 continue
             start.ready = start.watched = True
+            if self._nothing_to_finish:
+                ack = replace(ack, finishing=False)
             if self.coordinator.acknowledge(self.coordinator.generation, ack):
                 self.records.take_recent(recent)
                 self.coordinator.reported(self.records.done_step)
@@ -312,7 +315,7 @@ class Crew:
 
     def store_has_lost_data(self) -> None:
         """The store is back, without the job: begin a generation with those who are there, and say what it must know."""
-        self.store_was_lost = True
+        self.store_was_lost = self._nothing_to_finish = True
         for start in self.started.values():
             start.watched = False  # their keys are gone; they come back with an acknowledgement
         self.freeze_all("the store has lost its data")
@@ -346,6 +349,7 @@ class Crew:
         plan = coordinator.make_plan(ever)
         if plan is None:
             return
+        self._nothing_to_finish = False
         if plan.position is not None:
             self.records.settle(plan.position.step)
         elif ever:
