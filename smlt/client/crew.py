@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from smlt.client.policy import FailurePolicy, reraised
@@ -66,6 +66,7 @@ class Crew:
         self._joining: dict[str, str | None] = {}  # started beside the others, by whom they will replace; None: one more
         self._spare_failures = 0
         self._looked = 0.0
+        self._nothing_to_finish = False  # the store has lost its data since the last plan, and with it what was sent
         self.store_was_lost = False  # since whoever looks at this has set it back
         self._ended_since = 0.0
         self._finished: set[str] = set()  # of the plan's: has ended its part
@@ -134,6 +135,8 @@ class Crew:
             if start is None:
                 continue
             start.ready, start.watched_from = True, time.monotonic()
+            if self._nothing_to_finish:
+                ack = replace(ack, finishing=False)
             if self.coordinator.acknowledge(self.coordinator.generation, ack):
                 self.records.take_recent(recent)
                 self.coordinator.reported(self.records.newest_step)
@@ -259,7 +262,7 @@ class Crew:
 
     def store_has_lost_data(self) -> None:
         """The store is back, without the job: begin a generation with those who are there, and say what it must know."""
-        self.store_was_lost = True
+        self.store_was_lost = self._nothing_to_finish = True
         soon = time.monotonic() + 2 * self.request.liveness_s  # by then their heartbeats have come again
         for start in self.started.values():
             start.watched_from = None if start.watched_from is None else soon
@@ -290,6 +293,7 @@ class Crew:
         plan = coordinator.make_plan(ever)
         if plan is None:
             return
+        self._nothing_to_finish = False
         if plan.position is not None:
             self.records.settle(plan.position.step)
         elif ever:
