@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from smlt.client.policy import FailurePolicy, reraised
 from smlt.client.records import Records
 from smlt.client.request import RunRequest
 from smlt.client.starts import START_S, Starts
+from smlt.errors import StoreUnavailable
 from smlt.store.coordination import Coordination
 from smlt.store.membership import Coordinator
 from smlt.store.object import open_object_store
@@ -70,6 +72,7 @@ class Crew:
         self._ended_since = 0.0
         self._finished: set[str] = set()  # of the plan's: has ended its part
         self._delete_before = 0
+        self._words: deque[tuple[str, str]] = deque()  # of the workers, still to be heard
 
     def begin(self) -> None:
         """Open the first generation and start the workers."""
@@ -106,14 +109,17 @@ class Crew:
         """The store was away: the next tick looks at what it has."""
         self._looked = 0.0
 
-    def _hear(self, words: list[tuple[str, str]]) -> None:
-        for kind, text in words:
+    def _hear(self, words: Iterable[tuple[str, str]]) -> None:
+        self._words.extend(words)
+        while self._words:
+            kind, text = self._words[0]
             if kind == "ack":
                 self._take_acks()
             elif kind == "fault":
                 self._hear_of_a_fault(json.loads(text))
             elif kind == "paused" and text in self.started:
                 self._renew(text)
+            self._words.popleft()  # not before: when the store goes away meanwhile, it is heard again
 
     def _hear_of_a_fault(self, word: dict[str, Any]) -> None:
         """A worker cannot go on in the generation that is in force."""
@@ -202,17 +208,19 @@ class Crew:
 
     def _lose(self, worker_id: str, how: str, code: int | None = None) -> None:
         """A worker is lost: end what is left of it, and change the membership if it took part."""
+        frozen, takes_part = self.coordinator.plan is None, self._takes_part(worker_id)
+        needed = worker_id in self.coordinator.expected if frozen else takes_part and not self.records.ended
+        if needed:
+            self._end_if_the_job_failed()  # before anything is changed: when the store is away, this is all done again
         start = self.started.lose(worker_id)
-        if self._takes_part(worker_id) and self.records.ended:
+        if takes_part and not needed:
             # Someone has ended in order, so the last checkpoint is written: this one is no more needed.
             self._finished.add(worker_id)
             return
-        frozen = self.coordinator.plan is None
-        if not (worker_id in self.coordinator.expected if frozen else self._takes_part(worker_id)):
+        if not needed:
             self._lose_one_beside(worker_id, code)
             return
         rank = self.coordinator.ranks.get(worker_id, start.config.rank if start is not None else 0)
-        self._end_if_the_job_failed()
         self.policy.count(rank, f"worker {rank} {how}", start, self.records.done_step, code)
         if not frozen:
             self._freeze(self._members())
@@ -277,7 +285,10 @@ class Crew:
         self._finished.clear()
         self._ended_since = 0.0
         self.records.begin_generation(self.coordinator.freeze(expected, successors))
-        self.coordination.open_generation(self.coordinator.generation, self.scheduler_id)
+        try:
+            self.coordination.open_generation(self.coordinator.generation, self.scheduler_id)
+        except StoreUnavailable:  # the next look says it again
+            self.look_at_once()
 
     # ---- resuming ----
 

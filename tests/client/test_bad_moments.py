@@ -1,0 +1,143 @@
+"""What comes at the worst moment: in the middle of a change, at the very end, or while the store does not answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from commandline import PACED, TASK, Running, all_gone, eventually, keys_of, rows, same_end, smlt, status, steps, write_task
+from test_scheduler import Scripted, all_of_it, scheduler, told, workers_of
+
+from smlt.client import starts
+from smlt.errors import StoreUnavailable
+from smlt.store.coordination import Coordination
+from smlt.store.embedded import EmbeddedStore
+from smlt.store.membership import Plan
+from smlt.store.object import DirectoryObjectStore
+from smlt.store.parameter import ParameterStore
+from smlt.worker import checkpoint
+
+JOB = ("--workers", 3, "--epochs", 10, "--global-batch-size", 16, "--codec", "fp32", "--json", "--name", "run")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the job when nothing happens to it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert smlt("train", write_task(folder), *JOB, cwd=folder).returncode == 0
+    return folder / "smlt-runs" / "run"
+
+
+class Going(Running):
+    """A run that is ended when it hangs."""
+
+    def __init__(self, store: EmbeddedStore, cwd: Path, script: Path, *more: object, pace: float = 0.05) -> None:
+        super().__init__("train", script, *JOB, *more, "--store", store.url, cwd=cwd, PACE=str(pace))
+        self.folder, self.store = cwd / "smlt-runs" / "run", store
+        self.watchdog = threading.Timer(30, self.process.kill)
+        self.watchdog.start()
+
+    def close(self) -> None:
+        self.watchdog.cancel()
+        super().close()
+
+    def at_step(self, number: int) -> None:
+        self.wait_for(lambda event: event["event"] == "step" and event["step"] >= number)
+
+    def changes(self) -> list[dict[str, Any]]:
+        return [row for row in rows(self.folder) if row["kind"] == "membership"]
+
+
+@contextmanager
+def coordination_of(run: Going) -> Iterator[Coordination]:
+    parameters = ParameterStore(run.store.url, job=status(run.folder)["job"])
+    yield Coordination(parameters)
+    parameters.close()
+
+
+# ---- the store does not answer once ----
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, name: str, when: Callable[..., bool] = lambda *_: True) -> list[str]:
+    """Let one call of a method of Coordination fail as if the store were away; returns what has failed."""
+    real, failed = getattr(Coordination, name), list[str]()
+
+    def method(self: Coordination, *arguments: Any) -> Any:
+        if not failed and when(*arguments):
+            failed.append(name)
+            raise StoreUnavailable("away for a moment")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Coordination, name, method)
+    return failed
+
+
+def impatient(report: Callable[[Scripted, Plan], int | None], limit_s: float = 8.0) -> Callable[[Scripted, Plan], int | None]:
+    """The same, for at most so long."""
+    deadline = time.monotonic() + limit_s
+
+    def limited(worker: Scripted, plan: Plan) -> int | None:
+        assert time.monotonic() < deadline, "nothing happens any more"
+        return report(worker, plan)
+
+    return limited
+
+
+def test_a_worker_that_ends_while_the_store_is_away_is_replaced(
+    store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = fail_once(monkeypatch, "failure")
+
+    def report(worker: Scripted, plan: Plan) -> int | None:
+        return 3 if worker.number == 1 else all_of_it(worker, plan) if plan.generation > 1 else None
+
+    made = scheduler(store, tmp_path, impatient(report))
+    assert made.run()["state"] == "done"
+    assert failed
+    assert "2 workers: worker 1 ended with exit code 3" in told(made)
+
+
+def test_what_workers_say_is_heard_though_the_store_is_away(
+    store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = fail_once(monkeypatch, "failure")
+
+    def report(worker: Scripted, plan: Plan) -> int | None:
+        if plan.generation > 1:
+            return all_of_it(worker, plan)
+        if worker.number == 1 and not failed:
+            worker.coordination.fault(worker.config.worker_id, 1, "rank 1: CollectiveTimeout: late")
+        return None
+
+    made = scheduler(store, tmp_path, impatient(report))
+    assert made.run()["state"] == "done"
+    assert "2 workers: rank 1: CollectiveTimeout: late" in told(made)
+
+
+# ---- waiting ----
+
+
+# ---- Ctrl-C, and a scheduler that dies, while they gather ----
+
+
+def frozen(run: Going) -> None:
+    """Kill a worker, and wait until the others gather."""
+    with coordination_of(run) as coordination:
+        run.workers()[1][1].kill()
+        assert eventually(lambda: coordination.plan() is None)
+        generation = coordination.generation() or 0
+        assert eventually(lambda: len(coordination.acks(generation)) == 2)
+
+
+# ---- what is written down ----
+
+
+# ---- what is left behind ----
