@@ -68,6 +68,7 @@ class Crew:
         self._joining: dict[str, str | None] = {}  # started beside the others, by whom they will replace; None: one more
         self._spare_failures = 0
         self._looked = 0.0
+        self._frozen = 0.0  # monotonic: since then they gather
         self.store_was_lost = False  # since whoever looks at this has set it back
         self._ended_since = 0.0
         self._finished: set[str] = set()  # of the plan's: has ended its part
@@ -94,6 +95,7 @@ class Crew:
             self._invoke_again()
         self._look()
         self._resume_if_complete()
+        self._end_who_does_not_stop()
         self._let_join()
         if self.records.done_step > self._progress_at:
             self._progress_at = self.records.done_step
@@ -284,11 +286,21 @@ class Crew:
         self._changing = True
         self._finished.clear()
         self._ended_since = 0.0
+        self._frozen = time.monotonic()
         self.records.begin_generation(self.coordinator.freeze(expected, successors))
         try:
             self.coordination.open_generation(self.coordinator.generation, self.scheduler_id)
         except StoreUnavailable:  # the next look says it again
             self.look_at_once()
+
+    def _end_who_does_not_stop(self) -> None:
+        """A wait ends (invariant 8): also for a worker that hangs while its heartbeat goes on."""
+        if self.coordinator.plan is not None or time.monotonic() - self._frozen < self.request.timeout_s:
+            return
+        for worker_id in self.coordinator.missing():
+            start = self.started.get(worker_id)
+            if start is not None and start.ready:  # those that are still to come have a limit of their own
+                self._lose(worker_id, f"did not stop for a new generation within {self.request.timeout_s:g} s (--timeout)")
 
     # ---- resuming ----
 

@@ -125,6 +125,26 @@ def test_what_workers_say_is_heard_though_the_store_is_away(
 # ---- waiting ----
 
 
+def test_one_that_hangs_while_another_is_replaced_is_replaced_too(
+    store: EmbeddedStore, tmp_path: Path, undisturbed: Path
+) -> None:
+    hang = f"""
+        time.sleep(0.05)
+        if number == 6 and one_worker({str(tmp_path)!r}):
+            (Path({str(tmp_path)!r}) / "hangs").write_text(str(os.getpid()))
+            while True:
+                time.sleep(1)  # the heartbeat goes on
+"""
+    with Going(store, tmp_path, write_task(tmp_path, hang), "--timeout", 3) as run:
+        run.at_step(5)
+        assert eventually(lambda: (tmp_path / "hangs").exists() and (tmp_path / "hangs").read_text() != "")
+        hanging = int((tmp_path / "hangs").read_text())
+        next(process for _, process in run.workers() if process.pid != hanging).kill()
+        assert run.finish() == 0
+    same_end(run.folder, undisturbed)
+    assert len(run.changes()[0]["lost_ranks"]) == 2
+
+
 # ---- Ctrl-C, and a scheduler that dies, while they gather ----
 
 
