@@ -183,10 +183,11 @@ class Crew:
             and (worker_id not in ended or not self._takes_part(worker_id))
         ]
         seen = self.coordination.look(self.scheduler_id, watched)
-        if not seen.intact:
+        went_back = seen.generation < self.coordinator.generation
+        if not seen.intact or (went_back and self.coordinator.plan is not None):  # an older snapshot, a replica that lagged
             self.store_has_lost_data()
             return
-        if seen.generation < self.coordinator.generation:  # it went away when it was to be told
+        if went_back:  # it went away when it was to be told
             self.coordination.open_generation(self.coordinator.generation, self.scheduler_id)
         elif self.coordinator.plan is not None and not seen.has_plan:
             self.coordination.publish(self.coordinator.plan, self.scheduler_id)

@@ -145,6 +145,20 @@ def test_one_that_hangs_while_another_is_replaced_is_replaced_too(
     assert len(run.changes()[0]["lost_ranks"]) == 2
 
 
+def test_a_store_that_has_gone_back_to_an_older_generation_is_told_a_newer_one(
+    store: EmbeddedStore, tmp_path: Path, undisturbed: Path
+) -> None:
+    with Going(store, tmp_path, write_task(tmp_path, PACED)) as run:
+        run.at_step(4)
+        run.workers()[1][1].kill()
+        run.wait_for(lambda event: event["event"] == "membership")
+        with coordination_of(run) as coordination:  # as a replica does that lacks the last writes, or a restored snapshot
+            parameters = coordination.parameters
+            parameters.client.decr(parameters.key("generation"))
+        assert run.finish() == 0
+    same_end(run.folder, undisturbed)
+
+
 # ---- Ctrl-C, and a scheduler that dies, while they gather ----
 
 
