@@ -68,6 +68,7 @@ class Crew:
         self._joining: dict[str, str | None] = {}  # started beside the others, by whom they will replace; None: one more
         self._spare_failures = 0
         self._looked = 0.0
+        self._missing: dict[str, float] = {}  # monotonic: since when a metadata key is not there
         self._frozen = 0.0  # monotonic: since then they gather
         self.store_was_lost = False  # since whoever looks at this has set it back
         self._ended_since = 0.0
@@ -169,7 +170,10 @@ class Crew:
         return self.coordinator.plan is not None and worker_id in self.coordinator.plan.ranks
 
     def _look(self) -> None:
-        """See that the store has the job, and who lacks a metadata key (which expires when nobody renews it)."""
+        """See that the store has the job, and who lacks a metadata key (which expires when nobody renews it).
+
+        A clock of the store that jumps makes them all expire: whoever lives brings its own back with the next heartbeat.
+        """
         now = time.monotonic()
         if now - self._looked < LOOK_EVERY_S:
             return
@@ -191,8 +195,9 @@ class Crew:
             self.coordination.open_generation(self.coordinator.generation, self.scheduler_id)
         elif self.coordinator.plan is not None and not seen.has_plan:
             self.coordination.publish(self.coordinator.plan, self.scheduler_id)
-        for worker_id, alive in seen.alive.items():
-            if not alive:
+        self._missing = {w: self._missing.get(w, now) for w, alive in seen.alive.items() if not alive}
+        for worker_id, since in list(self._missing.items()):
+            if now - since >= self.request.liveness_s / 3:  # heartbeats are a quarter apart
                 self._lose(worker_id, f"has stopped reporting: its metadata key has expired ({self.request.liveness_s:g} s)")
 
     def _fill_places(self) -> None:

@@ -159,6 +159,22 @@ def test_a_store_that_has_gone_back_to_an_older_generation_is_told_a_newer_one(
     same_end(run.folder, undisturbed)
 
 
+def test_metadata_keys_that_expire_because_the_clock_of_the_store_jumps_are_no_lost_workers(
+    store: EmbeddedStore, tmp_path: Path, undisturbed: Path
+) -> None:
+    with Going(store, tmp_path, write_task(tmp_path, PACED), "--liveness", 4, pace=0.1) as run:
+        run.at_step(6)
+        with coordination_of(run) as coordination:
+            parameters, deadline = coordination.parameters, time.monotonic() + 0.7
+            keys = [parameters.key(f"worker:{name}") for name in (coordination.plan() or Plan(0, {}, None, None)).ranks]
+            assert len(keys) == 3
+            while time.monotonic() < deadline:
+                parameters.client.delete(*keys)
+        assert run.finish() == 0
+    same_end(run.folder, undisturbed)
+    assert run.changes() == []
+
+
 # ---- Ctrl-C, and a scheduler that dies, while they gather ----
 
 
