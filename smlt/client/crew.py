@@ -383,6 +383,7 @@ class Crew:
     def _renew(self, worker_id: str) -> None:
         """One worker has paused by itself: its time limit came while it waited for a plan."""
         rank = self.coordinator.ranks.get(worker_id, self.started[worker_id].config.rank)
+        self.policy.count_pause(rank, self.started[worker_id], self.records.done_step)
         if self._takes_part(worker_id):
             self.freeze_all("time limit")
         new = self.started.invoke_again(worker_id, rank)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,19 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from commandline import PACED, TASK, Running, all_gone, eventually, keys_of, rows, same_end, smlt, status, steps, write_task
-from test_scheduler import Scripted, all_of_it, scheduler, told, workers_of
+from commandline import PACED, Running, eventually, keys_of, rows, same_end, smlt, status, write_task
+from test_scheduler import Scripted, all_of_it, scheduler, told
 
-from smlt.client import starts
 from smlt.errors import StoreUnavailable
 from smlt.store.coordination import Coordination
 from smlt.store.embedded import EmbeddedStore
 from smlt.store.membership import Plan
-from smlt.store.object import DirectoryObjectStore
 from smlt.store.parameter import ParameterStore
-from smlt.worker import checkpoint
 
 JOB = ("--workers", 3, "--epochs", 10, "--global-batch-size", 16, "--codec", "fp32", "--json", "--name", "run")
 
@@ -173,6 +167,19 @@ def test_metadata_keys_that_expire_because_the_clock_of_the_store_jumps_are_no_l
         assert run.finish() == 0
     same_end(run.folder, undisturbed)
     assert run.changes() == []
+
+
+def test_a_cold_worker_whose_time_limit_comes_before_it_can_train_ends_the_run(store: EmbeddedStore, tmp_path: Path) -> None:
+    script = write_task(tmp_path)
+    text = script.read_text()
+    start = "    def data(self):\n"
+    assert start in text
+    script.write_text(text.replace(start, f"{start}        time.sleep(1.8)\n"))
+    with Going(store, tmp_path, script, "--time-limit", 2, "--cold", "--max-restarts", 2) as run:
+        assert run.finish() == 4
+    assert "its time limit comes before it can train" in run.errors.read_text()
+    assert "--time-limit" in run.errors.read_text()
+    assert keys_of(store.url, "run") == []
 
 
 # ---- Ctrl-C, and a scheduler that dies, while they gather ----
