@@ -12,7 +12,7 @@ from typing import Any
 from smlt.client.policy import FailurePolicy, reraised
 from smlt.client.records import Records
 from smlt.client.request import RunRequest
-from smlt.client.starts import START_S, Starts
+from smlt.client.starts import Starts
 from smlt.errors import StoreUnavailable
 from smlt.store.coordination import Coordination
 from smlt.store.membership import Coordinator
@@ -152,7 +152,7 @@ class Crew:
             code = start.code
             if code is None:
                 if start.overdue:
-                    self._lose(worker_id, f"has not come within {START_S:g} s")
+                    self._lose(worker_id, f"has not come within {start.start_s:g} s (--timeout)")
                 continue
             if not start.gone:
                 start.gone = True

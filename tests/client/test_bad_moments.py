@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from commandline import PACED, Running, eventually, keys_of, rows, same_end, smlt, status, write_task
-from test_scheduler import Scripted, all_of_it, scheduler, told
+from test_scheduler import Scripted, all_of_it, scheduler, told, workers_of
 
+from smlt.client import starts
 from smlt.errors import StoreUnavailable
 from smlt.store.coordination import Coordination
 from smlt.store.embedded import EmbeddedStore
@@ -117,6 +118,25 @@ def test_what_workers_say_is_heard_though_the_store_is_away(
 
 
 # ---- waiting ----
+
+
+def test_a_worker_may_take_longer_to_come_than_others_when_the_timeout_says_so(
+    store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starts, "START_S", 0.2)
+    made = scheduler(store, tmp_path, all_of_it, timeout_s=20)
+    since = time.monotonic()
+    executor: Any = made.executor
+    start = executor.start
+
+    def slowly(*arguments: Any) -> Scripted:
+        worker: Scripted = start(*arguments)
+        worker.held = lambda: time.monotonic() - since < 1
+        return worker
+
+    executor.start = slowly
+    assert made.run()["state"] == "done"
+    assert len(workers_of(made)) == 2
 
 
 def test_one_that_hangs_while_another_is_replaced_is_replaced_too(
