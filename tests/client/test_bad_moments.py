@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from commandline import PACED, Running, eventually, keys_of, rows, same_end, smlt, status, write_task
+from commandline import PACED, Running, all_gone, eventually, keys_of, rows, same_end, smlt, status, write_task
 from test_scheduler import Scripted, all_of_it, scheduler, told, workers_of
 
 from smlt.client import starts
@@ -218,3 +221,28 @@ def frozen(run: Going) -> None:
 
 
 # ---- what is left behind ----
+
+
+def test_what_a_lost_worker_has_started_goes_with_it(store: EmbeddedStore, tmp_path: Path) -> None:
+    script = write_task(
+        tmp_path,
+        f"""
+        if number == 6 and one_worker({str(tmp_path)!r}):
+            import subprocess
+            child = subprocess.Popen(["sleep", "600"])
+            (Path({str(tmp_path)!r}) / "child").write_text(str(child.pid))
+            os.kill(os.getpid(), signal.SIGKILL)
+""",
+    )
+    with Going(store, tmp_path, script) as run:
+        assert run.finish() == 0
+    child = (
+        psutil.Process(int((tmp_path / "child").read_text()))
+        if psutil.pid_exists(int((tmp_path / "child").read_text()))
+        else None
+    )
+    try:
+        assert child is None or all_gone([child])
+    finally:
+        if child is not None and child.is_running():
+            os.kill(child.pid, signal.SIGKILL)
