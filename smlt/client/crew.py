@@ -64,7 +64,8 @@ class Crew:
         self.restarts = 0
         self.change: Change = Change(["start"])
         self._changing = True  # `change` is still to be written down
-        self._progress_at = 0  # the last completed step
+        self._progress_at = 0  # the last completed step; what is done again is no progress
+        self._begins_at = 0  # the step behind which the plan begins
         self._joining: dict[str, str | None] = {}  # started beside the others, by whom they will replace; None: one more
         self._spare_failures = 0
         self._looked = 0.0
@@ -101,7 +102,7 @@ class Crew:
         if self.records.done_step > self._progress_at:
             self._progress_at = self.records.done_step
             self.policy.step_completed()
-            self._went_on()
+        self._went_on()
         return ""
 
     def ranks_to_read(self) -> int:
@@ -322,16 +323,20 @@ class Crew:
         if plan.position is not None:
             self.records.settle(plan.position.step)
         elif ever:
-            self.records.go_back(*self._checkpoint())
+            self.records.catch_up(*self._checkpoint())
         self.records.world_size = plan.world_size
-        self.coordination.publish(plan, self.scheduler_id)
+        self._begins_at = max(self.records.done_step, plan.position.step if plan.position is not None else 0)
         self._delete_before = plan.generation
+        self.coordination.publish(plan, self.scheduler_id)
 
-    def _checkpoint(self) -> tuple[int, int, dict[str, float]]:
-        """Step, epoch and metrics of the newest checkpoint that is whole; of the beginning when there is none."""
+    def _checkpoint(self) -> tuple[int, int, dict[str, float], list[dict[str, Any]]]:
+        """Step, epoch, metrics and last rows of the newest checkpoint that is whole; of the beginning when there is none."""
         template = self.started.template
         found = load_latest(open_object_store(template.object_store_url), f"{template.run}/checkpoints")
-        return (0, 0, {}) if found is None else (int(found[1]["step"]), int(found[1]["epoch"]), found[1]["metrics"])
+        if found is None:
+            return 0, 0, {}, []
+        state = found[1]
+        return int(state["step"]), int(state["epoch"]), state["metrics"], state.get("recent", [])
 
     def _went_on(self, *, ended: bool = False) -> None:
         """A step is complete, or all have ended: the change is over, what older generations left is of no more use.
@@ -341,7 +346,7 @@ class Crew:
         plan = self.coordinator.plan
         if plan is None or not self._changing:
             return
-        if plan.position is not None and self.records.done_step <= plan.position.step and not ended:
+        if self.records.done_step <= self._begins_at and not ended:
             return
         change, self._changing, self._spare_failures = self.change, False, 0
         if change.reasons != ["start"]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from commandline import PACED, Running, all_gone, eventually, keys_of, rows, same_end, smlt, status, write_task
+from commandline import PACED, TASK, Running, all_gone, eventually, keys_of, rows, same_end, smlt, status, steps, write_task
 from test_scheduler import Scripted, all_of_it, scheduler, told, workers_of
 
 from smlt.client import starts
@@ -218,6 +218,54 @@ def frozen(run: Going) -> None:
 
 
 # ---- what is written down ----
+
+
+def test_a_step_that_only_one_had_reported_is_written_down_when_all_are_lost(store: EmbeddedStore, tmp_path: Path) -> None:
+    """Without a test set nobody waits for the others at the end of an epoch: a checkpoint may be ahead of their reports."""
+    script = write_task(
+        tmp_path,
+        f"""
+        rank, dead = os.readlink("/proc/self/fd/1")[-5], Path({str(tmp_path)!r}) / "dead"
+        if rank == "0" and number == 5 and not dead.exists():
+            dead.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+""",
+    )
+    text = script.read_text().replace('"train": (x, y), "test": (x, y)', '"train": (x, y)')
+    script.write_text(
+        text.replace(
+            "        return SGD(",
+            f"""        rank, dead = os.readlink("/proc/self/fd/1")[-5], Path({str(tmp_path)!r}) / "dead"
+
+        class Dying(SGD):
+            steps = 0
+
+            def step(self, gradients):
+                super().step(gradients)
+                self.steps += 1
+                if rank != "0" and self.steps == 4 and not dead.exists():
+                    while not dead.exists():
+                        time.sleep(0.001)
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        return Dying(""",
+        )
+    )
+    assert text != TASK
+    with Going(store, tmp_path, script) as run:
+        assert run.finish() == 0
+    assert len(run.changes()) == 1
+    assert [number for number, _ in steps(run.folder)] == list(range(1, 41))
+
+
+def test_going_back_to_a_checkpoint_is_over_with_the_first_step(store: EmbeddedStore, tmp_path: Path) -> None:
+    with Going(store, tmp_path, write_task(tmp_path, PACED)) as run:
+        run.at_step(15)
+        for _, process in run.workers():
+            process.kill()
+        change = run.wait_for(lambda event: event["event"] == "membership")
+        assert change["step"] == 13
+        assert run.finish() == 0
 
 
 # ---- what is left behind ----
