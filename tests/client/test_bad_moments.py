@@ -217,6 +217,17 @@ def frozen(run: Going) -> None:
         assert eventually(lambda: len(coordination.acks(generation)) == 2)
 
 
+def test_ctrl_c_while_they_gather_leaves_a_checkpoint(store: EmbeddedStore, tmp_path: Path) -> None:
+    with Going(store, tmp_path, write_task(tmp_path, PACED), pace=0.1) as run:
+        run.at_step(6)
+        frozen(run)
+        run.process.send_signal(signal.SIGINT)
+        assert run.finish() == 130
+    assert status(run.folder)["state"] == "stopped"
+    assert status(run.folder)["checkpoint_step"] >= 6
+    assert status(run.folder)["checkpoint_step"] == status(run.folder)["step"]
+
+
 # ---- what is written down ----
 
 
