@@ -72,6 +72,7 @@ class TaskScheduler:
 
         Whatever happens, no worker is left running and no key of the job in the store.
         """
+        self.folder.take_scale_request()  # one that came too late for an earlier start is not for this one
         self.folder.write_status(state="running", pid=os.getpid(), started=time.time(), error=None)
         state, error_text = "failed", None
         try:
@@ -274,7 +275,7 @@ class TaskScheduler:
 
     def _take_requests(self, crew: Crew) -> None:
         """What `smlt scale` has asked for; it waits while the membership changes."""
-        if crew.coordinator.plan is None:
+        if crew.coordinator.plan is None or crew.records.ended:
             return
         wanted = self.folder.take_scale_request()
         if wanted is None:

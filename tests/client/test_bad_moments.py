@@ -305,3 +305,29 @@ def test_what_a_lost_worker_has_started_goes_with_it(store: EmbeddedStore, tmp_p
     finally:
         if child is not None and child.is_running():
             os.kill(child.pid, signal.SIGKILL)
+
+
+def test_a_request_to_scale_is_for_the_run_that_was_under_way(store: EmbeddedStore, tmp_path: Path) -> None:
+    made = scheduler(store, tmp_path, impatient(all_of_it))
+    made.folder.request_scale(1)  # it had come too late for the start of the run before
+    assert made.run()["state"] == "done"
+    assert {len(row["ranks"]) for row in rows(made.folder.path) if row["kind"] == "step"} == {2}
+    assert not (made.folder.path / "scale.json").exists()
+
+
+def test_a_request_to_scale_at_the_end_of_the_job_is_too_late(store: EmbeddedStore, tmp_path: Path) -> None:
+    def report(worker: Scripted, plan: Plan) -> int | None:
+        if worker.number == 1 and 0 not in [w.number for w in workers_of(made) if w.code == 0]:
+            return None
+        if worker.number == 1 and len(asked) < 4:
+            asked.append(True)
+            if len(asked) == 2:  # by now it is known that the other one has ended
+                made.folder.request_scale(1)
+            return None
+        return all_of_it(worker, plan)
+
+    asked: list[bool] = []
+    made = scheduler(store, tmp_path, impatient(report))
+    assert made.run()["state"] == "done"
+    assert asked
+    assert len(workers_of(made)) == 2
