@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from smlt.client.policy import FailurePolicy, reraised
 from smlt.client.records import Records
 from smlt.client.request import RunRequest
-from smlt.client.starts import START_S, Starts
+from smlt.client.starts import Starts
+from smlt.errors import StoreUnavailable
 from smlt.store.coordination import Coordination
 from smlt.store.membership import Coordinator
 from smlt.store.object import open_object_store
@@ -62,15 +64,19 @@ class Crew:
         self.restarts = 0
         self.change: Change = Change(["start"])
         self._changing = True  # `change` is still to be written down
-        self._progress_at = 0  # the last completed step
+        self._progress_at = 0  # the last completed step; what is done again is no progress
+        self._begins_at = 0  # the step behind which the plan begins
         self._joining: dict[str, str | None] = {}  # started beside the others, by whom they will replace; None: one more
         self._spare_failures = 0
         self._looked = 0.0
         self._nothing_to_finish = False  # the store has lost its data since the last plan, and with it what was sent
+        self._missing: dict[str, float] = {}  # monotonic: since when a metadata key is not there
+        self._frozen = 0.0  # monotonic: since then they gather
         self.store_was_lost = False  # since whoever looks at this has set it back
         self._ended_since = 0.0
         self._finished: set[str] = set()  # of the plan's: has ended its part
         self._delete_before = 0
+        self._words: deque[tuple[str, str]] = deque()  # of the workers, still to be heard
 
     def begin(self) -> None:
         """Open the first generation and start the workers."""
@@ -92,11 +98,12 @@ class Crew:
             self._invoke_again()
         self._look()
         self._resume_if_complete()
+        self._end_who_does_not_stop()
         self._let_join()
         if self.records.done_step > self._progress_at:
             self._progress_at = self.records.done_step
             self.policy.step_completed()
-            self._went_on()
+        self._went_on()
         return ""
 
     def ranks_to_read(self) -> int:
@@ -107,14 +114,17 @@ class Crew:
         """The store was away: the next tick looks at what it has."""
         self._looked = 0.0
 
-    def _hear(self, words: list[tuple[str, str]]) -> None:
-        for kind, text in words:
+    def _hear(self, words: Iterable[tuple[str, str]]) -> None:
+        self._words.extend(words)
+        while self._words:
+            kind, text = self._words[0]
             if kind == "ack":
                 self._take_acks()
             elif kind == "fault":
                 self._hear_of_a_fault(json.loads(text))
             elif kind == "paused" and text in self.started:
                 self._renew(text)
+            self._words.popleft()  # not before: when the store goes away meanwhile, it is heard again
 
     def _hear_of_a_fault(self, word: dict[str, Any]) -> None:
         """A worker cannot go on in the generation that is in force."""
@@ -146,7 +156,7 @@ class Crew:
             code = start.code
             if code is None:
                 if start.overdue:
-                    self._lose(worker_id, f"has not come within {START_S:g} s")
+                    self._lose(worker_id, f"has not come within {start.start_s:g} s (--timeout)")
                 continue
             if not start.gone:
                 start.gone = True
@@ -164,7 +174,10 @@ class Crew:
         return self.coordinator.plan is not None and worker_id in self.coordinator.plan.ranks
 
     def _look(self) -> None:
-        """See that the store has the job, and who lacks a metadata key (which expires when nobody renews it)."""
+        """See that the store has the job, and who lacks a metadata key (which expires when nobody renews it).
+
+        A clock of the store that jumps makes them all expire: whoever lives brings its own back with the next heartbeat.
+        """
         now = time.monotonic()
         if now - self._looked < LOOK_EVERY_S:
             return
@@ -178,15 +191,17 @@ class Crew:
             and (worker_id not in ended or not self._takes_part(worker_id))
         ]
         seen = self.coordination.look(self.scheduler_id, watched)
-        if not seen.intact:
+        went_back = seen.generation < self.coordinator.generation
+        if not seen.intact or (went_back and self.coordinator.plan is not None):  # an older snapshot, a replica that lagged
             self.store_has_lost_data()
             return
-        if seen.generation < self.coordinator.generation:  # it went away when it was to be told
+        if went_back:  # it went away when it was to be told
             self.coordination.open_generation(self.coordinator.generation, self.scheduler_id)
         elif self.coordinator.plan is not None and not seen.has_plan:
             self.coordination.publish(self.coordinator.plan, self.scheduler_id)
-        for worker_id, alive in seen.alive.items():
-            if not alive:
+        self._missing = {w: self._missing.get(w, now) for w, alive in seen.alive.items() if not alive}
+        for worker_id, since in list(self._missing.items()):
+            if now - since >= self.request.liveness_s / 3:  # heartbeats are a quarter apart
                 self._lose(worker_id, f"has stopped reporting: its metadata key has expired ({self.request.liveness_s:g} s)")
 
     def _fill_places(self) -> None:
@@ -205,17 +220,19 @@ class Crew:
 
     def _lose(self, worker_id: str, how: str, code: int | None = None) -> None:
         """A worker is lost: end what is left of it, and change the membership if it took part."""
+        frozen, takes_part = self.coordinator.plan is None, self._takes_part(worker_id)
+        needed = worker_id in self.coordinator.expected if frozen else takes_part and not self.records.ended
+        if needed:
+            self._end_if_the_job_failed()  # before anything is changed: when the store is away, this is all done again
         start = self.started.lose(worker_id)
-        if self._takes_part(worker_id) and self.records.ended:
+        if takes_part and not needed:
             # Someone has ended in order, so the last checkpoint is written: this one is no more needed.
             self._finished.add(worker_id)
             return
-        frozen = self.coordinator.plan is None
-        if not (worker_id in self.coordinator.expected if frozen else self._takes_part(worker_id)):
+        if not needed:
             self._lose_one_beside(worker_id, code)
             return
         rank = self.coordinator.ranks.get(worker_id, start.config.rank if start is not None else 0)
-        self._end_if_the_job_failed()
         self.policy.count(rank, f"worker {rank} {how}", start, self.records.done_step, code)
         if not frozen:
             self._freeze(self._members())
@@ -279,8 +296,21 @@ class Crew:
         self._changing = True
         self._finished.clear()
         self._ended_since = 0.0
+        self._frozen = time.monotonic()
         self.records.begin_generation(self.coordinator.freeze(expected, successors))
-        self.coordination.open_generation(self.coordinator.generation, self.scheduler_id)
+        try:
+            self.coordination.open_generation(self.coordinator.generation, self.scheduler_id)
+        except StoreUnavailable:  # the next look says it again
+            self.look_at_once()
+
+    def _end_who_does_not_stop(self) -> None:
+        """A wait ends (invariant 8): also for a worker that hangs while its heartbeat goes on."""
+        if self.coordinator.plan is not None or time.monotonic() - self._frozen < self.request.timeout_s:
+            return
+        for worker_id in self.coordinator.missing():
+            start = self.started.get(worker_id)
+            if start is not None and start.ready:  # those that are still to come have a limit of their own
+                self._lose(worker_id, f"did not stop for a new generation within {self.request.timeout_s:g} s (--timeout)")
 
     # ---- resuming ----
 
@@ -297,16 +327,20 @@ class Crew:
         if plan.position is not None:
             self.records.settle(plan.position.step)
         elif ever:
-            self.records.go_back(*self._checkpoint())
+            self.records.catch_up(*self._checkpoint())
         self.records.world_size = plan.world_size
-        self.coordination.publish(plan, self.scheduler_id)
+        self._begins_at = max(self.records.done_step, plan.position.step if plan.position is not None else 0)
         self._delete_before = plan.generation
+        self.coordination.publish(plan, self.scheduler_id)
 
-    def _checkpoint(self) -> tuple[int, int, dict[str, float]]:
-        """Step, epoch and metrics of the newest checkpoint that is whole; of the beginning when there is none."""
+    def _checkpoint(self) -> tuple[int, int, dict[str, float], list[dict[str, Any]]]:
+        """Step, epoch, metrics and last rows of the newest checkpoint that is whole; of the beginning when there is none."""
         template = self.started.template
         found = load_latest(open_object_store(template.object_store_url), f"{template.run}/checkpoints")
-        return (0, 0, {}) if found is None else (int(found[1]["step"]), int(found[1]["epoch"]), found[1]["metrics"])
+        if found is None:
+            return 0, 0, {}, []
+        state = found[1]
+        return int(state["step"]), int(state["epoch"]), state["metrics"], state.get("recent", [])
 
     def _went_on(self, *, ended: bool = False) -> None:
         """A step is complete, or all have ended: the change is over, what older generations left is of no more use.
@@ -316,7 +350,7 @@ class Crew:
         plan = self.coordinator.plan
         if plan is None or not self._changing:
             return
-        if plan.position is not None and self.records.done_step <= plan.position.step and not ended:
+        if self.records.done_step <= self._begins_at and not ended:
             return
         change, self._changing, self._spare_failures = self.change, False, 0
         if change.reasons != ["start"]:
@@ -358,6 +392,7 @@ class Crew:
     def _renew(self, worker_id: str) -> None:
         """One worker has paused by itself: its time limit came while it waited for a plan."""
         rank = self.coordinator.ranks.get(worker_id, self.started[worker_id].config.rank)
+        self.policy.count_pause(rank, self.started[worker_id], self.records.done_step)
         if self._takes_part(worker_id):
             self.freeze_all("time limit")
         new = self.started.invoke_again(worker_id, rank)

@@ -23,10 +23,12 @@ class FailurePolicy:
     def __init__(self, request: RunRequest) -> None:
         self.request = request
         self._failures: Counter[int] = Counter()  # by rank; -1: nobody's
+        self._pauses: Counter[int] = Counter()  # by rank: that came before any step
 
     def step_completed(self) -> None:
         """Training goes on: what failed before does not count."""
         self._failures.clear()
+        self._pauses.clear()
 
     @property
     def backoff_s(self) -> float:
@@ -45,6 +47,13 @@ class FailurePolicy:
         too_often = self._failures[rank] > self.request.max_restarts
         if self.request.on_failure == "stop" or too_often or code in HOPELESS:
             raise self.loss(rank, what, start, step)
+
+    def count_pause(self, rank: int, start: Started, step: int) -> None:
+        """A worker's time limit came before its first step. Cold, it has to begin anew: WorkerLostError when it always does."""
+        self._pauses[rank] += not start.config.warm
+        if self._pauses[rank] > self.request.max_restarts:
+            what = f"worker {rank}: its time limit comes before it can train, {self._pauses[rank]} times in a row"
+            raise self.loss(rank, f"{what}; give a larger --time-limit, or keep workers --warm", start, step)
 
     def loss(self, rank: int, what: str, start: Started | None, step: int) -> WorkerLostError:
         """The error that tells how a worker was lost, where its log is, and how that ends."""

@@ -109,15 +109,17 @@ class Run:
 
     def take_scale_request(self) -> int | None:
         """The number of workers that was asked for since the last time, None when none was."""
-        path = self.path / "scale.json"
-        if not path.exists():
+        taken = self.path / ".scale.json-taken"
+        try:
+            (self.path / "scale.json").rename(taken)  # the next one may come at any moment
+        except OSError:
             return None
         try:
-            return int(self._read("scale.json")["workers"])
+            return int(self._read(taken.name)["workers"])
         except (CheckpointError, KeyError, TypeError, ValueError):
             return None
         finally:
-            path.unlink(missing_ok=True)
+            taken.unlink(missing_ok=True)
 
     def truncate_metrics(self, step: int) -> None:
         """Drop rows of steps after `step`: a resumed run does them again."""

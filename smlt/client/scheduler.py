@@ -64,6 +64,7 @@ class TaskScheduler:
         self.records: Records | None = None
         self._store: EmbeddedStore | None = None
         self._stop_by: float | None = None  # monotonic: Ctrl-C was seen; then the workers are killed
+        self._stop_said = False  # to the workers of this generation
         self._shown: set[int] = set()  # stragglers that the user knows of
 
     def run(self) -> dict[str, Any]:
@@ -71,6 +72,7 @@ class TaskScheduler:
 
         Whatever happens, no worker is left running and no key of the job in the store.
         """
+        self.folder.take_scale_request()  # one that came too late for an earlier start is not for this one
         self.folder.write_status(state="running", pid=os.getpid(), started=time.time(), error=None)
         state, error_text = "failed", None
         try:
@@ -141,19 +143,18 @@ class TaskScheduler:
         starts = Starts(self.executor, self.folder, self._template(job, script, url))
         crew = self.crew = Crew(request, starts, coordination, self.scheduler_id, records, resume=self.resume)
         stack.callback(self._clean, parameters, crew)
+        begins_at = records.newest_step
         crew.begin()
         while True:
             try:
                 return self._watch(crew, records, resources)
             except (KeyboardInterrupt, BrokenPipeError) as error:
-                if self._stop_by is not None or not resources.latest:  # asked twice, or nothing is trained yet
+                if self._stop_by is not None or records.newest_step <= begins_at:  # asked twice, or nothing is trained yet
                     raise
                 if isinstance(error, BrokenPipeError):
                     self.progress = records.progress = Unwatched()
                 self._stop_by = time.monotonic() + STOP_GRACE_S
                 self.progress.stopping()
-                with suppress(StoreUnavailable):  # it is said again when the store is back
-                    coordination.request_stop()
 
     def _template(self, job: str, script: str, url: str) -> WorkerConfig:
         request = self.request
@@ -221,6 +222,9 @@ class TaskScheduler:
             try:
                 if since:
                     self._mend_store(crew)
+                if self._stop_by is not None and not self._stop_said:
+                    crew.coordination.request_stop()
+                    self._stop_said = True
                 rows, words = resources.poll(crew.ranks_to_read(), TICK_MS)
                 for row in rows:
                     records.take(row)
@@ -253,8 +257,7 @@ class TaskScheduler:
         if crew.store_was_lost:
             crew.store_was_lost = False
             resources.streams_are_new()
-        if self._stop_by is not None:
-            crew.coordination.request_stop()
+        self._stop_said = False
 
     def _check_resources(self, crew: Crew, resources: ResourceManager) -> None:
         over = resources.over_memory()
@@ -272,7 +275,7 @@ class TaskScheduler:
 
     def _take_requests(self, crew: Crew) -> None:
         """What `smlt scale` has asked for; it waits while the membership changes."""
-        if crew.coordinator.plan is None:
+        if crew.coordinator.plan is None or crew.records.ended:
             return
         wanted = self.folder.take_scale_request()
         if wanted is None:

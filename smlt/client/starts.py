@@ -12,7 +12,7 @@ from smlt.client.executors import Executor, Worker
 from smlt.client.runs import Run
 from smlt.worker.config import WorkerConfig
 
-#: A worker that has not acknowledged so long after it was started does not come.
+#: A worker that has not acknowledged so long after it was started, or --timeout when that is longer, does not come.
 START_S = 120.0
 #: A cold worker that has paused ends by itself within that.
 END_S = 5.0
@@ -39,7 +39,12 @@ class Started:
     @property
     def overdue(self) -> bool:
         """Whether it should have acknowledged by now."""
-        return self.handle is not None and not self.ready and time.monotonic() - self.started > START_S
+        return self.handle is not None and not self.ready and time.monotonic() - self.started > self.start_s
+
+    @property
+    def start_s(self) -> float:
+        """How long it may take to come: data and model may be large."""
+        return max(START_S, self.config.timeout_s)
 
 
 class Starts(dict[str, Started]):

@@ -19,10 +19,13 @@ class LocalWorker:
     """A worker process. Its stdin is the life line: when this process ends, however it ends, the worker does too."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
+        self.process, self._group_lives = process, True
 
     def poll(self) -> int | None:
-        return self.process.poll()
+        code = self.process.poll()
+        if code is not None:
+            self._end_group()
+        return code
 
     def invoke(self, config: WorkerConfig) -> bool:
         assert self.process.stdin is not None
@@ -34,14 +37,19 @@ class LocalWorker:
         return self.process.poll() is None
 
     def kill(self) -> None:
-        if self.process.poll() is None:
-            # It leads a process group of its own: what the task started (data loaders) goes with it.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+        if self.poll() is None:
+            self._end_group()
             self.process.kill()
         self.process.wait()
         if self.process.stdin is not None:
             self.process.stdin.close()
+
+    def _end_group(self) -> None:
+        """It leads a process group of its own: what the task started (data loaders) goes with it."""
+        if self._group_lives:  # once: the number may be another's later
+            self._group_lives = False
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class LocalExecutor:
