@@ -343,15 +343,15 @@ class Trainer:
             return
         over = self.step_in_epoch == self.iterator.steps_per_epoch
         if not over:  # the end of an epoch takes all workers: the checkpoint before it will do
-            self._write(self.epoch, self.step_in_epoch, [])
+            self._write(self.epoch, self.step_in_epoch, [], alone=self.config.worker_id)
 
-    def _write(self, epoch: int, step_in_epoch: int, parts: list[bytes]) -> None:
+    def _write(self, epoch: int, step_in_epoch: int, parts: list[bytes], *, alone: str = "") -> None:
         assert self.objects is not None
         tensors, rest = self.adapter.state()
         state = self._state(epoch, step_in_epoch, rest)
         state["feedback"] = self._feedback_plan() if parts else None
         checkpoint.save(
-            self.objects, self._prefix, self.step, tensors, state, parts, self.config.checkpoints_kept, self.confirm
+            self.objects, self._prefix, self.step, tensors, state, parts, self.config.checkpoints_kept, self.confirm, alone
         )
 
     def _state(self, epoch: int, step_in_epoch: int, framework: dict[str, Any]) -> dict[str, Any]:
