@@ -61,7 +61,7 @@ class Member:
         self.last_out = False  # the last worker of its session to leave
         self._reported = time.monotonic()  # when the store has last taken a report
         self._orphaned = threading.Event()
-        self._scheduled = time.monotonic()  # when the scheduler's lease was last seen
+        self._unscheduled: float | None = None  # since when the scheduler's lease is missing
         self._heartbeat = Heartbeat(self)
 
     # ---- what the trainer calls ----
@@ -95,9 +95,12 @@ class Member:
 
     def hear(self, answer: Answer) -> None:
         """Note whether a scheduler is there; without one for the length of a lease, stop at a checkpoint."""
+        now = time.monotonic()
         if answer.scheduled:
-            self._scheduled = time.monotonic()
-        elif time.monotonic() - self._scheduled > LEASE_S:
+            self._unscheduled = None
+            return
+        self._unscheduled = since = now if self._unscheduled is None else self._unscheduled
+        if now - since > LEASE_S:
             self.orphan()
 
     def orphan(self) -> None:

@@ -230,7 +230,7 @@ def test_ctrl_c_while_they_gather_leaves_a_checkpoint(store: EmbeddedStore, tmp_
     assert status(run.folder)["checkpoint_step"] == status(run.folder)["step"]
 
 
-@pytest.mark.parametrize("spares", [(), (), ("--spares", 1)])
+@pytest.mark.parametrize("spares", [(), ("--spares", 1)])
 def test_a_scheduler_that_dies_while_they_gather_leaves_a_whole_checkpoint(
     store: EmbeddedStore, tmp_path: Path, undisturbed: Path, spares: tuple[object, ...]
 ) -> None:
