@@ -150,10 +150,13 @@ class Trainer:
             self._end_epoch()
         if self.state == "running":
             self._train()
-        if self.state in ("stopped", "paused") and self._saved_step != self.step:
-            if self.state == "stopped" and self.step_in_epoch:  # paused, they go on with what each of them has
-                self._share_buffers()
-            self._save(self.epoch, self.step_in_epoch, wait=True)
+        if self.state in ("stopped", "paused"):
+            if self._saved_step == self.step:  # at the end of an epoch only rank 0 knows when that is written
+                self.comm.barrier()
+            else:
+                if self.state == "stopped" and self.step_in_epoch:  # paused, they go on with what each of them has
+                    self._share_buffers()
+                self._save(self.epoch, self.step_in_epoch, wait=True)
         self.report(self._row(kind="end", state=self.state))
         return self.state
 

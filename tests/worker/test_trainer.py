@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -266,3 +267,30 @@ def test_a_resumed_run_must_be_the_same_run(tmp_path: Path) -> None:
 def test_parts_that_give_the_wrong_thing_are_named(part: str, value: Any, message: str) -> None:
     with Communicator() as comm, pytest.raises(TaskError, match=message):
         train(comm, configure(), None, type("Odd", (Line,), {part: value})())
+
+
+def test_nobody_reports_its_end_before_the_checkpoint_of_the_epoch_is_written(
+    group: Callable[..., Group], tmp_path: Path
+) -> None:
+    written: list[bool] = []
+
+    class Slow(DirectoryObjectStore):
+        def put(self, key: str, content: bytes) -> None:
+            if key.endswith("000000006/MANIFEST.json"):
+                time.sleep(0.3)
+            super().put(key, content)
+
+    def run(comm: Communicator) -> None:
+        def report(row: dict[str, Any]) -> str:
+            if row.get("kind") == "end":
+                written.append((tmp_path / "run" / "checkpoints" / "000000006" / "MANIFEST.json").exists())
+            return "stop" if row["step"] == 5 else ""
+
+        trainer = Trainer(configure(rank=comm.rank, world_size=2), Line(), Slow(tmp_path), report)
+        trainer.attach(comm)
+        trainer.begin(False)
+        assert trainer.run() == "stopped"
+        assert trainer.step == 6
+
+    group(2).run(run)
+    assert written == [True, True]
