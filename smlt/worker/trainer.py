@@ -114,6 +114,9 @@ class Trainer:
         """Begin with all others: from the newest checkpoint if there may be one, else from the beginning."""
         if resume:
             self._load_newest()
+            steps = self.comm.allgather(np.array(self.step)).tolist()
+            if len(set(steps)) > 1:  # a read has failed on one of them; in the next generation the newest is the donor
+                raise CollectiveError(f"the workers begin at different steps: {steps}, by what each finds of the checkpoints")
         parameters = self.adapter.parameters()
         self.comm.broadcast(parameters, out=parameters)
         self.has_state = True

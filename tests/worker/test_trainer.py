@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 from conftest import Group
 
 from smlt import Communicator, Task
-from smlt.errors import CheckpointError, TaskError
+from smlt.errors import CheckpointError, CollectiveError, TaskError
 from smlt.store.object import DirectoryObjectStore
 from smlt.worker import checkpoint
 from smlt.worker.config import WorkerConfig
@@ -294,3 +295,17 @@ def test_nobody_reports_its_end_before_the_checkpoint_of_the_epoch_is_written(
 
     group(2).run(run)
     assert written == [True, True]
+
+
+def test_workers_that_find_different_checkpoints_do_not_begin(group: Callable[..., Group], tmp_path: Path) -> None:
+    group(1).run(lambda comm: train(comm, configure(), DirectoryObjectStore(tmp_path / "0"), Line(), stop_at=7))
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    newest = max((tmp_path / "1" / "run" / "checkpoints").iterdir())
+    (newest / "MANIFEST.json").unlink()  # as if its read had failed there: the one before is found
+
+    def begin(comm: Communicator) -> None:
+        train(comm, configure(), DirectoryObjectStore(tmp_path / str(comm.rank)), Line(), resume=True)
+
+    for outcome in group(2).attempt(begin):
+        assert isinstance(outcome.error, CollectiveError)
+        assert "begin at different steps: [8, 6]" in str(outcome.error)
