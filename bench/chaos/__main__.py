@@ -27,8 +27,8 @@ from bench.chaos.faults import KINDS
 from bench.chaos.run import LostRun, Run
 
 STEPS_PER_EPOCH = 23
-#: What a step takes beside its pace, at least; how long a fault takes with its recovery, about.
-STEP_S, FAULT_S = 0.004, 6.0
+#: At most so many steps a second are done while faults happen; how long a fault takes with its recovery, about.
+STEPS_PER_S, FAULT_S = 12, 4.0
 
 
 def train(folder: Path, request: dict[str, Any], seed: int) -> tuple[Run, Any]:
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args()
     limit_s = 60 * options.minutes if options.minutes else FAULT_S * options.faults if options.faults else 120.0
-    epochs = int(limit_s / (options.pace_ms / 1000 + STEP_S) / STEPS_PER_EPOCH) + 2
+    epochs = int(limit_s * STEPS_PER_S / STEPS_PER_EPOCH) + 2
     request = {
         "workers": options.workers,
         "epochs": epochs,

@@ -6,7 +6,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from smlt.client.policy import FailurePolicy, reraised
@@ -71,6 +71,7 @@ class Crew:
         self._looked = 0.0
         self._missing: dict[str, float] = {}  # monotonic: since when a metadata key is not there
         self._frozen = 0.0  # monotonic: since then they gather
+        self._nothing_to_finish = False  # the store has lost its data since the last plan, and with it what was sent
         self.store_was_lost = False  # since whoever looks at this has set it back
         self._ended_since = 0.0
         self._finished: set[str] = set()  # of the plan's: has ended its part
@@ -144,6 +145,8 @@ class Crew:
             if start is None:
                 continue
             start.ready, start.watched_from = True, time.monotonic()
+            if self._nothing_to_finish:
+                ack = replace(ack, finishing=False)
             if self.coordinator.acknowledge(self.coordinator.generation, ack):
                 self.records.take_recent(recent)
                 self.coordinator.reported(self.records.newest_step)
@@ -276,7 +279,7 @@ class Crew:
 
     def store_has_lost_data(self) -> None:
         """The store is back, without the job: begin a generation with those who are there, and say what it must know."""
-        self.store_was_lost = True
+        self.store_was_lost = self._nothing_to_finish = True
         soon = time.monotonic() + 2 * self.request.liveness_s  # by then their heartbeats have come again
         for start in self.started.values():
             start.watched_from = None if start.watched_from is None else soon
@@ -320,6 +323,7 @@ class Crew:
         plan = coordinator.make_plan(ever)
         if plan is None:
             return
+        self._nothing_to_finish = False
         if plan.position is not None:
             self.records.settle(plan.position.step)
         elif ever:

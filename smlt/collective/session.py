@@ -200,6 +200,9 @@ class Session:
         _, failures = self._engine.standing()
         self._engine.complete_fenced(True)
         try:
+            _, registered, _ = self.parameters.look(rank=self.rank, worker_id=self.worker_id, session=self.number)
+            if not registered:
+                return False  # the store has lost the session, and the aggregates with it
             while not self.closed:
                 step, now_failed = self._engine.standing()
                 if now_failed != failures or step == 0:
@@ -209,7 +212,7 @@ class Session:
                     return False
                 if self._run(step, min(SLICE_MS, left_ms)) == _native.CONNECTION_LOST:
                     self._reconnect(step, deadline)
-        except StoreError:
+        except (StoreError, FencedError):
             return False  # what the store holds cannot be had
         finally:
             self._engine.complete_fenced(False)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from smlt.errors import ConfigError, FencedError, StoreDataLost, StoreFull
+from smlt.errors import ConfigError, FencedError, StoreDataLost, StoreError, StoreFull
 from smlt.store.membership import Ack, Plan, Position
 from smlt.store.parameter import REPORTS_KEPT, ParameterStore, redact, translated
 
@@ -274,10 +274,13 @@ class Coordination:
             for entry, fields in entries:
                 last_ids[key.decode()] = entry.decode()
                 rank = names[key]
-                if rank is None:
-                    events.words.append((fields[b"kind"].decode(), fields[b"text"].decode()))
-                else:
-                    events.reports.append((rank, json.loads(fields[b"j"])))
+                try:
+                    if rank is None:
+                        events.words.append((fields[b"kind"].decode(), fields[b"text"].decode()))
+                    else:
+                        events.reports.append((rank, json.loads(fields[b"j"])))
+                except (KeyError, ValueError) as error:
+                    raise StoreError(f"entry {entry.decode()} of {key.decode()} is none of a worker's: {error!r}") from error
         return events
 
     def acks(self, generation: int) -> list[tuple[Ack, list[dict[str, Any]]]]:

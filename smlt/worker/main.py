@@ -140,7 +140,8 @@ def _end_at_the_limit(config: WorkerConfig) -> threading.Timer | None:
         return None
 
     def end() -> None:
-        print(f"smlt worker {config.rank}: the time limit of {config.time_limit_s:g} s has passed", file=sys.stderr, flush=True)
+        text = f"the time limit of {config.time_limit_s:g} s has passed: starting, two steps and a checkpoint must fit into it"
+        print(f"smlt worker {config.rank}: {text}", file=sys.stderr, flush=True)
         os._exit(TIME_LIMIT_EXIT)
 
     timer = threading.Timer(config.time_limit_s, end)

@@ -144,6 +144,9 @@ class Member:
                         if not self._can_be_mended(error):
                             raise
                         print(f"smlt worker {self.rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                        if isinstance(error, StoreDataLost):  # nothing is left to complete the step from
+                            self.close()
+                            trainer.rewind()
                         self._ask_for_a_new_generation(error)
             except Orphaned:
                 with suppress(FencedError):
@@ -158,10 +161,8 @@ class Member:
     def _take_part(self, plan: Plan, move: Move) -> str:
         trainer = self.trainer
         assert trainer is not None
-        if move is Move.FINISH and not trainer.complete_step(FINISH_S):
-            self.close()
-            trainer.rewind()  # from now on it says that it cannot finish, and is given a snapshot
-            raise CollectiveError(f"step {trainer.step + 1} cannot be completed from the store")
+        if move is Move.FINISH:
+            self._finish(plan, trainer)
         self.close()
         trainer.rewind()
         self.rank = plan.ranks[self.config.worker_id]
@@ -182,6 +183,15 @@ class Member:
         if plan.restore:
             self._hand_over(plan, trainer)
         return trainer.run()
+
+    def _finish(self, plan: Plan, trainer: Trainer) -> None:
+        """Complete the step under way from the store. CollectiveError when that fails: then it is given up, for a snapshot."""
+        with suppress(SmltError):  # of the store, or of a report behind the commit: the position tells
+            trainer.complete_step(FINISH_S)
+        if trainer.position != plan.position:
+            self.close()
+            trainer.rewind()
+            raise CollectiveError(f"step {trainer.step + 1} cannot be completed from the store")
 
     def _hand_over(self, plan: Plan, trainer: Trainer) -> None:
         """The donor's state to those who need it. Others wait: no collective of the training comes in between."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +61,8 @@ def store_of(store: EmbeddedStore | None) -> tuple[str, ...]:
 
 
 @pytest.fixture(params=["embedded", "external"])
-def where(request: pytest.FixtureRequest, store: EmbeddedStore) -> Iterator[EmbeddedStore | None]:
-    yield store if request.param == "external" else None
+def where(request: pytest.FixtureRequest, store: EmbeddedStore) -> EmbeddedStore | None:
+    return store if request.param == "external" else None
 
 
 def test_workers_without_a_scheduler_stop_at_a_checkpoint_and_the_run_resumes_to_the_same_bits(
@@ -194,12 +193,9 @@ def test_a_duplicate_of_a_worker_is_refused_and_changes_nothing(
 
 
 def configuration(store: EmbeddedStore, folder: Path, job: str, worker_id: str, rank: int) -> str:
-    values: dict[str, Any] = {
-        **{"run": "run", "job": job, "rank": rank, "world_size": 3, "object_store_url": str(folder.parent)},
-        **{"script": "tiny.py", "epochs": 20, "global_batch_size": 16, "codec": "fp32"},
-        **{"worker_id": worker_id, "store_url": store.url},
-    }
-    return json.dumps(values)
+    values: dict[str, Any] = {"run": "run", "job": job, "rank": rank, "world_size": 3, "script": "tiny.py", "codec": "fp32"}
+    values |= {"object_store_url": str(folder.parent), "epochs": 20, "global_batch_size": 16}
+    return json.dumps({**values, "worker_id": worker_id, "store_url": store.url})
 
 
 def invoked(config: WorkerConfig) -> subprocess.CompletedProcess[str]:

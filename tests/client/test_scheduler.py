@@ -300,7 +300,7 @@ def test_a_request_to_scale_is_taken_when_they_have_gathered(store: EmbeddedStor
     assert (change["world_size"], change["reasons"][-1]) == (1, "1 workers instead of 2")
 
 
-def test_a_request_to_shrink_is_taken_when_those_who_were_to_join_have(store: EmbeddedStore, tmp_path: Path) -> None:
+def test_a_request_to_shrink_calls_off_those_who_were_to_join(store: EmbeddedStore, tmp_path: Path) -> None:
     def report(worker: Scripted, plan: Plan) -> int | None:
         worker.position = Position(0)
         if plan.generation == 1 and worker.number == 0 and len(workers_of(made)) == 2:
@@ -312,4 +312,26 @@ def test_a_request_to_shrink_is_taken_when_those_who_were_to_join_have(store: Em
     made = scheduler(store, tmp_path, report)
     assert made.run()["state"] == "done"
     (change,) = [row for row in rows(made.folder.path) if row["kind"] == "membership"]
-    assert change["reasons"] == ["4 workers instead of 2", "1 workers instead of 4"]
+    assert change["reasons"] == ["1 workers instead of 2"]
+
+
+def test_nobody_is_to_finish_a_step_from_a_store_that_has_lost_its_data(store: EmbeddedStore, tmp_path: Path) -> None:
+    plans: list[Plan] = []
+
+    def report(worker: Scripted, plan: Plan) -> int | None:
+        rank = plan.ranks[worker.config.worker_id]
+        if plan.generation == 1:
+            if worker.position is None:
+                worker.position, worker.finishing = Position(1 + rank), rank == 0
+                if rank == 1:
+                    worker.coordination.parameters.sweep()
+            return None
+        plans.append(plan)
+        for step in (1, 2, 3):
+            worker.say(plan, step_row(rank, step))
+        worker.say(plan, end_row(rank, 3))
+        return 0
+
+    made = scheduler(store, tmp_path, report)
+    assert made.run()["state"] == "done"
+    assert (plans[0].position, plans[0].finish, plans[0].restore, plans[0].donor) == (Position(2), (), (0,), 1)

@@ -23,7 +23,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def invocations(run: Path) -> list[dict[str, Any]]:
     """The changes of the membership that a time limit made."""
-    return [row for row in rows(run) if row["kind"] == "membership" and row["reasons"] == ["time limit"]]
+    return [row for row in rows(run) if row["kind"] == "membership" and "time limit" in row["reasons"]]
 
 
 @pytest.mark.parametrize(("how", "limit_s"), [("--warm", 2), ("--cold", 2.5)])
@@ -60,9 +60,9 @@ def test_one_that_is_killed_between_two_invocations_is_replaced(
     options = ("--time-limit", 3, "--store", store.url, "--json", "--name", "run")
     with Running("train", script, *JOB, *options, cwd=tmp_path, PACE="0.1") as run:
         for _ in range(2):
-            run.wait_for(lambda event: event["event"] == "membership" and event["reasons"] == ["time limit"])
+            run.wait_for(lambda event: event["event"] == "membership" and "time limit" in event["reasons"])
             dict(run.workers())[1].kill()
-            run.wait_for(lambda event: event["event"] == "membership" and event["lost_ranks"] == [1])
+            run.wait_for(lambda event: event["event"] == "membership" and 1 in event["lost_ranks"])
         assert run.finish() == 0
         assert run.errors.read_text() == ""
     folder = tmp_path / "smlt-runs" / "run"

@@ -50,11 +50,12 @@ def main() -> None:
             grown.mkdir()
             limits = [f"-max_total_time={options.seconds}", "-max_len=6000", "-timeout=10", "-rss_limit_mb=2000"]
             command = [program, *limits, f"-artifact_prefix={options.keep}/{target}-", grown, HERE / "corpus" / target]
-            running.append((target, subprocess.Popen(command, stderr=subprocess.PIPE, text=True)))
+            with (Path(folder) / f"{target}.log").open("wb") as log:  # a pipe would fill up while another one is waited for
+                running.append((target, subprocess.Popen(command, stderr=log)))
         failed = False
         for target, process in running:
-            _, log = process.communicate()
-            lines = log.splitlines()
+            process.wait()
+            lines = (Path(folder) / f"{target}.log").read_text(errors="replace").splitlines()
             if process.returncode:
                 failed = True
                 print("\n".join(line for line in lines if not line.startswith("#")))

@@ -37,12 +37,12 @@ def path_to(parents: list[tuple[int, str]], index: int) -> list[str]:
     return path[::-1]
 
 
-def explore(n: int, crashes: int, zombies: int) -> Explored:
+def explore(n: int, crashes: int, zombies: int, losses: int = 0) -> Explored:
     """Every state reachable by n workers. AssertionError with the actions that lead there when an invariant does not hold.
 
     A wait ends (invariant 8): from every state, the end of the job must be reachable.
     """
-    first = normal(beginning(n, crashes, zombies))
+    first = normal(beginning(n, crashes, zombies, losses))
     number: dict[World, int] = {first: 0}
     parents: list[tuple[int, str]] = [(0, "")]
     before: list[list[int]] = [[]]
@@ -85,10 +85,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--crashes", type=int, default=1)
     parser.add_argument("--zombies", type=int, default=1)
+    parser.add_argument("--losses", type=int, default=0, help="of all the store's data")
     options = parser.parse_args()
     began = time.perf_counter()
-    found = explore(options.workers, options.crashes, options.zombies)
-    print(f"{options.workers} workers, {options.crashes} crash(es), {options.zombies} zombie(s), 2 collectives:")
+    found = explore(options.workers, options.crashes, options.zombies, options.losses)
+    faults = f"{options.crashes} crash(es), {options.zombies} zombie(s), {options.losses} loss(es)"
+    print(f"{options.workers} workers, {faults}, 2 collectives:")
     print(f"{found.states} states, {found.transitions} transitions, {found.ends} ends, {time.perf_counter() - began:.0f} s")
     for name, count in sorted(found.actions.items()):
         print(f"  {name:16} {count}")

@@ -63,6 +63,8 @@ class World(NamedTuple):
     workers: tuple[Worker, ...]
     crashes: int
     zombies: int
+    losses: int
+    has_lost: bool  # the store has lost data
 
 
 def _kept(c: Coordinator) -> tuple[Any, ...]:
@@ -76,7 +78,7 @@ def _coordinator(kept: tuple[Any, ...]) -> Coordinator:
     return made
 
 
-def beginning(n: int, crashes: int, zombies: int) -> World:
+def beginning(n: int, crashes: int, zombies: int, losses: int = 0) -> World:
     """n workers that have just been started in generation 1."""
     coordinator = Coordinator()
     names = [f"w{i}" for i in range(n)]
@@ -85,6 +87,7 @@ def beginning(n: int, crashes: int, zombies: int) -> World:
     return World(
         n, 1, None, none, none, none, none, none, none, 0, False,
         _kept(coordinator), frozenset(), tuple(Worker(name) for name in names), crashes, zombies,
+        losses, False,
     )  # fmt: skip
 
 
@@ -229,6 +232,11 @@ def scheduler_actions(world: World) -> Iterator[tuple[str, World]]:
             yield f"Replace({worker.name})", _replaced(world, worker.name)
         elif world.zombies and worker.life != ENDED:  # it has not been heard of for too long, and lives
             yield f"Suspect({worker.name})", _replaced(world, worker.name)._replace(zombies=world.zombies - 1)
+    if world.generation < kept[0] and not world.over:  # the store has come back without the job
+        coordinator = _coordinator(kept)
+        coordinator.freeze(coordinator.expected if kept[1] is None else sorted(coordinator.ranks, key=coordinator.ranks.get))
+        yield "Reopen", world._replace(coordinator=_kept(coordinator), generation=coordinator.generation, published=None)
+        return
     if kept[0] in world.faults and kept[1] is not None and not world.over:
         coordinator = _coordinator(kept)
         coordinator.freeze(sorted(coordinator.ranks, key=coordinator.ranks.__getitem__))
@@ -245,10 +253,11 @@ def _replaced(world: World, name: str) -> World:
     place, used = name.rstrip("'"), {worker.name for worker in world.workers} | set(coordinator.expected)
     new = next(candidate for k in range(9) if (candidate := place + "'" * k) not in used)
     coordinator.replace(name, new)
+    opened = coordinator.generation > world.coordinator[0]
     return world._replace(
         coordinator=_kept(coordinator),
-        generation=coordinator.generation,
-        published=None if coordinator.generation > world.generation else world.published,
+        generation=coordinator.generation if opened else world.generation,
+        published=None if opened else world.published,
         lost=world.lost | {name},
         workers=(*world.workers, Worker(new)),
     )
@@ -270,7 +279,8 @@ def check_plan(world: World, plan: Plan) -> None:
     assert sorted(plan.ranks.values()) == list(range(world.n))
     here = [w for w in world.workers if w.name in plan.ranks and w.life != DEAD and w.steps is not None]
     assert all(plan.position is not None and plan.position.step >= w.steps for w in here)
-    if any(w.sent or w.steps >= world.reported for w in here):
+    # With the store's data what would complete a step may be gone, and whoever had reported it too.
+    if any((w.sent and not world.has_lost) or w.steps >= world.reported for w in here):
         assert plan.position is not None
         assert plan.position.step >= world.reported
 
@@ -286,12 +296,21 @@ def faults(world: World) -> Iterator[tuple[str, World]]:
                 yield f"Crash({worker.name})", world._replace(workers=dead, crashes=world.crashes - 1)
 
 
+def lose_data(world: World) -> Iterator[tuple[str, World]]:
+    """The store restarts empty. What is in the object store (snapshots) and in the scheduler's memory stays."""
+    if world.losses and not world.over:
+        none: frozenset[Any] = frozenset()
+        empty = {"acks": none, "contributions": none, "aggregates": none, "marks": none, "faults": none}
+        yield "LoseData", world._replace(generation=0, published=None, losses=world.losses - 1, has_lost=True, **empty)
+
+
 def actions(world: World) -> Iterator[tuple[str, World]]:
     """Everything that can happen next."""
     for index in range(len(world.workers)):
         yield from worker_actions(world, index)
     yield from scheduler_actions(world)
     yield from faults(world)
+    yield from lose_data(world)
 
 
 def normal(world: World) -> World:
@@ -336,7 +355,7 @@ def check(world: World) -> None:
             assert plans.setdefault(worker.generation, worker.plan) == worker.plan
             assert worker.name in worker.plan.ranks
     for generation, step, rank, _ in world.aggregates | world.contributions:
-        assert generation <= world.generation
+        assert generation <= world.coordinator[0]
         assert 0 <= rank < world.n
         plan = plans.get(generation)
         assert plan is None or plan.position is None or step > plan.position.step

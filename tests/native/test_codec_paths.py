@@ -44,6 +44,16 @@ def test_every_path_of_this_machine_gives_the_portable_bits(tmp_path: Path) -> N
     assert paths_compared(program) == _native.codec_paths()
 
 
+@pytest.mark.skipif(bool(missing(CC)), reason=f"no compiler: {missing(CC)}")
+def test_the_sanitizers_find_nothing_on_any_path(tmp_path: Path) -> None:
+    program, sanitizers = tmp_path / "codec_paths", ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    built = subprocess.run([CC, *FLAGS, *sanitizers, *SOURCES, PROGRAM, "-lm", "-o", program], capture_output=True, text=True)
+    if built.returncode and "sanitize" in built.stderr + built.stdout:
+        pytest.skip(f"{CC} has no sanitizers here")
+    assert built.returncode == 0, built.stderr
+    assert paths_compared(program) == _native.codec_paths()
+
+
 @pytest.mark.skipif(not X86 or "avx2" not in _native.codec_paths(), reason="the emulation of AVX-512 is written with AVX2")
 @pytest.mark.skipif("avx512" in _native.codec_paths(), reason="this machine has AVX-512: nothing to emulate")
 @pytest.mark.skipif(bool(missing(CC)), reason=f"no compiler: {missing(CC)}")

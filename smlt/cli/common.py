@@ -1,0 +1,57 @@
+"""What the commands share: the application, and options that several of them take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from smlt._version import __version__
+from smlt.store.secrets import resolve_store_url
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's --help; the \\b keeps the lines as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
+
+
+app = typer.Typer(
+    name="smlt",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train models on serverless workers: gradients averaged through a Redis or Valkey store.",
+)
+
+
+def resolved(store: str | None) -> str | None:
+    """The store's URL with its password, or that of SMLT_STORE_FILE: the one place where the command line looks it up."""
+    return resolve_store_url(store)
+
+
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the run folders.")]
+_STORE: dict[str, Any] = {
+    "envvar": "SMLT_STORE",
+    "help": "Parameter store: redis://, rediss:// or unix:// URL, or a secret URL that leads to it. Its password: see "
+    "`smlt doctor --help`.",
+    "show_default": "embedded",
+}
+StoreUrl = Annotated[str | None, typer.Option("--store", callback=resolved, **_STORE)]
+StoreReference = Annotated[str | None, typer.Option("--store", **_STORE)]  # as it was given: to say where all comes from
+AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on stdout, nothing else.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"smlt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass

@@ -1,0 +1,228 @@
+"""`smlt train`, `smlt resume`, `smlt scale`."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from smlt.cli.common import AsJson, RunsDir, StoreUrl, app, examples
+from smlt.client.artifacts import local_modules
+from smlt.client.progress import make_progress
+from smlt.client.request import RunRequest, check_request, check_workers
+from smlt.client.runs import DEFAULT_RUNS_DIR, Run
+from smlt.client.scheduler import TaskScheduler, take_over
+from smlt.errors import CheckpointError, ConfigError, TaskError
+from smlt.store.object import open_object_store
+from smlt.store.parameter import ParameterStore
+
+
+@app.command(
+    epilog=examples(
+        "smlt train examples/digits.py --workers 4 --epochs 25",
+        "smlt train task.py --target-accuracy 0.97 --codec fp32 --data ./images",
+        "smlt train task.py --codec int8 --no-error-feedback",
+        "smlt train task.py --on-failure shrink --liveness 5 --spares 1",
+        "SMLT_STORE_PASSWORD=... smlt train task.py --store rediss://store.example:6380",
+        "smlt train task.py --store 'rediss://store.example:6380?password_file=/run/secrets/store' --json",
+    )
+)
+def train(
+    script: Annotated[str | None, typer.Argument(help="Script that defines a smlt.Task. Not needed with --resume.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", "-n", help="Number of workers.", show_default="4")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training set.", show_default="10")] = None,
+    global_batch_size: Annotated[
+        int | None, typer.Option(help="Samples a step, all workers together.", show_default="64")
+    ] = None,
+    target_accuracy: Annotated[float | None, typer.Option(help='End when evaluate() gives this "accuracy", 0 to 1.')] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the model, the sample order and the workers.", show_default="0")] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="What gradients travel as: fp32, fp16, bf16 or int8.", show_default="fp16")
+    ] = None,
+    error_feedback: Annotated[
+        bool | None,
+        typer.Option(help="Add to the next gradient what the codec cut off from this one.", show_default="with int8"),
+    ] = None,
+    bucket_mb: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MB", help="Gradients sent together while backward computes more; 0: all at its end.", show_default="4"
+        ),
+    ] = None,
+    store: StoreUrl = None,
+    object_store: Annotated[
+        str | None, typer.Option(help="Code, data, checkpoints: a directory.", show_default="the runs folder")
+    ] = None,
+    memory: Annotated[int | None, typer.Option(metavar="MB", help="End the run when a worker holds more.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Files for the task (its data_dir).")] = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    name: Annotated[str | None, typer.Option(help="The run's name.", show_default="time and script")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Longest wait for a worker or the store.", show_default="300"),
+    ] = None,
+    on_failure: Annotated[
+        str | None,
+        typer.Option(
+            help="When a worker is lost: restart another in its place, shrink to those who are left, or stop.",
+            show_default="restart",
+        ),
+    ] = None,
+    max_restarts: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Give up after so many failures in a row without a step between.", show_default="5"),
+    ] = None,
+    liveness: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="A worker that gives no sign of life for so long is lost.", show_default="10"),
+    ] = None,
+    spares: Annotated[
+        int | None, typer.Option(metavar="K", help="Workers kept ready to take a lost one's place.", show_default="0")
+    ] = None,
+    replace_stragglers: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FACTOR", help="Replace a worker whose steps take so many times the others'.", show_default="shown only"
+        ),
+    ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Invoke the workers anew after so long, as a function's time limit makes it.",
+            show_default="none",
+        ),
+    ] = None,
+    warm: Annotated[
+        bool | None,
+        typer.Option(
+            "--warm/--cold",
+            help="Invoked anew, a worker still has model and data in memory, or has to load them.",
+            show_default="warm",
+        ),
+    ] = None,
+    keep_checkpoints: Annotated[
+        int | None, typer.Option(metavar="K", help="How many checkpoints are kept.", show_default="3")
+    ] = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="As `smlt resume RUN`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the task in SCRIPT with n workers on this machine.
+
+    Workers average their gradients through the parameter store: the embedded one, which needs no setting up, or --store.
+    A worker that is lost is replaced, and training goes on where it was. Ctrl-C stops all workers behind the same step
+    and leaves a checkpoint to go on from.
+    """
+    given: dict[str, Any] = {
+        "workers": workers,
+        "epochs": epochs,
+        "global_batch_size": global_batch_size,
+        "target_accuracy": target_accuracy,
+        "seed": seed,
+        "codec": codec,
+        "error_feedback": error_feedback,
+        "bucket_mb": bucket_mb,
+        "object_store": object_store,
+        "memory_mb": memory,
+        "data": data,
+        "timeout_s": timeout,
+        "on_failure": on_failure,
+        "max_restarts": max_restarts,
+        "liveness_s": liveness,
+        "spares": spares,
+        "replace_stragglers": replace_stragglers,
+        "time_limit_s": time_limit,
+        "warm": warm,
+        "keep_checkpoints": keep_checkpoints,
+    }
+    chosen = {key: value for key, value in given.items() if value is not None}
+    if resume is not None:
+        if script is not None or data is not None or name is not None:
+            raise ConfigError("--resume goes on with the run's own script and data: give no SCRIPT, --data or --name")
+        _resume(Run.open(runs_dir, resume), chosen, store, as_json)
+        return
+    if script is None:
+        raise ConfigError("give a SCRIPT, or --resume RUN")
+    request = RunRequest(script, **{"workers": 4, **chosen})
+    check_request(request)
+    _check_surroundings(request, store)  # what cannot work leaves no run folder behind
+    run = Run.create(runs_dir, Path(script), asdict(request), name)
+    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=store).run()
+
+
+def _resume(run: Run, chosen: dict[str, Any], store: str | None, as_json: bool) -> None:
+    request = _resumed(run, chosen)
+    if store is not None:
+        take_over(run, store)
+    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=store, resume=True).run()
+
+
+@app.command(epilog=examples("smlt resume 20260102-153000-digits", "smlt resume 20260102-153000-digits --epochs 50 --json"))
+def resume(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    workers: Annotated[int | None, typer.Option("--workers", "-n", help="Number of workers.", show_default="as before")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training set.", show_default="as before")] = None,
+    store: StoreUrl = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that was stopped, has failed, or has lost its scheduler.
+
+    It goes on at the very sample behind its newest checkpoint. Workers that are still there without a scheduler are given
+    time to stop at a checkpoint of their own. All else is as the run was asked for; `smlt train --resume` can change more.
+    """
+    chosen = {key: value for key, value in {"workers": workers, "epochs": epochs}.items() if value is not None}
+    _resume(Run.open(runs_dir, run), chosen, store, as_json)
+
+
+@app.command(epilog=examples("smlt scale 20260102-153000-digits --workers 8"))
+def scale(
+    run: Annotated[str, typer.Argument(help="The name or folder of a run that is under way.")],
+    workers: Annotated[int, typer.Option("--workers", "-n", help="Number of workers from now on.")],
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+) -> None:
+    """Change the number of workers of a run that is under way.
+
+    The global batch, the order of the samples and the optimizer's state stay as they are. New workers are started first;
+    training goes on meanwhile.
+    """
+    found = Run.open(runs_dir, run)
+    check_workers(workers, int(found.config["global_batch_size"]))
+    if found.status["state"] != "running":
+        raise ConfigError(
+            f"run {found.name} is not under way (it is {found.status['state']}): smlt resume {run} --workers {workers}"
+        )
+    found.request_scale(workers)
+
+
+def _check_surroundings(request: RunRequest, store: str | None) -> None:
+    """Raise what is wrong with the script, the data, the object store or the store."""
+    local_modules(Path(request.script))
+    if request.data is not None and not Path(request.data).is_dir():
+        raise TaskError(f"--data {request.data}: no such folder")
+    if request.object_store is not None:
+        open_object_store(request.object_store)
+    if store is not None:
+        with contextlib.closing(ParameterStore(store, job="check")) as parameters:
+            parameters.check()
+
+
+def _resumed(run: Run, chosen: dict[str, Any]) -> RunRequest:
+    """What the run was asked for, with what is asked for now in its place."""
+    state = run.status
+    if state.get("state") == "running":
+        raise ConfigError(f"run {run.name} is still running (process {state['pid']})")
+    try:
+        before = RunRequest(**run.config)
+        check_request(before)
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"run {run.name}: {run.path / 'config.json'} is not a run's configuration: {error}") from error
+    request = replace(before, **chosen)
+    for key in ("seed", "global_batch_size"):
+        if getattr(request, key) != getattr(before, key):
+            raise ConfigError(f"--resume keeps the run's {key} ({getattr(before, key)}): the samples' order hangs on it")
+    check_request(request)
+    return request

@@ -1,0 +1,74 @@
+"""`smlt status` and `smlt runs`."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated
+
+import typer
+
+from smlt.cli.common import AsJson, RunsDir, app, examples
+from smlt.client.progress import metrics_text, resume_line
+from smlt.client.runs import DEFAULT_RUNS_DIR, Run, list_runs
+from smlt.errors import CheckpointError
+from smlt.store.object import open_object_store
+from smlt.worker.checkpoint import latest_step
+
+
+@app.command(epilog=examples("smlt status", "smlt status 20260102-153000-digits --json"))
+def status(
+    run: Annotated[str | None, typer.Argument(help="A run's name or folder.", show_default="the latest")] = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Show how a run stands or ended."""
+    if run is None:
+        runs = list_runs(runs_dir)
+        if not runs:
+            raise CheckpointError(f"there are no runs in {runs_dir}")
+        found = Run.open(runs_dir, runs[-1].name)
+    else:
+        found = Run.open(runs_dir, run)
+    state, config = found.status, found.config
+    if as_json:
+        typer.echo(json.dumps({"run": found.name, "folder": str(found.path), "config": config, **state}))
+        return
+    typer.echo(f"run      {found.name}")
+    typer.echo(f"folder   {found.path}")
+    typer.echo(f"state    {state['state']}{' (its process is gone)' if state['state'] == 'lost' else ''}")
+    typer.echo(f"progress epoch {state.get('epoch', 0)} of {config['epochs']}, step {state.get('step', 0)}")
+    if state.get("metrics"):
+        typer.echo(f"metrics  {metrics_text(state['metrics'])}")
+    end = state.get("ended") if state["state"] != "running" else time.time()
+    if end is not None and "started" in state:
+        typer.echo(f"time     {max(0.0, end - state['started']):.1f} s")
+    if state.get("error"):
+        typer.echo(f"error    {state['error'].splitlines()[0]}")
+    if state["state"] in ("stopped", "lost", "failed"):
+        objects = open_object_store(config.get("object_store") or str(found.runs_dir))
+        typer.echo(resume_line(found, {"checkpoint_step": latest_step(objects, f"{found.name}/checkpoints")}))
+
+
+@app.command(epilog=examples("smlt runs", "smlt runs --json | jq .state"))
+def runs(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: AsJson = False) -> None:
+    """List the runs, oldest first."""
+    rows = [("run", "state", "workers", "epoch", "step", "metrics")]
+    for run in list_runs(runs_dir):
+        try:
+            state, config = run.status, run.config
+        except CheckpointError as error:
+            state, config = {"state": "incomplete", "error": str(error)}, {}
+        if as_json:
+            typer.echo(json.dumps({"run": run.name, **state}))
+        epoch = f"{state.get('epoch', 0)}/{config.get('epochs', '?')}"
+        metrics = metrics_text(state.get("metrics") or {})
+        rows.append((run.name, state["state"], str(config.get("workers", "?")), epoch, str(state.get("step", 0)), metrics))
+    if as_json:
+        return
+    if len(rows) == 1:
+        typer.echo(f"no runs in {runs_dir}")
+        return
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
