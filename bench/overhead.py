@@ -92,7 +92,7 @@ def worker(rank: int, n: int, floats: int, rounds: int, url: str, baseline: Path
     seconds: dict[str, list[float]] = {"watched": [], "unwatched": [], "report": []}
 
     def on(step: int) -> None:
-        with member._heartbeat:  # as in a run, whose workers have one from beginning to end
+        with member.heartbeat:  # as in a run, whose workers have one from beginning to end
             start.wait()
             began = time.perf_counter()
             watched.allreduce(x, out=out)

@@ -186,8 +186,8 @@ class Crew:
         watched = [
             worker_id
             for worker_id, start in self.started.items()
-            if start.watched_from is not None
-            and start.watched_from <= now
+            if start.handle is not None
+            and (start.watched_from is None or start.watched_from <= now)
             and (worker_id not in ended or not self._takes_part(worker_id))
         ]
         seen = self.coordination.look(self.scheduler_id, watched)
@@ -199,6 +199,9 @@ class Crew:
             self.coordination.open_generation(self.coordinator.generation, self.scheduler_id)
         elif self.coordinator.plan is not None and not seen.has_plan:
             self.coordination.publish(self.coordinator.plan, self.scheduler_id)
+        for worker_id in [w for w, alive in seen.alive.items() if self.started[w].watched_from is None]:
+            if seen.alive.pop(worker_id):  # the first sign of life of one that is still starting
+                self.started[worker_id].watched_from = now
         self._missing = {w: self._missing.get(w, now) for w, alive in seen.alive.items() if not alive}
         for worker_id, since in list(self._missing.items()):
             if now - since >= self.request.liveness_s / 3:  # heartbeats are a quarter apart

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,7 +150,7 @@ class Look:
     intact: bool
     generation: int = 0
     has_plan: bool = False
-    alive: Mapping[str, bool] = field(default_factory=dict)
+    alive: dict[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 <prefix>/<step>/tensors.safetensors    model and optimizer
 <prefix>/<step>/state.json             everything else
 <prefix>/<step>/feedback-<rank>.safetensors    with error feedback: what that worker's codec has cut off and not sent yet
+<prefix>/<step>-<worker>/              the same, when a worker has written it without the others
 <prefix>/<step>/MANIFEST.json          SHA-256 of them all, written last: without it there is no checkpoint
 """
 
@@ -41,13 +42,15 @@ def save(
     feedback: Sequence[bytes] = (),
     kept: int = KEPT,
     confirm: Callable[[], None] = lambda: None,
+    alone: str = "",
 ) -> str:
     """Write the checkpoint of `step` and delete all but the last `kept`; returns its key prefix.
 
-    `feedback`: what `save_feedback` gave, by rank. `confirm` is called before the manifest makes it a checkpoint, and
-    raises when this worker may no longer write one.
+    `feedback`: what `save_feedback` gave, by rank. `confirm` is called before anything is written and before the manifest
+    makes it a checkpoint, and raises when this worker may no longer write one. `alone`: the name of a worker that does not
+    know whether others write the same checkpoint at this moment; it gets one of its own.
     """
-    where = _where(prefix, step)
+    where = _where(prefix, step) + (f"-{alone}" if alone else "")
     put(objects, where, tensors, state, {_feedback_name(rank): digest.hex() for rank, digest in enumerate(feedback)}, confirm)
     for old in _steps(objects, prefix)[:-kept]:
         delete(objects, f"{prefix}/{old}")
@@ -63,6 +66,7 @@ def put(
     confirm: Callable[[], None] = lambda: None,
 ) -> None:
     """Write tensors, state and the manifest that makes them whole. `digests`: of files that were written before."""
+    confirm()  # what a worker that may not write leaves unfinished could belong to the checkpoint of another
     contents = {
         "tensors.safetensors": _packed(tensors),
         "state.json": json.dumps(state, indent=1).encode(),
@@ -122,7 +126,7 @@ def _steps(objects: ObjectStore, prefix: str) -> list[str]:
 def latest_step(objects: ObjectStore, prefix: str) -> int | None:
     """The step of the newest complete checkpoint, None when there is none."""
     steps = _steps(objects, prefix)
-    return int(steps[-1]) if steps else None
+    return int(steps[-1].partition("-")[0]) if steps else None
 
 
 def load(objects: ObjectStore, where: str) -> tuple[Tensors, dict[str, Any]]:

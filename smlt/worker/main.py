@@ -22,6 +22,7 @@ import traceback
 from pathlib import Path
 
 from smlt.errors import FencedError, SmltError, StoreError, TaskError
+from smlt.store.coordination import Coordination
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
 from smlt.worker.config import WorkerConfig
@@ -57,10 +58,11 @@ class Sandbox:
             self.member = member = Member(config, parameters)
             if self.orphaned:
                 member.orphan()
-            trainer = self._trainer(config, member)
-            trainer.deadline = began + config.time_limit_s if config.time_limit_s is not None else math.inf
-            signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "stop_requested", True))
-            ended = member.run(trainer)
+            with member.heartbeat:  # from now on: loading may take long, and a worker may freeze in it
+                trainer = self._trainer(config, member)
+                trainer.deadline = began + config.time_limit_s if config.time_limit_s is not None else math.inf
+                signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "stop_requested", True))
+                ended = member.run(trainer)
             if member.orphaned and member.last_out:
                 parameters.sweep()
             return 0, ended
@@ -112,16 +114,22 @@ class Sandbox:
         except StoreError as error:
             print(f"smlt worker {config.rank}: cannot tell the scheduler: {error}", file=sys.stderr, flush=True)
 
+    def _anyone_has_trained(self, parameters: ParameterStore) -> bool:
+        if self.trainer is not None and self.trainer.has_state:
+            return True
+        coordination = Coordination(parameters)
+        return (coordination.generation() or 0) > 1 or coordination.plan() is not None
+
     def lose_the_scheduler(self, config: WorkerConfig) -> None:
         """Last words of a worker whose scheduler is gone: stop in order while there is time, then clean up."""
         self.orphaned = True
-        member, trainer = self.member, self.trainer
-        if member is not None and trainer is not None and trainer.has_state:
-            member.orphan()
-            time.sleep(ORPHAN_GRACE_S)  # the main thread ends the process when it is done
+        if self.member is not None:
+            self.member.orphan()
         if config.store_url is not None:  # what is missed here has a TTL
             parameters = ParameterStore(config.store_url, job=config.job).impatient()
             with contextlib.suppress(StoreError):
+                if self._anyone_has_trained(parameters):  # also when this one has not: others may be at their checkpoint
+                    time.sleep(ORPHAN_GRACE_S)  # the main thread ends the process when it is done
                 parameters.sweep()
         if self.scratch is not None:
             self.scratch.cleanup()

@@ -34,6 +34,8 @@ from smlt.worker.trainer import Trainer
 SLICE_MS = 1000
 #: How long a step that another worker has completed may take to come from the store.
 FINISH_S = 10.0
+#: Before it has acknowledged for the first time, a worker is taken for dead only after this, or its liveness if longer.
+LOADING_S = 30.0
 #: Between two tries to reach the store: doubled each time up to the last, and drawn between half and the whole.
 PAUSE_S, PAUSE_MAX_S = 0.05, 1.0
 
@@ -47,7 +49,10 @@ class TimeIsUp(Exception):
 
 
 class Member:
-    """The worker `config.worker_id` of a job. `run` returns how it ended: "done", "stopped", "paused" or "released"."""
+    """The worker `config.worker_id` of a job. Hold its `heartbeat`, a context, around all it does.
+
+    `run` returns how it ended: "done", "stopped", "paused" or "released".
+    """
 
     def __init__(self, config: WorkerConfig, parameters: ParameterStore) -> None:
         self.config, self.parameters = config, parameters
@@ -61,15 +66,15 @@ class Member:
         self.last_out = False  # the last worker of its session to leave
         self._reported = time.monotonic()  # when the store has last taken a report
         self._orphaned = threading.Event()
-        self._scheduled = time.monotonic()  # when the scheduler's lease was last seen
-        self._heartbeat = Heartbeat(self)
+        self._unscheduled: float | None = None  # since when the scheduler's lease is missing
+        self.heartbeat = Heartbeat(self)
 
     # ---- what the trainer calls ----
 
     def report(self, row: dict[str, Any]) -> str:
         """Report a row; returns what the scheduler asks for."""
         row = {**row, "generation": self.generation}
-        self._heartbeat.metadata = json.dumps(row)
+        self.heartbeat.metadata = json.dumps(row)
         answer = self.coordination.report(self.generation, self.config.worker_id, self.rank, row, self.config.liveness_s)
         self.hear(answer)
         self._reported = time.monotonic()
@@ -95,9 +100,12 @@ class Member:
 
     def hear(self, answer: Answer) -> None:
         """Note whether a scheduler is there; without one for the length of a lease, stop at a checkpoint."""
+        now = time.monotonic()
         if answer.scheduled:
-            self._scheduled = time.monotonic()
-        elif time.monotonic() - self._scheduled > LEASE_S:
+            self._unscheduled = None
+            return
+        self._unscheduled = since = now if self._unscheduled is None else self._unscheduled
+        if now - since > LEASE_S:
             self.orphan()
 
     def orphan(self) -> None:
@@ -127,33 +135,32 @@ class Member:
         self.trainer = trainer
         if self.orphaned:
             trainer.stop_requested = True
-        with self._heartbeat:
-            try:
-                while True:
-                    plan, move = self._gather()
-                    if move is Move.LEAVE and self.config.spare:
-                        continue
-                    if move is Move.LEAVE:
-                        return "released"
-                    try:
-                        return self._take_part(plan, move)
-                    except SmltError as error:
-                        if not self._can_be_mended(error):
-                            raise
-                        print(f"smlt worker {self.rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                        if isinstance(error, StoreDataLost):  # nothing is left to complete the step from
-                            self.close()
-                            trainer.rewind()
-                        self._ask_for_a_new_generation(error)
-            except Orphaned:
-                with suppress(FencedError):
-                    trainer.save_alone()
-                return "stopped"
-            except TimeIsUp:
-                if not self.config.warm:  # what is in memory goes with the process
-                    trainer.save_alone()
-                self.coordination.pause(self.config.worker_id)
-                return "paused"
+        try:
+            while True:
+                plan, move = self._gather()
+                if move is Move.LEAVE and self.config.spare:
+                    continue
+                if move is Move.LEAVE:
+                    return "released"
+                try:
+                    return self._take_part(plan, move)
+                except SmltError as error:
+                    if not self._can_be_mended(error):
+                        raise
+                    print(f"smlt worker {self.rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                    if isinstance(error, StoreDataLost):  # nothing is left to complete the step from
+                        self.close()
+                        trainer.rewind()
+                    self._ask_for_a_new_generation(error)
+        except Orphaned:
+            with suppress(FencedError):
+                trainer.save_alone()
+            return "stopped"
+        except TimeIsUp:
+            if not self.config.warm:  # what is in memory goes with the process
+                trainer.save_alone()
+            self.coordination.pause(self.config.worker_id)
+            return "paused"
 
     def _take_part(self, plan: Plan, move: Move) -> str:
         trainer = self.trainer
@@ -273,7 +280,7 @@ class Member:
         recent = list(self.trainer.recent)
         while True:
             current = self.coordination.acknowledge(
-                generation, ack, self.process, recent, self._heartbeat.metadata, self.config.liveness_s
+                generation, ack, self.process, recent, self.heartbeat.metadata, self.config.liveness_s
             )
             if current == generation:
                 return generation
@@ -337,10 +344,14 @@ class Heartbeat:
 
     def _beat(self) -> None:
         coordination, member = Coordination(self._parameters), self._member
-        while not self._ended.wait(self._every_s):
+        while True:
+            # While it loads, the user's code may hold the interpreter for longer than in a step.
+            liveness_s = member.config.liveness_s if member.trainer is not None else max(LOADING_S, member.config.liveness_s)
             try:
-                member.hear(coordination.beat(member.config.worker_id, member.process, self.metadata, member.config.liveness_s))
+                member.hear(coordination.beat(member.config.worker_id, member.process, self.metadata, liveness_s))
             except StoreDataLost:
                 member.hear(Answer(scheduled=False))
             except (StoreError, FencedError):
-                continue  # the trainer meets them too, and can do something about them
+                pass  # the trainer meets them too, and can do something about them
+            if self._ended.wait(self._every_s):
+                return

@@ -114,6 +114,9 @@ class Trainer:
         """Begin with all others: from the newest checkpoint if there may be one, else from the beginning."""
         if resume:
             self._load_newest()
+            steps = self.comm.allgather(np.array(self.step)).tolist()
+            if len(set(steps)) > 1:  # a read has failed on one of them; in the next generation the newest is the donor
+                raise CollectiveError(f"the workers begin at different steps: {steps}, by what each finds of the checkpoints")
         parameters = self.adapter.parameters()
         self.comm.broadcast(parameters, out=parameters)
         self.has_state = True
@@ -150,10 +153,13 @@ class Trainer:
             self._end_epoch()
         if self.state == "running":
             self._train()
-        if self.state in ("stopped", "paused") and self._saved_step != self.step:
-            if self.state == "stopped" and self.step_in_epoch:  # paused, they go on with what each of them has
-                self._share_buffers()
-            self._save(self.epoch, self.step_in_epoch, wait=True)
+        if self.state in ("stopped", "paused"):
+            if self._saved_step == self.step:  # at the end of an epoch only rank 0 knows when that is written
+                self.comm.barrier()
+            else:
+                if self.state == "stopped" and self.step_in_epoch:  # paused, they go on with what each of them has
+                    self._share_buffers()
+                self._save(self.epoch, self.step_in_epoch, wait=True)
         self.report(self._row(kind="end", state=self.state))
         return self.state
 
@@ -343,15 +349,15 @@ class Trainer:
             return
         over = self.step_in_epoch == self.iterator.steps_per_epoch
         if not over:  # the end of an epoch takes all workers: the checkpoint before it will do
-            self._write(self.epoch, self.step_in_epoch, [])
+            self._write(self.epoch, self.step_in_epoch, [], alone=self.config.worker_id)
 
-    def _write(self, epoch: int, step_in_epoch: int, parts: list[bytes]) -> None:
+    def _write(self, epoch: int, step_in_epoch: int, parts: list[bytes], *, alone: str = "") -> None:
         assert self.objects is not None
         tensors, rest = self.adapter.state()
         state = self._state(epoch, step_in_epoch, rest)
         state["feedback"] = self._feedback_plan() if parts else None
         checkpoint.save(
-            self.objects, self._prefix, self.step, tensors, state, parts, self.config.checkpoints_kept, self.confirm
+            self.objects, self._prefix, self.step, tensors, state, parts, self.config.checkpoints_kept, self.confirm, alone
         )
 
     def _state(self, epoch: int, step_in_epoch: int, framework: dict[str, Any]) -> dict[str, Any]:

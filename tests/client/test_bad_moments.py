@@ -21,7 +21,9 @@ from smlt.errors import StoreUnavailable
 from smlt.store.coordination import Coordination
 from smlt.store.embedded import EmbeddedStore
 from smlt.store.membership import Plan
+from smlt.store.object import DirectoryObjectStore
 from smlt.store.parameter import ParameterStore
+from smlt.worker import checkpoint
 
 JOB = ("--workers", 3, "--epochs", 10, "--global-batch-size", 16, "--codec", "fp32", "--json", "--name", "run")
 
@@ -226,6 +228,39 @@ def test_ctrl_c_while_they_gather_leaves_a_checkpoint(store: EmbeddedStore, tmp_
     assert status(run.folder)["state"] == "stopped"
     assert status(run.folder)["checkpoint_step"] >= 6
     assert status(run.folder)["checkpoint_step"] == status(run.folder)["step"]
+
+
+@pytest.mark.parametrize("spares", [(), ("--spares", 1)])
+def test_a_scheduler_that_dies_while_they_gather_leaves_a_whole_checkpoint(
+    store: EmbeddedStore, tmp_path: Path, undisturbed: Path, spares: tuple[object, ...]
+) -> None:
+    with Going(store, tmp_path, write_task(tmp_path, PACED), *spares, pace=0.1) as run:
+        run.at_step(6)
+        processes = run.descendants()
+        frozen(run)
+        run.process.kill()
+        run.process.wait()
+        assert all_gone(processes)
+    objects = DirectoryObjectStore(run.folder.parent)
+    newest = max(path.parent.name for path in (run.folder / "checkpoints").glob("*/MANIFEST.json"))
+    found = checkpoint.load(objects, f"run/checkpoints/{newest}")
+    assert found[1]["step"] >= 6
+    assert smlt("resume", "run", "--store", store.url, "--json", cwd=tmp_path).returncode == 0
+    same_end(run.folder, undisturbed)
+
+
+def test_a_spare_whose_scheduler_dies_leaves_the_others_their_checkpoint(store: EmbeddedStore, tmp_path: Path) -> None:
+    with Going(store, tmp_path, write_task(tmp_path, PACED), "--spares", 1, pace=0.2) as run:
+        run.at_step(6)
+        with coordination_of(run) as coordination:
+            assert eventually(lambda: len(coordination.acks(coordination.generation() or 0)) == 4)
+        processes = run.descendants()
+        run.process.kill()
+        run.process.wait()
+        assert all_gone(processes)
+    newest = checkpoint.latest_step(DirectoryObjectStore(run.folder.parent), "run/checkpoints") or 0
+    assert newest >= [number for number, _ in steps(run.folder)][-1]
+    assert keys_of(store.url, "run") == []
 
 
 # ---- what is written down ----

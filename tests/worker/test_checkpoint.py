@@ -196,3 +196,28 @@ def test_a_torch_model_and_optimizer_go_on_exactly(objects: DirectoryObjectStore
         adapter.apply()
     for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_who_may_no_longer_write_does_not_spoil_the_checkpoint_of_another(objects: DirectoryObjectStore) -> None:
+    def fenced() -> None:
+        raise FencedError("generation 2 has begun")
+
+    save(objects, 7)
+    with pytest.raises(FencedError):
+        checkpoint.save(objects, "c", 7, {"w": np.zeros(3, np.float32)}, {"step": 7, "mine": True}, confirm=fenced)
+    assert checkpoint.load(objects, "c/000000007")[1] == {"step": 7}
+
+
+def test_several_may_save_alone_at_one_moment(objects: DirectoryObjectStore) -> None:
+    tensors = {"w": np.zeros(3, np.float32)}
+    calls: list[str] = []
+
+    def another_comes() -> None:
+        calls.append("confirmed")
+        if len(calls) == 2:  # between the files of the first and its manifest
+            checkpoint.save(objects, "c", 7, tensors, {"step": 7, "rank": 1}, alone="w1")
+
+    checkpoint.save(objects, "c", 7, tensors, {"step": 7, "rank": 0}, confirm=another_comes, alone="w0")
+    assert len(calls) == 2
+    assert checkpoint.latest_step(objects, "c") == 7
+    assert [checkpoint.load(objects, f"c/000000007-w{rank}")[1]["rank"] for rank in (0, 1)] == [0, 1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from conftest import Group
 
 from smlt import Communicator, Task
-from smlt.errors import CheckpointError, TaskError
+from smlt.errors import CheckpointError, CollectiveError, TaskError
 from smlt.store.object import DirectoryObjectStore
 from smlt.worker import checkpoint
 from smlt.worker.config import WorkerConfig
@@ -266,3 +268,44 @@ def test_a_resumed_run_must_be_the_same_run(tmp_path: Path) -> None:
 def test_parts_that_give_the_wrong_thing_are_named(part: str, value: Any, message: str) -> None:
     with Communicator() as comm, pytest.raises(TaskError, match=message):
         train(comm, configure(), None, type("Odd", (Line,), {part: value})())
+
+
+def test_nobody_reports_its_end_before_the_checkpoint_of_the_epoch_is_written(
+    group: Callable[..., Group], tmp_path: Path
+) -> None:
+    written: list[bool] = []
+
+    class Slow(DirectoryObjectStore):
+        def put(self, key: str, content: bytes) -> None:
+            if key.endswith("000000006/MANIFEST.json"):
+                time.sleep(0.3)
+            super().put(key, content)
+
+    def run(comm: Communicator) -> None:
+        def report(row: dict[str, Any]) -> str:
+            if row.get("kind") == "end":
+                written.append((tmp_path / "run" / "checkpoints" / "000000006" / "MANIFEST.json").exists())
+            return "stop" if row["step"] == 5 else ""
+
+        trainer = Trainer(configure(rank=comm.rank, world_size=2), Line(), Slow(tmp_path), report)
+        trainer.attach(comm)
+        trainer.begin(False)
+        assert trainer.run() == "stopped"
+        assert trainer.step == 6
+
+    group(2).run(run)
+    assert written == [True, True]
+
+
+def test_workers_that_find_different_checkpoints_do_not_begin(group: Callable[..., Group], tmp_path: Path) -> None:
+    group(1).run(lambda comm: train(comm, configure(), DirectoryObjectStore(tmp_path / "0"), Line(), stop_at=7))
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    newest = max((tmp_path / "1" / "run" / "checkpoints").iterdir())
+    (newest / "MANIFEST.json").unlink()  # as if its read had failed there: the one before is found
+
+    def begin(comm: Communicator) -> None:
+        train(comm, configure(), DirectoryObjectStore(tmp_path / str(comm.rank)), Line(), resume=True)
+
+    for outcome in group(2).attempt(begin):
+        assert isinstance(outcome.error, CollectiveError)
+        assert "begin at different steps: [8, 6]" in str(outcome.error)
