@@ -216,7 +216,7 @@ def frozen(run: Going) -> None:
         run.workers()[1][1].kill()
         assert eventually(lambda: coordination.plan() is None)
         generation = coordination.generation() or 0
-        assert eventually(lambda: len(coordination.acks(generation)) == 2)
+        assert eventually(lambda: len(coordination.acks(generation)) >= 2)  # a spare may be there too
 
 
 def test_ctrl_c_while_they_gather_leaves_a_checkpoint(store: EmbeddedStore, tmp_path: Path) -> None:
