@@ -205,7 +205,8 @@ class Crew:
         self._missing = {w: self._missing.get(w, now) for w, alive in seen.alive.items() if not alive}
         for worker_id, since in list(self._missing.items()):
             if now - since >= self.request.liveness_s / 3:  # heartbeats are a quarter apart
-                self._lose(worker_id, f"has stopped reporting: its metadata key has expired ({self.request.liveness_s:g} s)")
+                limit = f"--liveness {self.request.liveness_s:g} s: more when a step keeps the interpreter for so long"
+                self._lose(worker_id, f"has stopped reporting: its metadata key has expired ({limit})")
 
     def _fill_places(self) -> None:
         """Nobody is waited for who is not there, whatever was interrupted by a store that went away; spares are kept."""

@@ -15,7 +15,7 @@ from smlt.worker.config import WorkerConfig
 #: A worker that has not acknowledged so long after it was started, or --timeout when that is longer, does not come.
 START_S = 120.0
 #: A cold worker that has paused ends by itself within that.
-END_S = 5.0
+END_S = 1.0
 
 
 @dataclass
