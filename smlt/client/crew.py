@@ -205,7 +205,7 @@ class Crew:
         self._missing = {w: self._missing.get(w, now) for w, alive in seen.alive.items() if not alive}
         for worker_id, since in list(self._missing.items()):
             if now - since >= self.request.liveness_s / 3:  # heartbeats are a quarter apart
-                limit = f"--liveness {self.request.liveness_s:g} s: more when a step keeps the interpreter for so long"
+                limit = f"--liveness {self.request.liveness_s:g}"
                 self._lose(worker_id, f"has stopped reporting: its metadata key has expired ({limit})")
 
     def _fill_places(self) -> None:

@@ -144,7 +144,7 @@ def test_one_that_hangs_is_noticed_and_replaced(store: EmbeddedStore, tmp_path: 
         hanging = dict(run.workers())[1]
         run.kill(1, how=signal.SIGSTOP)
         change = run.goes_on()
-        assert change["reasons"] == ["worker 1 has stopped reporting: its metadata key has expired (1 s)"]
+        assert change["reasons"] == ["worker 1 has stopped reporting: its metadata key has expired (--liveness 1)"]
         assert all_gone([hanging])
     same_end(run.folder, undisturbed)
 

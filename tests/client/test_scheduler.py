@@ -194,7 +194,7 @@ def test_a_worker_whose_metadata_key_has_gone_is_lost_and_killed(store: Embedded
 
     made = scheduler(store, tmp_path, report)
     assert made.run()["state"] == "done"
-    assert "2 workers: worker 1 has stopped reporting: its metadata key has expired (10 s)" in told(made)
+    assert "2 workers: worker 1 has stopped reporting: its metadata key has expired (--liveness 10)" in told(made)
     assert workers_of(made)[1].killed
     assert workers_of(made)[1].code is None
 
