@@ -156,7 +156,7 @@ class Crew:
             code = start.code
             if code is None:
                 if start.overdue:
-                    self._lose(worker_id, f"has not come within {start.start_s:g} s (--timeout)")
+                    self._lose(worker_id, f"has not come within {start.start_s:g} s")
                 continue
             if not start.gone:
                 start.gone = True

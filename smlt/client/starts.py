@@ -14,6 +14,8 @@ from smlt.worker.config import WorkerConfig
 
 #: A worker that has not acknowledged so long after it was started, or --timeout when that is longer, does not come.
 START_S = 120.0
+#: A started worker that has given no sign of life for so long never will.
+SIGN_S = 60.0
 #: A cold worker that has paused ends by itself within that.
 END_S = 1.0
 
@@ -38,13 +40,13 @@ class Started:
 
     @property
     def overdue(self) -> bool:
-        """Whether it should have acknowledged by now."""
+        """Whether it should have acknowledged, or given a sign of life, by now."""
         return self.handle is not None and not self.ready and time.monotonic() - self.started > self.start_s
 
     @property
     def start_s(self) -> float:
-        """How long it may take to come: data and model may be large."""
-        return max(START_S, self.config.timeout_s)
+        """How long it may take to come: data and model may be large. Its first sign of life comes before it loads them."""
+        return SIGN_S if self.watched_from is None else max(START_S, self.config.timeout_s)
 
 
 class Starts(dict[str, Started]):
