@@ -257,11 +257,6 @@ class Coordination:
         alive = {worker_id: there == "1" for worker_id, there in zip(wanted, value, strict=True)}
         return Look(True, int(generation), has_plan == "1", alive)
 
-    def forget_worker(self, worker_id: str) -> None:
-        """A worker that has ended needs no metadata key."""
-        with translated(self.parameters.url):
-            self.parameters.client.unlink(self.parameters.key(f"worker:{worker_id}"))
-
     def read_events(self, ranks: Iterable[int], last_ids: dict[str, str], block_ms: int) -> Events:
         """Reports and words after `last_ids` (by stream; brought up to date), waiting up to `block_ms` for one."""
         store = self.parameters

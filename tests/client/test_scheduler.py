@@ -188,7 +188,8 @@ def test_a_worker_that_ends_without_its_last_report_fails_the_run_when_it_is_to_
 def test_a_worker_whose_metadata_key_has_gone_is_lost_and_killed(store: EmbeddedStore, tmp_path: Path) -> None:
     def report(worker: Scripted, plan: Plan) -> int | None:
         if worker.number == 1:
-            worker.coordination.forget_worker(worker.config.worker_id)  # as if it had expired
+            parameters = worker.coordination.parameters
+            parameters.client.unlink(parameters.key(f"worker:{worker.config.worker_id}"))  # as if it had expired
             return None
         return None if plan.generation == 1 else all_of_it(worker, plan)
 

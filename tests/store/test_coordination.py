@@ -101,7 +101,7 @@ def test_a_look_tells_who_is_there_and_whether_there_is_a_plan(job_here: Coordin
     acknowledge(job_here, 1, "c")
     assert job_here.look("s", ["a", "b", "c"]) == Look(True, 1, False, {"a": True, "b": False, "c": True})
     job_here.publish(a_plan(1), "s")
-    job_here.forget_worker("c")
+    job_here.parameters.client.unlink(job_here.parameters.key("worker:c"))
     assert job_here.look("s", ["c", "a"]) == Look(True, 1, True, {"c": False, "a": True})
 
 
