@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +44,37 @@ _STORE: dict[str, Any] = {
 StoreUrl = Annotated[str | None, typer.Option("--store", callback=resolved, **_STORE)]
 StoreReference = Annotated[str | None, typer.Option("--store", **_STORE)]  # as it was given: to say where all comes from
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on stdout, nothing else.")]
+
+
+def _into_environment(variable: str) -> Callable[[str | None], str | None]:
+    """Every client of AWS in this process and its children reads it there."""
+
+    def take(value: str | None) -> str | None:
+        if value:
+            os.environ[variable] = value
+        return value
+
+    return take
+
+
+EndpointUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint-url",
+        envvar="AWS_ENDPOINT_URL",
+        callback=_into_environment("AWS_ENDPOINT_URL"),
+        help="Ask this instead of AWS: what `smlt lambda-local` prints.",
+        show_default="AWS",
+    ),
+]
+Region = Annotated[
+    str | None,
+    typer.Option("--region", envvar="AWS_REGION", callback=_into_environment("AWS_REGION"), help="AWS region."),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option("--profile", envvar="AWS_PROFILE", callback=_into_environment("AWS_PROFILE"), help="AWS profile."),
+]
 
 
 def _version(wanted: bool) -> None:
