@@ -82,7 +82,7 @@ class LambdaLocal:
             "throttle_backoff_s": throttle_backoff_s,
             "init_timeout_s": init_timeout_s,
         }
-        self._authorize = authorize
+        self.authorize = authorize
         self._on_invocation = on_invocation
         self._records: list[Record] = []
         self._records_lock = threading.Lock()
@@ -193,7 +193,7 @@ class LambdaLocal:
             current=_current,
         )
         self._stack.callback(events.close)
-        self._admin = _make_admin() if self._authorize else None
+        self._admin = _make_admin() if self.authorize else None
         server.app = Front(
             moto_application(),
             invoker,
@@ -202,7 +202,7 @@ class LambdaLocal:
             self._principals,
             account=ACCOUNT,
             account_limit=int(self._settings["account_limit"]),
-            authorize=self._authorize,
+            authorize=self.authorize,
             image_problem=self._image_problem,
         )
         server.start()
@@ -235,7 +235,7 @@ class LambdaLocal:
         need = Need("logs:PutLogEvents", (f"{arn}:*", f"{arn}:log-stream:*"))
 
         def put(group: str, stream: str, events: list[dict[str, object]]) -> None:
-            if self._authorize and not allows(self._principals.of_function(function), need, function.region):
+            if self.authorize and not allows(self._principals.of_function(function), need, function.region):
                 return
             for _ in range(2):  # somebody may delete the group meanwhile
                 with contextlib.suppress(ResourceNotFoundException):
