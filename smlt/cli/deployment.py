@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from smlt.cli.common import AsJson, EndpointUrl, Profile, Region, app, examples
+from smlt.errors import ConfigError
 
 _FUNCTION: Any = typer.Argument(help="The function's name; `smlt train --on lambda` takes smlt unless told otherwise.")
 _BUCKET: Any = typer.Argument(help="NAME or s3://NAME/PREFIX: where code, data and checkpoints are kept.")
@@ -74,6 +78,7 @@ def deploy(
     What is there already and fits is kept: a second run sends nothing. What a failed run has made is removed again.
     """
     from smlt.client.deployment.deploy import deploy as deploy_function
+    from smlt.client.deployment.display import make_reporter
     from smlt.client.deployment.names import Place, RoleName
     from smlt.client.deployment.request import DeployRequest, default_python, parse_environment
 
@@ -100,10 +105,106 @@ def deploy(
         create_role=create_role,
         log_days=log_days,
     )
-    deploy_function(request, _reporter(as_json), dry_run=dry_run, strict=strict)
+    with closing(make_reporter(as_json=as_json)) as report:
+        deploy_function(request, report, dry_run=dry_run, strict=strict)
 
 
-def _reporter(as_json: bool) -> Any:
+@app.command(epilog=examples("smlt destroy smlt", "smlt destroy smlt --dry-run", "smlt destroy smlt --data --yes --keep-logs"))
+def destroy(
+    function: Annotated[str, _FUNCTION],
+    bucket: Annotated[
+        str | None,
+        typer.Option("--bucket", help="NAME or s3://NAME/PREFIX, where AWS no longer tells.", show_default="as deployed"),
+    ] = None,
+    role: Annotated[
+        str | None, typer.Option("--role", help="The role, where AWS no longer tells.", show_default="as deployed")
+    ] = None,
+    keep_logs: Annotated[bool, typer.Option("--keep-logs", help="Keep the log group.")] = False,
+    data: Annotated[
+        bool, typer.Option("--data", help="Delete code, data and checkpoints of all runs below the prefix.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed; change nothing.")] = False,
+    as_json: AsJson = False,
+    region: Region = None,
+    profile: Profile = None,
+    endpoint_url: EndpointUrl = None,
+) -> None:
+    """Remove a function with its versions, its layer, log group and files, its role and bucket where smlt deploy made them.
+
+    A bucket stays unless it is empty, runs stay unless --data is given, a role while it has other policies. Removing what
+    is not there is no error.
+    """
+    from smlt.client.deployment.destroy import destroy as destroy_function
     from smlt.client.deployment.display import make_reporter
+    from smlt.client.deployment.names import Place, RoleName
 
-    return make_reporter(as_json=as_json)
+    def confirm(steps: Any) -> bool:
+        if yes:
+            return True
+        if as_json or not sys.stdin.isatty():
+            raise ConfigError(f"{len(steps)} things would be removed: give --yes, or --dry-run to see them")
+        return typer.confirm(f"Remove these {len(steps)}?")
+
+    place, role_name = Place.parse(bucket) if bucket else None, RoleName.parse(role) if role else None
+    with closing(make_reporter(as_json=as_json)) as report:
+        destroy_function(
+            function, report, confirm, place=place, role=role_name, keep_logs=keep_logs, data=data, dry_run=dry_run
+        )
+
+
+@app.command(
+    epilog=examples(
+        "smlt policy smlt my-bucket smlt-role --create-bucket --create-role --deployer > deployer.json",
+        "smlt policy smlt s3://my-bucket/team --function --account 123456789012 --region eu-west-1",
+    )
+)
+def policy(
+    function: Annotated[str, _FUNCTION],
+    bucket: Annotated[str, _BUCKET],
+    role: Annotated[
+        str | None, typer.Argument(help="The function's role: an ARN, or a name. For the deployer's policy.")
+    ] = None,
+    deployer: Annotated[bool, typer.Option("--deployer", help="Only the policy of whoever deploys and trains.")] = False,
+    of_function: Annotated[bool, typer.Option("--function", help="Only the policy of the function.")] = False,
+    commands: Annotated[
+        list[str] | None,
+        typer.Option("--for", metavar="COMMAND", help="deploy, destroy, train, logs, stop.", show_default="all"),
+    ] = None,
+    store: Annotated[str | None, _STORE] = None,
+    subnet: Annotated[list[str] | None, _SUBNET] = None,
+    image: Annotated[str | None, _IMAGE] = None,
+    create_bucket: Annotated[bool, _CREATE_BUCKET] = False,
+    create_role: Annotated[bool, _CREATE_ROLE] = False,
+    account: Annotated[
+        str | None, typer.Option(metavar="ID", help="The account's number.", show_default="asked of AWS")
+    ] = None,
+    region: Region = None,
+    profile: Profile = None,
+    endpoint_url: EndpointUrl = None,
+) -> None:
+    """Print the IAM policies as JSON: what the function may do, and what whoever deploys it must be allowed.
+
+    Give the options that `smlt deploy` will be given: a right that none of them needs is left out. With --account and
+    --region AWS is not asked.
+    """
+    from smlt.client.deployment.names import Place, RoleName
+    from smlt.client.deployment.printing import print_policies
+
+    if deployer and of_function:
+        raise ConfigError("--deployer and --function: give one of them, or none for both")
+    if not of_function and role is None:
+        raise ConfigError("give ROLE: the deployer's policy names it; or --function for the function's policy alone")
+    given = {"create_bucket": create_bucket, "create_role": create_role, "vpc": bool(subnet), "image": bool(image)}
+    made = print_policies(
+        function,
+        Place.parse(bucket),
+        RoleName.parse(role) if role else None,
+        account=account,
+        commands=commands,
+        options=[name for name, is_given in given.items() if is_given],
+        store=store,
+        image=image,
+    )
+    wanted = made["deployer"] if deployer else made["function"] if of_function else made
+    typer.echo(json.dumps(wanted, indent=2))

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from smlt.client.deployment.limits import in_mb
+from smlt.client.deployment.limits import size_text
 from smlt.client.deployment.steps import Reporter, Step
 from smlt.client.records import json_line
 
@@ -26,7 +26,7 @@ def make_reporter(*, as_json: bool, stream: TextIO | None = None) -> Reporter:
 
 
 class JsonRows:
-    """One JSON object a line, "event" first: plan, warning, done, took-back, deployed. Nothing else."""
+    """One JSON object a line, "event" first: plan, warning, done, note, took-back, deployed or destroyed. Nothing else."""
 
     def __init__(self, out: TextIO) -> None:
         self.out = out
@@ -49,6 +49,9 @@ class JsonRows:
     def waiting(self, text: str) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        self._write("note", text=text)
+
     def done(self, step: Step) -> None:
         self._write("done", kind=step.kind, name=step.name, action=step.action)
 
@@ -57,6 +60,9 @@ class JsonRows:
 
     def ended(self, row: dict[str, Any], line: str) -> None:
         print(json_line(row), file=self.out, flush=True)
+
+    def close(self) -> None:
+        pass
 
 
 class Lines:
@@ -79,10 +85,13 @@ class Lines:
 
     def sent(self, done: int, total: int) -> None:
         if done == total:
-            self._say(f"  sent {in_mb(total)} MB")
+            self._say(f"  sent {size_text(total)}")
 
     def waiting(self, text: str) -> None:
         self._say(f"  waiting {text}")
+
+    def note(self, text: str) -> None:
+        self._say(f"  {text}")
 
     def done(self, step: Step) -> None:
         pass
@@ -92,6 +101,9 @@ class Lines:
 
     def ended(self, row: dict[str, Any], line: str) -> None:
         self._say(line)
+
+    def close(self) -> None:
+        pass
 
 
 class Bar:
@@ -120,10 +132,13 @@ class Bar:
         self._show(self.text)
 
     def sent(self, done: int, total: int) -> None:
-        self._show(f"{self.text}: {in_mb(done)} of {in_mb(total)} MB")
+        self._show(f"{self.text}: {size_text(done)} of {size_text(total)}")
 
     def waiting(self, text: str) -> None:
         self._show(f"{self.text}: waiting {text}")
+
+    def note(self, text: str) -> None:
+        self.console.print(Text(text, style="yellow"), soft_wrap=True)
 
     def done(self, step: Step) -> None:
         self.progress.advance(self.task)

@@ -10,7 +10,7 @@ from typing import Any
 
 from smlt._version import __version__
 from smlt.client.deployment.cloud import Cloud, asking, may_lack
-from smlt.client.deployment.limits import in_mb
+from smlt.client.deployment.limits import size_text
 from smlt.client.deployment.names import MANAGED, MANAGED_TAG, PACKAGE_TAG, VERSION_TAG, is_managed
 from smlt.client.deployment.package import PRELOADABLE, Package
 from smlt.client.deployment.request import DeployRequest
@@ -79,7 +79,7 @@ def plan_function(
     wanted = _configuration(request, variables, role_arn, layer_arn)
     tags = _tags(request, package)
     if found is None:
-        size = f"{in_mb(package.zip.stat().st_size)} MB" if package else str(request.image)
+        size = size_text(package.zip.stat().st_size) if package else str(request.image)
         details = (f"{request.arch}, {request.memory_mb} MB, {request.timeout_s} s", size)
         return Step("function", name, "create", details, lambda work: _create(cloud, request, package, wanted, tags, work))
     if not is_managed(dict(found.tags)):
@@ -123,7 +123,7 @@ def _code_differs(request: DeployRequest, package: Package | None, found: Found)
         return [] if found.code.get("ImageUri") == request.image else [f"image {request.image}"]
     differs = []
     if found.configuration["CodeSha256"] != package.code_sha256:
-        differs.append(f"code ({in_mb(package.zip.stat().st_size)} MB)")
+        differs.append(f"code ({size_text(package.zip.stat().st_size)})")
     if found.configuration.get("Architectures", ["x86_64"]) != [request.arch]:
         differs.append(f"architecture {request.arch}")
     return differs

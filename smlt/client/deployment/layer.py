@@ -12,7 +12,7 @@ from typing import Any
 from smlt._version import __version__
 from smlt.client.deployment.binaries import check_binaries
 from smlt.client.deployment.cloud import Cloud, asking, may_lack
-from smlt.client.deployment.limits import in_mb
+from smlt.client.deployment.limits import size_text
 from smlt.client.deployment.names import LAYER_MARK, layer_name
 from smlt.client.deployment.package import digest, lambda_digest
 from smlt.client.deployment.request import DeployRequest
@@ -107,7 +107,7 @@ def plan_layer(cloud: Cloud, request: DeployRequest, layer: LayerZip | None) -> 
             return Step("layer", name, "keep", (f"version {newest['Version']}",)), str(newest["LayerVersionArn"])
         if not str(there.get("Description", "")).startswith(LAYER_MARK):
             raise DeployError(f"layer {name} is there and was not made by smlt: choose another name for the function")
-    details = (f"{in_mb(layer.path.stat().st_size)} MB", "a new version" if found else "the first version")
+    details = (size_text(layer.path.stat().st_size), "a new version" if found else "the first version")
     return Step("layer", name, "create", details, lambda work: _publish(cloud, request, layer, work)), None
 
 

@@ -32,5 +32,10 @@ def check_unpacked(package: Mapping[str, int], layer: Mapping[str, int]) -> None
 
 
 def in_mb(size: int) -> str:
-    """262144000 as "250", 1536 as "0.0015": what is not zero is not shown as zero."""
-    return f"{size / MB:.0f}" if size >= 10 * MB else f"{size / MB:.2g}"
+    """262144000 bytes as "250"."""
+    return f"{size / MB:.0f}" if size >= 10 * MB else f"{size / MB:.1f}"
+
+
+def size_text(size: int) -> str:
+    """262144000 as "250 MB", 1536 as "1.5 kB"."""
+    return f"{in_mb(size)} MB" if size >= MB / 10 else f"{size / 1024:.1f} kB"

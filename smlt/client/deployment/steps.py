@@ -39,7 +39,10 @@ class Reporter(Protocol):
         """Of an upload's `total` bytes `done` are sent."""
 
     def waiting(self, text: str) -> None:
-        """What the step is waiting for."""
+        """What the step is waiting for: "until ..."."""
+
+    def note(self, text: str) -> None:
+        """Something that the plan did not know."""
 
     def done(self, step: Step) -> None:
         """The step has been carried out."""
@@ -49,6 +52,9 @@ class Reporter(Protocol):
 
     def ended(self, row: dict[str, Any], line: str) -> None:
         """All is done: as a row, and as a sentence."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
 
 
 @dataclass

@@ -16,8 +16,8 @@ def code_of(cloud: Cloud, request: DeployRequest, path: Path, name: str, work: W
     """What Lambda's requests say for their code; a large zip is uploaded to the deployment's folder before, as `name`."""
     size = path.stat().st_size
     if size <= DIRECT_BYTES:
-        work.report.sent(0, size)
         work.sent_bytes += size
+        work.report.sent(size, size)
         return {"ZipFile": path.read_bytes()}
     key = request.place.deploy_key(request.function, name)
     _upload(cloud, request.place.bucket, key, path, size, work)
