@@ -115,3 +115,15 @@ def group(store: EmbeddedStore, job: str) -> Iterator[Callable[..., Group]]:
             return made
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def moto_url() -> Iterator[str]:
+    """A server of moto's, which stands in for AWS."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()

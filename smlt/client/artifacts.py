@@ -74,7 +74,7 @@ def local_modules(script: Path) -> list[Path]:
     root, found, todo = script.parent, {script}, [script]
     while todo:
         path = todo.pop()
-        for name in _imports(path):
+        for name in imported_names(path):
             for candidate in _files_of(root, name):
                 if candidate not in found:
                     found.add(candidate)
@@ -82,7 +82,8 @@ def local_modules(script: Path) -> list[Path]:
     return sorted(found)
 
 
-def _imports(path: Path) -> set[str]:
+def imported_names(path: Path) -> set[str]:
+    """The top-level modules that a Python file imports. TaskError when it is not Python."""
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))
     except SyntaxError as error:

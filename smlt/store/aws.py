@@ -70,6 +70,11 @@ def error_code(error: BaseException) -> str:
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
+def is_denied(error: BaseException) -> bool:
+    """Whether AWS knows who asks, and does not let him."""
+    return error_code(error) in _DENIED
+
+
 def translated(error: BaseException, doing: str, kind: type[SmltError] | None = None) -> SmltError:
     """The error as one sentence that says what to do."""
     store_kind, text = _explained(error)
