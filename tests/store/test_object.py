@@ -11,7 +11,7 @@ import pytest
 from smlt.errors import ConfigError, StoreError
 from smlt.store.object import DirectoryObjectStore, ObjectStore, open_object_store
 
-pytest_plugins = ["s3server"]
+pytest_plugins = ["s3fixtures"]
 
 
 @pytest.fixture
