@@ -8,9 +8,10 @@ on the number of workers, on restarts, or on where a run was resumed.
 from __future__ import annotations
 
 import linecache
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -146,27 +147,21 @@ def fetch_data(objects: ObjectStore, prefix: str, folder: Path) -> Path:
     is a directory. They are compared with the manifest's SHA-256 once, now; who may write to that directory can change
     them later. Raises CheckpointError naming the file that is missing or is not what the manifest says.
     """
-    for name, digest in read_manifest(objects, prefix).items():
-        path = _path(objects, f"{prefix}/{name}")
-        if any(part.is_symlink() for part in (path, *list(path.parents)[: name.count("/")])):
-            raise CheckpointError(f"{prefix}/{name} is a link to another file: data must lie where its name says")
-        with path.open("rb") as file:
-            if file_digest(file, "sha256").hexdigest() != digest:
+    try:
+        for name, digest in read_manifest(objects, prefix).items():
+            with _named(f"{prefix}/{name}"):
+                found = objects.fetch(f"{prefix}/{name}", folder / name)
+            if found != digest:
                 raise _changed(f"{prefix}/{name}")
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 
 def _content(objects: ObjectStore, key: str) -> bytes:
     with _named(key):
         return objects.get(key)
-
-
-def _path(objects: ObjectStore, key: str) -> Path:
-    with _named(key):
-        return objects.open_path(key)
 
 
 @contextmanager
