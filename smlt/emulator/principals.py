@@ -36,7 +36,7 @@ class Principal:
 
 
 class Principals:
-    """Finds who an access key belongs to. What was found is kept: keys are not given twice."""
+    """Finds who an access key belongs to. A role's are kept as they are found; a user's may be deleted at any time."""
 
     def __init__(self, account: str) -> None:
         self._account = account
@@ -44,10 +44,15 @@ class Principals:
 
     def of_key(self, access_key: str) -> Principal | None:
         """The owner, None when moto's IAM and STS know no such key."""
-        if access_key and access_key not in self._known:
-            found = self._user(access_key) or self._role(access_key)
-            if found is not None:
-                self._known[access_key] = found
+        if not access_key:
+            return None
+        if access_key not in self._known:
+            user = self._user(access_key)
+            if user is not None:
+                return user
+            role = self._role(access_key)
+            if role is not None:
+                self._known[access_key] = role
         return self._known.get(access_key)
 
     def of_function(self, function: Function) -> Principal:
@@ -59,7 +64,7 @@ class Principals:
         from moto.iam.models import iam_backends
 
         for user in list(iam_backends[self._account]["aws"].users.values()):
-            if any(key.access_key_id == access_key for key in user.access_keys):
+            if any(key.access_key_id == access_key and key.status == "Active" for key in list(user.access_keys)):
                 return Principal("user", user.name, user.arn, self._account)
         return None
 
