@@ -4,6 +4,7 @@
                  status.json       state, progress, process; rewritten as the run goes on
                  metrics.jsonl     a row for each step and each epoch
                  logs/             worker-<rank>.log, store.log
+                 invocations.jsonl, bill.json   of a run on Lambda: every invocation, and what they cost
                  code/, data/, checkpoints/   the object store's, when it is the default directory
 """
 
