@@ -5,6 +5,7 @@
                  metrics.jsonl     a row for each step and each epoch
                  logs/             worker-<rank>.log, store.log
                  .scheduler        locked by the process that schedules the run, as long as it lives
+                 invocations.jsonl, bill.json   of a run on Lambda: every invocation, and what they cost
                  code/, data/, checkpoints/   the object store's, when it is the default directory
 """
 

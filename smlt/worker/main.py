@@ -29,6 +29,7 @@ from smlt.worker.config import WorkerConfig
 from smlt.worker.data import fetch_code, fetch_data
 from smlt.worker.lifeline import end_with_parent
 from smlt.worker.member import Member
+from smlt.worker.stamped import stamp_output
 from smlt.worker.task import load_task
 from smlt.worker.trainer import Trainer
 
@@ -173,6 +174,7 @@ def _end_at_the_limit(config: WorkerConfig) -> threading.Timer | None:
 
 def main() -> int:
     """Read configurations from stdin and work."""
+    stamp_output()
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the scheduler decides
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
