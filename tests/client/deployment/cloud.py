@@ -1,4 +1,7 @@
-"""AWS for the tests of deployments: moto's HTTP server stands in for it, and a recorder sees every request."""
+"""AWS for the tests of deployments: moto's HTTP server stands in for it, and a recorder sees every request.
+
+moto knows no rights, does not compare layers with functions, and forgets changes of EphemeralStorage and Architectures.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ import pytest
 
 import smlt.store.aws as aws
 from smlt.client.deployment.deploy import Deployed, deploy
+from smlt.client.deployment.destroy import destroy
 from smlt.client.deployment.display import make_reporter
 from smlt.client.deployment.names import Place, RoleName
 from smlt.client.deployment.request import DeployRequest
@@ -91,6 +95,8 @@ class Sandbox:
     folder: Path
     recorder: Recorder
     session: boto3.Session
+    #: What the last deployment or removal has told.
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     def client(self, service: str, region: str = REGION) -> Any:
         return self.session.client(service, region_name=region)
@@ -125,15 +131,23 @@ class Sandbox:
                 archive.writestr(zipfile.ZipInfo(file), content)
         return path
 
-    def deploy(self, *, dry_run: bool = False, strict: bool = False, **changes: Any) -> tuple[Deployed, list[dict[str, Any]]]:
-        """The outcome, and the rows that --json shows."""
+    def deploy(self, *, dry_run: bool = False, strict: bool = False, **changes: Any) -> Deployed:
+        """Deploy what `request` gives; `rows` then has what --json shows."""
         self.recorder.clear()
         out = io.StringIO()
         try:
-            done = deploy(self.request(**changes), make_reporter(as_json=True, stream=out), dry_run=dry_run, strict=strict)
+            return deploy(self.request(**changes), make_reporter(as_json=True, stream=out), dry_run=dry_run, strict=strict)
         finally:
             self.rows = [json.loads(line) for line in out.getvalue().splitlines()]
-        return done, self.rows
+
+    def destroy(self, *, answer: bool = True, **options: Any) -> int:
+        """How many things were removed."""
+        self.recorder.clear()
+        out = io.StringIO()
+        try:
+            return destroy("digits", make_reporter(as_json=True, stream=out), lambda _: answer, **options)
+        finally:
+            self.rows = [json.loads(line) for line in out.getvalue().splitlines()]
 
     def actions(self) -> dict[str, str]:
         """Of the last deployment: what happens to each kind of thing."""
