@@ -10,6 +10,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -191,8 +192,16 @@ def sandbox(moto_url: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> San
     for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("smlt.client.deployment.function.LOOK_EVERY_S", 0)
-    recorder, session = Recorder(), boto3.Session()
-    recorder.attach(session)
+    recorder, session, own = _sessions()
+    recorder.calls, recorder.faults, recorder.expire_after = [], {}, None
     monkeypatch.setattr(aws._sessions, "session", session, raising=False)
     monkeypatch.setattr(aws._sessions, "asked_for", (None, "testing", None), raising=False)
-    return Sandbox(folder, recorder, boto3.Session())
+    return Sandbox(folder, recorder, own)
+
+
+@cache
+def _sessions() -> tuple[Recorder, boto3.Session, boto3.Session]:
+    """The recorder, the session that it sees, and one that it does not: made once, as they read AWS's models."""
+    recorder, session = Recorder(), boto3.Session()
+    recorder.attach(session)
+    return recorder, session, boto3.Session()
