@@ -39,8 +39,8 @@ class Recorder:
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     #: By operation ("lambda.CreateFunction"): the answers to its next calls, None for the genuine one.
     faults: dict[str, list[tuple[int, str, str] | None]] = field(default_factory=dict)
-    #: The credentials expire with this many calls.
-    expire_after: int | None = None
+    #: The credentials expire with the first call of this operation.
+    expire_with: str | None = None
 
     def attach(self, session: boto3.Session) -> None:
         session.events.register("provide-client-params", self._record)
@@ -50,8 +50,8 @@ class Recorder:
         self.calls.append((f"{model.service_model.service_name}.{model.name}", dict(params)))
 
     def _answer(self, request: Any, event_name: str, **_: Any) -> Any:
-        operation = ".".join(event_name.split(".")[1:])
-        if self.expire_after is not None and len(self.calls) > self.expire_after:
+        operation = event_name.removeprefix("before-send.").replace("cloudwatch-logs", "logs")
+        if self.expire_with in self.names:
             return answer(request, 403, "ExpiredToken", "The security token included in the request is expired", operation)
         waiting = self.faults.get(operation)
         fault = waiting.pop(0) if waiting else None
@@ -193,7 +193,7 @@ def sandbox(moto_url: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> San
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("smlt.client.deployment.function.LOOK_EVERY_S", 0)
     recorder, session, own = _sessions()
-    recorder.calls, recorder.faults, recorder.expire_after = [], {}, None
+    recorder.calls, recorder.faults, recorder.expire_with = [], {}, None
     monkeypatch.setattr(aws._sessions, "session", session, raising=False)
     monkeypatch.setattr(aws._sessions, "asked_for", (None, "testing", None), raising=False)
     return Sandbox(folder, recorder, own)
