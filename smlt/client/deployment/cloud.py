@@ -51,6 +51,8 @@ def asking(doing: str) -> Iterator[None]:
     try:
         yield
     except WaiterError as error:
+        if "Error" in (error.last_response or {}):
+            raise translated(ClientError(error.last_response, "GetFunction"), doing, DeployError) from error
         configuration = (error.last_response or {}).get("Configuration", {})
         reason = configuration.get("StateReason") or configuration.get("LastUpdateStatusReason") or str(error)
         raise DeployError(f"{doing}: {reason}") from error

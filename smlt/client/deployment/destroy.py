@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from smlt.client.deployment.bucket import bucket_region, bucket_tags
 from smlt.client.deployment.cloud import Cloud, asking, may_lack
@@ -139,7 +140,7 @@ def _bucket_steps(cloud: Cloud, function: str, place: Place, *, data: bool) -> l
         if left.any:
             told = f"{len(left.keys)} objects, {size_text(left.size)}; {len(left.uploads)} unfinished uploads"
             url = f"{place.url}/.deploy/{function}/" if kind == "files" else f"{place.url}/"
-            steps.append(Step(kind, url, "delete", (told,), lambda work, left=left: remove_leftovers(cloud, left, work)))  # type: ignore[misc]
+            steps.append(Step(kind, url, "delete", (told,), partial(remove_leftovers, cloud, left)))
     tags = bucket_tags(cloud, place.bucket)
     if is_managed(tags) and tags.get(FUNCTION_TAG) == function:
         step = Step("bucket", place.bucket, "delete", ("if it is empty then",))

@@ -61,13 +61,15 @@ RIGHTS: tuple[Right, ...] = (
     *_of("iam", "role", "GetRole", "deploy destroy"),
     Right("iam:PassRole", "role", (), "deploy", implied_by=_ENI, condition="passed to lambda"),
     *_of("iam", "role", "GetRolePolicy", "deploy", "create_role"),
-    *_of("iam", "role", "CreateRole TagRole PutRolePolicy", "deploy", "create_role"),
+    *_of("iam", "role", "CreateRole PutRolePolicy", "deploy", "create_role"),
+    Right("iam:TagRole", "role", (), "deploy", "create_role", implied_by=("iam.CreateRole",)),
     *_of("iam", "role", "DeleteRolePolicy DeleteRole", "deploy destroy", "create_role"),
     *_of("iam", "role", "ListRolePolicies ListAttachedRolePolicies", "destroy", "create_role"),
     # Logs.
     *_of("logs", "log groups", "DescribeLogGroups", "deploy destroy"),
     *_of("logs", "log group", "ListTagsForResource", "deploy destroy"),
-    *_of("logs", "log group", "CreateLogGroup PutRetentionPolicy TagResource", "deploy"),
+    *_of("logs", "log group", "CreateLogGroup PutRetentionPolicy", "deploy"),
+    Right("logs:TagResource", "log group", ("logs.TagResource",), "deploy", implied_by=("logs.CreateLogGroup",)),
     *_of("logs", "log group", "DeleteLogGroup", "deploy destroy"),
     *_of("logs", "log group", "FilterLogEvents", "train logs"),
     # The bucket.

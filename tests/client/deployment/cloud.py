@@ -1,4 +1,7 @@
-"""AWS for the tests of deployments: moto's HTTP server stands in for it, and a recorder sees every request."""
+"""AWS for the tests of deployments: moto's HTTP server stands in for it, and a recorder sees every request.
+
+moto knows no rights, does not compare layers with functions, and forgets changes of EphemeralStorage and Architectures.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -17,6 +21,7 @@ import pytest
 
 import smlt.store.aws as aws
 from smlt.client.deployment.deploy import Deployed, deploy
+from smlt.client.deployment.destroy import destroy
 from smlt.client.deployment.display import make_reporter
 from smlt.client.deployment.names import Place, RoleName
 from smlt.client.deployment.request import DeployRequest
@@ -34,8 +39,8 @@ class Recorder:
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     #: By operation ("lambda.CreateFunction"): the answers to its next calls, None for the genuine one.
     faults: dict[str, list[tuple[int, str, str] | None]] = field(default_factory=dict)
-    #: The credentials expire with this many calls.
-    expire_after: int | None = None
+    #: The credentials expire with the first call of this operation.
+    expire_with: str | None = None
 
     def attach(self, session: boto3.Session) -> None:
         session.events.register("provide-client-params", self._record)
@@ -45,8 +50,8 @@ class Recorder:
         self.calls.append((f"{model.service_model.service_name}.{model.name}", dict(params)))
 
     def _answer(self, request: Any, event_name: str, **_: Any) -> Any:
-        operation = ".".join(event_name.split(".")[1:])
-        if self.expire_after is not None and len(self.calls) > self.expire_after:
+        operation = event_name.removeprefix("before-send.").replace("cloudwatch-logs", "logs")
+        if self.expire_with in self.names:
             return answer(request, 403, "ExpiredToken", "The security token included in the request is expired", operation)
         waiting = self.faults.get(operation)
         fault = waiting.pop(0) if waiting else None
@@ -91,6 +96,8 @@ class Sandbox:
     folder: Path
     recorder: Recorder
     session: boto3.Session
+    #: What the last deployment or removal has told.
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     def client(self, service: str, region: str = REGION) -> Any:
         return self.session.client(service, region_name=region)
@@ -125,15 +132,23 @@ class Sandbox:
                 archive.writestr(zipfile.ZipInfo(file), content)
         return path
 
-    def deploy(self, *, dry_run: bool = False, strict: bool = False, **changes: Any) -> tuple[Deployed, list[dict[str, Any]]]:
-        """The outcome, and the rows that --json shows."""
+    def deploy(self, *, dry_run: bool = False, strict: bool = False, **changes: Any) -> Deployed:
+        """Deploy what `request` gives; `rows` then has what --json shows."""
         self.recorder.clear()
         out = io.StringIO()
         try:
-            done = deploy(self.request(**changes), make_reporter(as_json=True, stream=out), dry_run=dry_run, strict=strict)
+            return deploy(self.request(**changes), make_reporter(as_json=True, stream=out), dry_run=dry_run, strict=strict)
         finally:
             self.rows = [json.loads(line) for line in out.getvalue().splitlines()]
-        return done, self.rows
+
+    def destroy(self, *, answer: bool = True, **options: Any) -> int:
+        """How many things were removed."""
+        self.recorder.clear()
+        out = io.StringIO()
+        try:
+            return destroy("digits", make_reporter(as_json=True, stream=out), lambda _: answer, **options)
+        finally:
+            self.rows = [json.loads(line) for line in out.getvalue().splitlines()]
 
     def actions(self) -> dict[str, str]:
         """Of the last deployment: what happens to each kind of thing."""
@@ -177,8 +192,16 @@ def sandbox(moto_url: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> San
     for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("smlt.client.deployment.function.LOOK_EVERY_S", 0)
-    recorder, session = Recorder(), boto3.Session()
-    recorder.attach(session)
+    recorder, session, own = _sessions()
+    recorder.calls, recorder.faults, recorder.expire_with = [], {}, None
     monkeypatch.setattr(aws._sessions, "session", session, raising=False)
     monkeypatch.setattr(aws._sessions, "asked_for", (None, "testing", None), raising=False)
-    return Sandbox(folder, recorder, boto3.Session())
+    return Sandbox(folder, recorder, own)
+
+
+@cache
+def _sessions() -> tuple[Recorder, boto3.Session, boto3.Session]:
+    """The recorder, the session that it sees, and one that it does not: made once, as they read AWS's models."""
+    recorder, session = Recorder(), boto3.Session()
+    recorder.attach(session)
+    return recorder, session, boto3.Session()
