@@ -122,6 +122,10 @@ class LambdaLocal:
         """The process ids of the sandboxes there are."""
         return [sandbox.pid for sandbox in self._pool.sandboxes()]
 
+    def busy(self, function: str) -> int:
+        """How many invocations of the function are under way."""
+        return self._pool.busy(function)
+
     @property
     def credentials(self) -> dict[str, str]:
         """For boto3.client(...): the administrator's when policies are enforced, else some that nobody checks."""
