@@ -71,7 +71,9 @@ def test_new_code_and_new_configuration_are_cold_starts(account: Account) -> Non
 
     name = account.deploy(COUNTING)
     account.invoke(name)
-    account.functions.update_function_code(FunctionName=name, ZipFile=zipped(main=COUNTING.replace("count += 1", "count += 10")))
+    account.functions.update_function_code(
+        FunctionName=name, ZipFile=zipped(main=COUNTING.replace("count += 1", "count += 10"))
+    )
     assert account.invoke(name)["value"]["count"] == 10
     account.functions.update_function_configuration(FunctionName=name, Environment={"Variables": {"A": "b"}})
     assert account.invoke(name)["value"]["count"] == 10
