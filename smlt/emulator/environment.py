@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +50,15 @@ def image_interpreter(prefix: Path) -> str:
     if not python.exists():
         raise ConfigError(f"{prefix} is no Python environment: there is no {python}; look at --image")
     return str(python)
+
+
+def check_image_environment(prefix: Path) -> None:
+    """Raise ConfigError when functions cannot run in the environment, as an image without the runtime client could not."""
+    tried = subprocess.run([image_interpreter(prefix), "-c", "import awslambdaric"], capture_output=True, check=False)
+    if tried.returncode:
+        raise ConfigError(
+            f"{prefix} has no awslambdaric, which each image needs: {prefix}/bin/python -m pip install awslambdaric"
+        )
 
 
 def sandbox_environment(

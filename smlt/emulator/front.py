@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 from smlt.emulator import authorization, control
-from smlt.emulator.functions import Function, FunctionNotFoundError, find_function
+from smlt.emulator.functions import FunctionNotFoundError, find_function
 from smlt.emulator.invoke import EventQueue, Invoker, Request
 from smlt.emulator.operations import Operation, classify
 from smlt.emulator.pool import ThrottledError
@@ -40,7 +40,6 @@ class Front:
         account: str,
         account_limit: int,
         authorize: bool,
-        image_problem: Callable[[Function], str | None],
     ) -> None:
         self._moto = moto
         self._invoker = invoker
@@ -50,7 +49,6 @@ class Front:
         self._account = account
         self._account_limit = account_limit
         self._authorize = authorize
-        self._image_problem = image_problem
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if environ["PATH_INFO"].startswith("/moto-api"):
@@ -98,7 +96,7 @@ class Front:
             function = find_function(arguments["FunctionName"], arguments.get("Qualifier"), operation.region, operation.account)
         except FunctionNotFoundError as error:
             return aws_error(404, "ResourceNotFoundException", str(error))
-        problem = function.runs_here() or self._image_problem(function)
+        problem = function.runs_here()
         if problem:
             return aws_error(400, "InvalidRuntimeException", problem)
         if kind == "DryRun":

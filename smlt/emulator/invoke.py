@@ -161,6 +161,8 @@ class Invoker:
             failed = sandbox.initialize(timeout_s)
             timeout_s = max(0.0, timeout_s - (time.monotonic() - began))
         outcome: Outcome | None = failed
+        if failed is not None and failed.error_type == "Runtime.ExitError":
+            outcome = sandbox.exit_outcome(request_id)
         if failed is None:
             stop_killer = self._arm(sandbox)
             outcome = sandbox.run(self._invocation(request, timeout_s), timeout_s)

@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from smlt.emulator.account import ACCOUNT, add_managed_policies, make_admin, reset
 from smlt.emulator.authorization import allows
 from smlt.emulator.code import CodeStore
 from smlt.emulator.control import reserved_concurrency
-from smlt.emulator.environment import image_interpreter, make_runtime_folder, role_credentials
+from smlt.emulator.environment import check_image_environment, make_runtime_folder, role_credentials
 from smlt.emulator.faults import Dice, Faults
 from smlt.emulator.front import Front
 from smlt.emulator.functions import Function, find_function
@@ -32,10 +33,6 @@ from smlt.emulator.sandbox import Place
 from smlt.emulator.server import Server, moto_application
 from smlt.errors import ConfigError
 
-ACCOUNT = "123456789012"
-#: The user that exists from the start when policies are enforced.
-ADMIN = "lambda-local-admin"
-_EVERYTHING = '{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}'
 _starts = 0
 _running = threading.Lock()
 
@@ -72,7 +69,7 @@ class LambdaLocal:
     ) -> None:
         self._images = {uri: Path(prefix) for uri, prefix in (images or {}).items()}
         for prefix in self._images.values():
-            image_interpreter(prefix)
+            check_image_environment(prefix)
         self._dice = Dice(faults or Faults(), seed)
         self._settings: dict[str, Any] = {
             "port": port,
@@ -122,6 +119,10 @@ class LambdaLocal:
         """The process ids of the sandboxes there are."""
         return [sandbox.pid for sandbox in self._pool.sandboxes()]
 
+    def busy(self, function: str) -> int:
+        """How many invocations of the function are under way."""
+        return self._pool.busy(function)
+
     @property
     def credentials(self) -> dict[str, str]:
         """For boto3.client(...): the administrator's when policies are enforced, else some that nobody checks."""
@@ -156,8 +157,9 @@ class LambdaLocal:
         global _starts
         _starts += 1
         start = _starts
-        _reset_moto()
-        self._stack.callback(_reset_moto)
+        reset()
+        self._stack.callback(reset)
+        add_managed_policies()
         folder = Path(tempfile.mkdtemp(prefix="smlt-lambda-")).resolve()
         self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
         guard = Guard(folder)
@@ -193,7 +195,7 @@ class LambdaLocal:
             current=_current,
         )
         self._stack.callback(events.close)
-        self._admin = _make_admin() if self.authorize else None
+        self._admin = make_admin() if self.authorize else None
         server.app = Front(
             moto_application(),
             invoker,
@@ -203,21 +205,11 @@ class LambdaLocal:
             account=ACCOUNT,
             account_limit=int(self._settings["account_limit"]),
             authorize=self.authorize,
-            image_problem=self._image_problem,
         )
         server.start()
 
     def _prefix(self, image: str) -> Path:
         return self._images.get(image, Path(sys.prefix))
-
-    def _image_problem(self, function: Function) -> str | None:
-        if function.image is None:
-            return None
-        try:
-            image_interpreter(self._prefix(function.image))
-        except ConfigError as error:
-            return str(error)
-        return None
 
     def _report(self, record: Record) -> None:
         with self._records_lock:
@@ -257,22 +249,3 @@ def _bound(port: int) -> Server:
     except (OSError, OverflowError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise ConfigError(f"cannot listen on 127.0.0.1:{port}: {reason}; give another --port, or none") from error
-
-
-def _reset_moto() -> None:
-    from moto.core.base_backend import BackendDict
-    from moto.core.model_instances import reset_model_data
-
-    BackendDict.reset()
-    reset_model_data()
-    role_credentials.cache_clear()
-
-
-def _make_admin() -> dict[str, str]:
-    from moto.iam.models import iam_backends
-
-    backend = iam_backends[ACCOUNT]["aws"]
-    backend.create_user("us-east-1", ADMIN)
-    backend.put_user_policy(ADMIN, "everything", _EVERYTHING)
-    key = backend.create_access_key(ADMIN)
-    return {"aws_access_key_id": key.access_key_id, "aws_secret_access_key": key.secret_access_key}

@@ -116,7 +116,7 @@ class Pipes:
         """Take all that has been written so far, also a line without its end."""
         with self._lock:
             for end in list(self._kept):
-                self._take(end)
+                self._take(end, at_end=False)
                 if end != self._frames and self._kept.get(end):
                     self._stream.write(self._kept[end].decode(errors="replace"))
                     self._kept[end] = b""
@@ -126,15 +126,18 @@ class Pipes:
             self._selector.select()
             with self._lock:
                 for end in list(self._kept):
-                    self._take(end)
+                    self._take(end, at_end=True)
         self._selector.close()
 
-    def _take(self, end: int) -> None:
+    def _take(self, end: int, *, at_end: bool) -> None:
+        """Read what is there. `at_end`: also close the pipe when that was all, which wakes nobody, so only the reader does."""
         while True:
             try:
                 read = os.read(end, 65536)
             except BlockingIOError:
                 break
+            if not read and not at_end:
+                return
             if not read:
                 self._selector.unregister(end)
                 os.close(end)

@@ -55,6 +55,11 @@ class Pool:
         with self._lock:
             return list(self._all)
 
+    def busy(self, name: str) -> int:
+        """Invocations of the function that are under way, of all versions."""
+        with self._lock:
+            return sum(count for arn, count in self._busy.items() if arn.endswith(f":function:{name}"))
+
     def enter(self, function: Function) -> bool:
         """Count an invocation that begins; whether it is one of the unreserved, for `leave`. Raises ThrottledError."""
         reserved = self._reserved(function.region)

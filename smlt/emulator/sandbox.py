@@ -122,6 +122,7 @@ class Sandbox:
         began = self._began
         ready = self.api.wait_idle(max(0.0, timeout_s - (time.monotonic() - began)))
         self.init_ms = (time.monotonic() - began) * 1000
+        self.measure()
         if ready:
             return None
         if not self.api.closed:

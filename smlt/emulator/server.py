@@ -7,6 +7,7 @@ import json
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable
 from http.server import HTTPServer
 from socketserver import ThreadingMixIn
@@ -87,15 +88,20 @@ class _Handler(MotoRequestHandler):
             started[:] = [status, headers]
             return lambda _: None
 
-        parts = self.server.app(environ, start_response)
-        content = b"".join(parts)
-        close = getattr(parts, "close", None)
-        if close is not None:
-            close()
+        try:
+            parts = self.server.app(environ, start_response)
+            content = b"".join(parts)
+            close = getattr(parts, "close", None)
+            if close is not None:
+                close()
+        except Exception as error:
+            traceback.print_exc()  # a bug, moto's or ours: shown, and the client is not left without an answer
+            code, fields, content = aws_error(500, "ServiceException", f"lambda-local failed: {type(error).__name__}")
+            started[:] = [f"{code} Internal Server Error", list(fields.items())]
         status, headers = started
-        code, _, phrase = status.partition(" ")
-        self.send_response(int(code), phrase)
-        bodiless = self.command == "HEAD" or int(code) in (204, 304)
+        number, _, phrase = status.partition(" ")
+        self.send_response(int(number), phrase)
+        bodiless = self.command == "HEAD" or int(number) in (204, 304)
         for name, value in headers:
             if name.lower() not in ("connection", "transfer-encoding") and (bodiless or name.lower() != "content-length"):
                 self.send_header(name, str(value))
