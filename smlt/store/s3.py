@@ -60,6 +60,8 @@ class S3ObjectStore:
     `part_bytes`, `whole_bytes`, `threads`: see PART_BYTES, WHOLE_BYTES and THREADS. `attempts`: see `aws_client`.
     """
 
+    copies = True
+
     def __init__(
         self,
         url: str,
