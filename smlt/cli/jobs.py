@@ -25,6 +25,7 @@ from smlt.store.parameter import ParameterStore
         "smlt train examples/digits.py --workers 4 --epochs 25",
         "smlt train task.py --target-accuracy 0.97 --codec fp32 --data ./images",
         "smlt train task.py --codec int8 --no-error-feedback",
+        "AWS_PROFILE=me smlt train task.py --object-store s3://my-bucket/smlt --data ./images",
         "smlt train task.py --on-failure shrink --liveness 5 --spares 1",
         "SMLT_STORE_PASSWORD=... smlt train task.py --store rediss://store.example:6380",
         "smlt train task.py --store 'rediss://store.example:6380?password_file=/run/secrets/store' --json",
@@ -54,7 +55,8 @@ def train(
     ] = None,
     store: StoreUrl = None,
     object_store: Annotated[
-        str | None, typer.Option(help="Code, data, checkpoints: a directory.", show_default="the runs folder")
+        str | None,
+        typer.Option(help="Code, data, checkpoints: a directory or s3://bucket/prefix.", show_default="the runs folder"),
     ] = None,
     memory: Annotated[int | None, typer.Option(metavar="MB", help="End the run when a worker holds more.")] = None,
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Files for the task (its data_dir).")] = None,
@@ -204,7 +206,7 @@ def _check_surroundings(request: RunRequest, store: str | None) -> None:
     if request.data is not None and not Path(request.data).is_dir():
         raise TaskError(f"--data {request.data}: no such folder")
     if request.object_store is not None:
-        open_object_store(request.object_store)
+        open_object_store(request.object_store).list(".check/")  # whether it answers
     if store is not None:
         with contextlib.closing(ParameterStore(store, job="check")) as parameters:
             parameters.check()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from smlt.errors import CheckpointError, StoreAuthError, StoreError, StoreFull, StoreUnavailable, TaskError
-from smlt.store.object import ObjectStat, ObjectStore
+from smlt.store.object import ObjectStat, ObjectStore, Progress
 from smlt.worker.manifest import read_manifest
 
 #: Left free in the scratch folder: for the task's own files.
@@ -305,11 +305,17 @@ def fetch_data(objects: ObjectStore, prefix: str, folder: Path) -> Path:
     if objects.copies:
         needed = sum(stat.size for stat in stats_of(objects, prefix, digests).values())
         check_room(folder, needed, f"the data of {prefix}")
-    pool = ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="smlt-fetch")
+    pool, stopping = ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="smlt-fetch"), threading.Event()
+
+    def go_on(_: int) -> None:
+        if stopping.is_set():
+            raise StoreError(f"another file of {prefix} could not be brought")
+
     try:
-        for _ in pool.map(lambda name: fetch_file(objects, prefix, name, digests[name], folder), digests):
+        for _ in pool.map(lambda name: fetch_file(objects, prefix, name, digests[name], folder, go_on), digests):
             pass
     except BaseException:
+        stopping.set()
         pool.shutdown(cancel_futures=True)
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -317,10 +323,12 @@ def fetch_data(objects: ObjectStore, prefix: str, folder: Path) -> Path:
     return folder
 
 
-def fetch_file(objects: ObjectStore, prefix: str, name: str, digest: str, folder: Path) -> None:
+def fetch_file(
+    objects: ObjectStore, prefix: str, name: str, digest: str, folder: Path, progress: Progress | None = None
+) -> None:
     """Bring one file. CheckpointError when it is missing or its SHA-256 is not `digest`; then it is not there."""
     with named(f"{prefix}/{name}"):
-        found = objects.fetch(f"{prefix}/{name}", folder / name)
+        found = objects.fetch(f"{prefix}/{name}", folder / name, progress)
     if found != digest:
         (folder / name).unlink()
         raise changed(f"{prefix}/{name}")
