@@ -27,6 +27,7 @@ from smlt.store.parameter import ParameterStore
         "smlt train examples/digits.py --workers 4 --epochs 25",
         "smlt train task.py --target-accuracy 0.97 --codec fp32 --data ./images",
         "smlt train task.py --codec int8 --no-error-feedback",
+        "AWS_PROFILE=me smlt train task.py --object-store s3://my-bucket/smlt --data ./images",
         "smlt train task.py --on-failure shrink --liveness 5 --spares 1",
         "SMLT_STORE_PASSWORD=... smlt train task.py --store rediss://store.example:6380",
         "smlt train task.py --store 'rediss://store.example:6380?password_file=/run/secrets/store' --json",
@@ -268,7 +269,7 @@ def _check_surroundings(request: RunRequest, store: str | None) -> None:
     if request.data is not None and not Path(request.data).is_dir():
         raise TaskError(f"--data {request.data}: no such folder")
     if request.object_store is not None:
-        open_object_store(request.object_store).exists("probe")  # says whether it can be reached, and by these credentials
+        open_object_store(request.object_store).list(".check/")  # whether it answers
     if store is not None:
         with contextlib.closing(ParameterStore(store, job="check")) as parameters:
             parameters.check()

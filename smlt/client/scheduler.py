@@ -230,8 +230,9 @@ class TaskScheduler:
         for kind in ("code", "data") if self.request.data is not None else ("code",):
             prefix = f"{self.folder.name}/{kind}"
             names = {*read_manifest(objects, prefix), *([script] if kind == "code" else [])}
+            there = set(objects.list(f"{prefix}/"))
             for name in sorted(names):
-                if not objects.exists(f"{prefix}/{name}"):
+                if f"{prefix}/{name}" not in there:
                     raise CheckpointError(f"run {self.folder.name} is incomplete: {kind}/{name} is missing")
         found = checkpoint.load_latest(objects, f"{self.folder.name}/checkpoints")
         if found is None:
@@ -335,8 +336,7 @@ class TaskScheduler:
                 parameters.sweep()
             with suppress(SmltError):
                 objects = open_object_store(self.object_store_url)
-                for key in objects.list(f"{self.folder.name}/snapshots/"):
-                    objects.delete(key)
+                objects.delete(*objects.list(f"{self.folder.name}/snapshots/"))
 
 
 def take_over(run: Run, store_url: str) -> None:

@@ -37,6 +37,8 @@ class ObjectStore(Protocol):
     """Objects by key ("run/code/train.py"). Every method raises StoreError (StoreFull when there is no room)."""
 
     url: str
+    #: Whether `fetch` takes room on this machine's disk.
+    copies: bool
 
     def put(self, key: str, data: bytes | Path, progress: Progress | None = None) -> None:
         """Store `data`, bytes or a file's content, at `key`, wholly or not at all."""
@@ -71,6 +73,8 @@ class ObjectStore(Protocol):
 
 class DirectoryObjectStore:
     """An object store in the directory `root`, made when the first object is put."""
+
+    copies = False
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()

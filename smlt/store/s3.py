@@ -14,6 +14,7 @@ import random
 import re
 import threading
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 
 from smlt.errors import ConfigError, StoreError, StoreFull
 from smlt.store.aws import aws_client, aws_errors, error_code, translated
-from smlt.store.object import KEY_LENGTH, ObjectStat, Progress, check_key, check_range, has_changed
+from smlt.store.object import KEY_LENGTH, TEMPORARY, ObjectStat, Progress, check_key, check_range, has_changed
 
 #: Large objects travel in parts of so much, side by side; S3 takes no smaller ones than 5 MiB:
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
@@ -59,6 +60,8 @@ class S3ObjectStore:
     ConfigError for what is no such URL, and when boto3 is not installed; the bucket is asked for when it is first used.
     `part_bytes`, `whole_bytes`, `threads`: see PART_BYTES, WHOLE_BYTES and THREADS. `attempts`: see `aws_client`.
     """
+
+    copies = True
 
     def __init__(
         self,
@@ -137,10 +140,12 @@ class S3ObjectStore:
 
     def fetch(self, key: str, target: Path, progress: Progress | None = None) -> str:
         """A copy, hashed as it comes; large ones in parts, side by side, of which no more than `threads` are in memory."""
-        partial = target.with_name(f"{target.name[:200]}.part")
+        partial = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")  # no object is called so
         digest = sha256()
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                raise StoreError(f"cannot write {target}: there is such a file already")
             try:
                 with partial.open("xb") as file:
                     for data in self._parts(key):

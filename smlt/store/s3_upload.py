@@ -75,7 +75,11 @@ def _go_on(objects: S3ObjectStore, key: str) -> tuple[str, dict[int, dict[str, A
     """The newest upload of `key` that was begun and not completed, and its parts by number; "" when there is none."""
     where = objects.at(key)
     try:
-        found = [upload for upload in objects.unfinished(where["Key"]) if upload["Key"] == where["Key"]]
+        found = [
+            upload
+            for upload in objects.unfinished(where["Key"])
+            if upload["Key"] == where["Key"] and upload.get("ChecksumAlgorithm") == "SHA256"  # others take no such parts
+        ]
         if not found:
             return "", {}
         upload = str(max(found, key=lambda one: one["Initiated"])["UploadId"])

@@ -26,7 +26,8 @@ from smlt.store.coordination import Coordination
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
 from smlt.worker.config import WorkerConfig
-from smlt.worker.data import fetch_code, fetch_data
+from smlt.worker.data import fetch_code
+from smlt.worker.files import open_data
 from smlt.worker.lifeline import end_with_parent
 from smlt.worker.member import Member
 from smlt.worker.stamped import stamp_output
@@ -121,7 +122,7 @@ class Sandbox:
         code = fetch_code(objects, f"{config.run}/code", folder / "code", config.code_sha256)
         task = load_task(code / config.script)
         if config.has_data:
-            task.data_dir = fetch_data(objects, f"{config.run}/data", folder / "data")
+            task.data_files = open_data(objects, f"{config.run}/data", folder / "data")
         self.trainer = Trainer(config, task, objects, member.report, member.confirm)
         return self.trainer
 

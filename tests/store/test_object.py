@@ -65,6 +65,8 @@ def test_what_is_fetched_is_a_file_of_known_digest(either: ObjectStore, tmp_path
         either.fetch("run/none", tmp_path / "none")
     with pytest.raises(StoreError, match="x"):
         either.fetch("run/x", tmp_path / "deep/x/below-a-file")
+    with pytest.raises(StoreError, match="deep/x"):
+        either.fetch("run/x", tmp_path / "deep/x")
     assert not (tmp_path / "none").exists()
 
 
