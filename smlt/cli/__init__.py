@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line: jobs, what became of them, deployments, tools, and AWS on this machine."""
 
 from __future__ import annotations
 
