@@ -19,14 +19,15 @@ from smlt.client.crew import Crew
 from smlt.client.executors import Executor
 from smlt.client.executors.aws_lambda import LambdaExecutor
 from smlt.client.executors.local import LocalExecutor
-from smlt.client.lambda_runs import bill_run, lambda_executor
+from smlt.client.lambda_runs import lambda_executor
 from smlt.client.records import Records
 from smlt.client.request import RunRequest, check_workers
 from smlt.client.resources import ResourceManager
 from smlt.client.runs import Run
+from smlt.client.settling import add_use, settle
 from smlt.client.starts import Starts
 from smlt.client.watching import Progress, Unwatched
-from smlt.errors import CheckpointError, ConfigError, SmltError, StoreUnavailable, WorkerLostError
+from smlt.errors import CheckpointError, ConfigError, SmltError, StoreError, StoreUnavailable, WorkerLostError
 from smlt.store.coordination import Coordination
 from smlt.store.embedded import EmbeddedStore
 from smlt.store.object import open_object_store
@@ -206,13 +207,15 @@ class TaskScheduler:
     def _write_bill(self) -> None:
         if not isinstance(self.executor, LambdaExecutor):
             return
-        seconds = time.time() - float(self.folder.status["started"])
         try:
-            made = bill_run(self.folder, self.request, self.executor.requests, seconds)
+            add_use(self.folder, self.executor.requests, time.time() - float(self.folder.status["started"]))
+            try:
+                settle(self.folder, from_log=True)
+            except StoreError as error:  # no right to read the log, say
+                self.progress.warning(f"the bill is without what only the log tells: {error}")
+                settle(self.folder, from_log=False)
         except SmltError as error:  # a price that is not there is no reason to call a run failed
             self.progress.warning(f"the run has no bill: {error}")
-        else:
-            self.folder.write_status(cost_usd=float(made.total_usd))
 
     def _checkpoint_step(self) -> int | None:
         """Of which step the newest checkpoint is; None when there is none."""
