@@ -18,6 +18,8 @@ from smlt.client.deployment.request import store_secrets
 from smlt.client.deployment.rights import COMMANDS, FREE, RIGHTS
 
 PLACE, ROLE, ALL = Place("bucket", "team"), RoleName("digits-role"), ("create_role", "create_bucket", "vpc", "image")
+#: I3510 compares actions with resources.
+CHECKS = ManualArgs(regions=[REGION], include_checks=["I"])
 WHERE = Account(ACCOUNT, REGION)
 RESOURCES = Resources("digits", PLACE, ROLE, WHERE, "123456789012.dkr.ecr.eu-west-1.amazonaws.com/smlt:1")
 
@@ -150,13 +152,14 @@ def test_policies_are_what_aws_takes() -> None:
     secrets = store_secrets("redis://h?password_secret=aws-ssm://a/b") + store_secrets("aws-secretsmanager://c")
     function = function_policy("digits", PLACE, WHERE, secrets, vpc=True, kms_key=WHERE.arn("kms", "key/1"))
     deployer = deployer_policy(RESOURCES, COMMANDS, ALL)
-    found = lint(json.dumps(template(function, deployer)), config=ManualArgs(regions=[REGION]))
+    found = lint(json.dumps(template(function, deployer)), config=CHECKS)
     assert [f"{one.rule.id}: {one.message}" for one in found] == []
     # https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html, without white space
     assert len(json.dumps(deployer, separators=(",", ":"))) <= 6144
     assert len(json.dumps(function, separators=(",", ":"))) <= 10240
-    deployer["Statement"][0]["Action"].append("lambda:NoSuchAction")
-    assert lint(json.dumps(template(function, deployer)), config=ManualArgs(regions=[REGION]))  # the check can fail
+    deployer["Statement"][0]["Action"] = ["lambda:NoSuchAction", "s3:GetObject"]
+    found = lint(json.dumps(template(function, deployer)), config=CHECKS)
+    assert {"W3037", "I3510"} <= {one.rule.id for one in found}  # both checks can fail
 
 
 def template(function: dict[str, Any], deployer: dict[str, Any]) -> dict[str, Any]:
