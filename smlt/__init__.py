@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from smlt.collective.communicator import Communicator
     from smlt.collective.feedback import ErrorFeedback
     from smlt.collective.work import Work
+    from smlt.worker.shards import open_shards
     from smlt.worker.task import Task
 
 # A name here is imported when it is first used: a cold start pays for what it touches.
@@ -26,6 +27,7 @@ _HOME = {
     "broadcast": "smlt.collective.api",
     "finalize": "smlt.collective.api",
     "init": "smlt.collective.api",
+    "open_shards": "smlt.worker.shards",
     "rank": "smlt.collective.api",
     "world_size": "smlt.collective.api",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "broadcast",
     "finalize",
     "init",
+    "open_shards",
     "rank",
     "world_size",
 ]

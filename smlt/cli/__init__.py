@@ -1,4 +1,4 @@
-"""The command line: train, resume, scale, launch, status, runs, trace, doctor, acl."""
+"""The command line."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import signal
 import sys
 
-from smlt.cli import deployment, jobs, looking, tools
+from smlt.cli import deployment, emulator, jobs, logs, looking, tools
 from smlt.cli.common import app
 from smlt.errors import SmltError
 
 #: The modules whose commands `app` has; --help shows them in the order of their import.
-COMMANDS = (jobs, deployment, looking, tools)
+COMMANDS = (jobs, looking, logs, deployment, tools, emulator)
 
 
 def run() -> int:
@@ -29,8 +29,10 @@ def run() -> int:
             raise
         print(f"smlt: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # whoever read our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit) as error:  # whoever read our output has gone; click makes an exit of it
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
         return 141
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own: a wrong option or argument

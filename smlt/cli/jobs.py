@@ -1,4 +1,4 @@
-"""`smlt train`, `smlt resume`, `smlt scale`."""
+"""`smlt train`, `smlt resume`, `smlt scale`, `smlt stop`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from smlt.cli.common import AsJson, RunsDir, StoreUrl, app, examples
+from smlt.cli.common import AsJson, EndpointUrl, Profile, Region, RunsDir, StoreReference, app, examples, resolved
 from smlt.client.artifacts import local_modules
+from smlt.client.lambda_runs import place, through
 from smlt.client.progress import make_progress
-from smlt.client.request import RunRequest, check_request, check_workers
+from smlt.client.request import FUNCTION, RunRequest, check_request, check_workers
 from smlt.client.runs import DEFAULT_RUNS_DIR, Run
 from smlt.client.scheduler import TaskScheduler, take_over
+from smlt.client.stopping import stop_run
 from smlt.errors import CheckpointError, ConfigError, TaskError
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
@@ -25,9 +27,11 @@ from smlt.store.parameter import ParameterStore
         "smlt train examples/digits.py --workers 4 --epochs 25",
         "smlt train task.py --target-accuracy 0.97 --codec fp32 --data ./images",
         "smlt train task.py --codec int8 --no-error-feedback",
+        "AWS_PROFILE=me smlt train task.py --object-store s3://my-bucket/smlt --data ./images",
         "smlt train task.py --on-failure shrink --liveness 5 --spares 1",
         "SMLT_STORE_PASSWORD=... smlt train task.py --store rediss://store.example:6380",
         "smlt train task.py --store 'rediss://store.example:6380?password_file=/run/secrets/store' --json",
+        "smlt train task.py --on lambda --function digits --workers 32 --memory 1769",
     )
 )
 def train(
@@ -52,11 +56,15 @@ def train(
             metavar="MB", help="Gradients sent together while backward computes more; 0: all at its end.", show_default="4"
         ),
     ] = None,
-    store: StoreUrl = None,
+    store: StoreReference = None,
     object_store: Annotated[
-        str | None, typer.Option(help="Code, data, checkpoints: a directory.", show_default="the runs folder")
+        str | None,
+        typer.Option(help="Code, data, checkpoints: a directory, or s3://bucket/prefix.", show_default="the runs folder"),
     ] = None,
-    memory: Annotated[int | None, typer.Option(metavar="MB", help="End the run when a worker holds more.")] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(metavar="MB", help="End the run when a worker holds more; with --on lambda, what each function gets."),
+    ] = None,
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Files for the task (its data_dir).")] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     name: Annotated[str | None, typer.Option(help="The run's name.", show_default="time and script")] = None,
@@ -107,14 +115,31 @@ def train(
     keep_checkpoints: Annotated[
         int | None, typer.Option(metavar="K", help="How many checkpoints are kept.", show_default="3")
     ] = None,
+    on: Annotated[str | None, typer.Option("--on", help="Where workers run: local or lambda.", show_default="local")] = None,
+    function: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The function that `smlt deploy` has made.", show_default=FUNCTION)
+    ] = None,
+    store_tunnel: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where this machine reaches the store of the functions, when not by --store."),
+    ] = None,
+    store_node: Annotated[
+        str | None, typer.Option(metavar="NODE", help="What that store runs on, for the bill: cache.t4g.small, t4g.small, ...")
+    ] = None,
+    endpoint_url: EndpointUrl = None,
+    region: Region = None,
+    profile: Profile = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="As `smlt resume RUN`.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the task in SCRIPT with n workers on this machine.
+    """Train the task in SCRIPT with n workers, on this machine or as Lambda functions.
 
     Workers average their gradients through the parameter store: the embedded one, which needs no setting up, or --store.
     A worker that is lost is replaced, and training goes on where it was. Ctrl-C stops all workers behind the same step
     and leaves a checkpoint to go on from.
+
+    With --on lambda the workers are invocations of a function that `smlt deploy` has made. Code and data go to its bucket; its
+    --store must be one that functions and this machine reach, its password in a secret manager.
     """
     given: dict[str, Any] = {
         "workers": workers,
@@ -137,6 +162,10 @@ def train(
         "time_limit_s": time_limit,
         "warm": warm,
         "keep_checkpoints": keep_checkpoints,
+        "on": on,
+        "function": function,
+        "store_tunnel": store_tunnel,
+        "store_node": store_node,
     }
     chosen = {key: value for key, value in given.items() if value is not None}
     if resume is not None:
@@ -148,16 +177,23 @@ def train(
         raise ConfigError("give a SCRIPT, or --resume RUN")
     request = RunRequest(script, **{"workers": 4, **chosen})
     check_request(request)
-    _check_surroundings(request, store)  # what cannot work leaves no run folder behind
+    local_modules(Path(script))
+    request, url = _placed(request, store)
+    _check_surroundings(request, url)  # what cannot work leaves no run folder behind
     run = Run.create(runs_dir, Path(script), asdict(request), name)
-    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=store).run()
+    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=url).run()
+
+
+def _placed(request: RunRequest, store: str | None) -> tuple[RunRequest, str | None]:
+    """The request as it is carried out, and the store as this machine reaches it; None: the embedded one."""
+    return place(request, store) if request.on == "lambda" else (request, resolved(store))
 
 
 def _resume(run: Run, chosen: dict[str, Any], store: str | None, as_json: bool) -> None:
-    request = _resumed(run, chosen)
-    if store is not None:
-        take_over(run, store)
-    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=store, resume=True).run()
+    request, url = _placed(_resumed(run, chosen), store)
+    if url is not None:
+        take_over(run, url)
+    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=url, resume=True).run()
 
 
 @app.command(epilog=examples("smlt resume 20260102-153000-digits", "smlt resume 20260102-153000-digits --epochs 50 --json"))
@@ -165,7 +201,10 @@ def resume(
     run: Annotated[str, typer.Argument(help="A run's name or folder.")],
     workers: Annotated[int | None, typer.Option("--workers", "-n", help="Number of workers.", show_default="as before")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.", show_default="as before")] = None,
-    store: StoreUrl = None,
+    store: StoreReference = None,
+    endpoint_url: EndpointUrl = None,
+    region: Region = None,
+    profile: Profile = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     as_json: AsJson = False,
 ) -> None:
@@ -198,13 +237,39 @@ def scale(
     found.request_scale(workers)
 
 
+@app.command(epilog=examples("smlt stop 20260102-153000-digits", "smlt stop 20260102-153000-digits --now"))
+def stop(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for a checkpoint.")] = False,
+    store: StoreReference = None,
+    endpoint_url: EndpointUrl = None,
+    region: Region = None,
+    profile: Profile = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+) -> None:
+    """End a run from another terminal: its workers stop behind the same step, at a checkpoint, and nothing is left.
+
+    When its scheduler is gone, workers that are still there are stopped through the store.
+    """
+    found = Run.open(runs_dir, run)
+    typer.echo(stop_run(found, lambda: _reached(found, store), now=now))
+
+
+def _reached(run: Run, store: str | None) -> str | None:
+    """A run's store as this machine reaches it; None: it was the embedded one, which goes with its last worker."""
+    request = _request_of(run)
+    reference = store or request.store
+    if reference is not None and request.store_tunnel is not None:
+        reference = through(reference, request.store_tunnel)
+    return resolved(reference)
+
+
 def _check_surroundings(request: RunRequest, store: str | None) -> None:
-    """Raise what is wrong with the script, the data, the object store or the store."""
-    local_modules(Path(request.script))
+    """Raise what is wrong with the data, the object store or the store."""
     if request.data is not None and not Path(request.data).is_dir():
         raise TaskError(f"--data {request.data}: no such folder")
     if request.object_store is not None:
-        open_object_store(request.object_store)
+        open_object_store(request.object_store).list(".check/")  # whether it answers
     if store is not None:
         with contextlib.closing(ParameterStore(store, job="check")) as parameters:
             parameters.check()
@@ -215,14 +280,19 @@ def _resumed(run: Run, chosen: dict[str, Any]) -> RunRequest:
     state = run.status
     if state.get("state") == "running":
         raise ConfigError(f"run {run.name} is still running (process {state['pid']})")
-    try:
-        before = RunRequest(**run.config)
-        check_request(before)
-    except (TypeError, ConfigError) as error:
-        raise CheckpointError(f"run {run.name}: {run.path / 'config.json'} is not a run's configuration: {error}") from error
+    before = _request_of(run)
     request = replace(before, **chosen)
     for key in ("seed", "global_batch_size"):
         if getattr(request, key) != getattr(before, key):
             raise ConfigError(f"--resume keeps the run's {key} ({getattr(before, key)}): the samples' order hangs on it")
     check_request(request)
+    return request
+
+
+def _request_of(run: Run) -> RunRequest:
+    try:
+        request = RunRequest(**run.config)
+        check_request(request)
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"run {run.name}: {run.path / 'config.json'} is not a run's configuration: {error}") from error
     return request

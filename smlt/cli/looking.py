@@ -43,6 +43,8 @@ def status(
     end = state.get("ended") if state["state"] != "running" else time.time()
     if end is not None and "started" in state:
         typer.echo(f"time     {max(0.0, end - state['started']):.1f} s")
+    if state.get("cost_usd") is not None:
+        typer.echo(f"cost     {state['cost_usd']:.6f} USD (items: smlt bill {found.name})")
     if state.get("error"):
         typer.echo(f"error    {state['error'].splitlines()[0]}")
     if state["state"] in ("stopped", "lost", "failed"):

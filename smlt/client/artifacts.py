@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
-from hashlib import sha256
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from hashlib import file_digest
 from pathlib import Path
 
-from smlt.errors import CheckpointError, TaskError
+from smlt.errors import CheckpointError, SmltError, StoreError, TaskError
 from smlt.store.object import ObjectStore
+from smlt.worker.files import FILES_AT_ONCE
 from smlt.worker.manifest import check_names, read_manifest, write_manifest
+
+#: Told how many bytes have been sent, and how many there are to send.
+UploadProgress = Callable[[int, int], None]
 
 
 class ArtifactManager:
-    """Uploads below `<run>/` in `objects`; the manifest is written last and names every file with its SHA-256."""
+    """Uploads below `<run>/` in `objects`; the manifest is written last and names every file with its SHA-256.
 
-    def __init__(self, objects: ObjectStore, run: str) -> None:
-        self.objects, self.run = objects, run
+    Several files go at a time, none is held in memory. An interrupted upload leaves `<run>/<kind>.sent.json`, which says
+    what was sent: the next one sends the rest only. `progress` is called from several threads, one at a time.
+    """
+
+    def __init__(self, objects: ObjectStore, run: str, progress: UploadProgress | None = None) -> None:
+        self.objects, self.run, self.progress = objects, run, progress
         self.code_sha256: str | None = None  # of the manifest of the code that was uploaded
 
     def upload_code(self, script: Path) -> str:
@@ -53,18 +65,77 @@ class ArtifactManager:
             check_names(files)
         except ValueError as error:
             raise TaskError(f"{kind}: {error}") from None
+        journal = f"{prefix}.sent.json"
+        there = {**self._manifest(prefix), **self._sent_before(journal)}
+        before = {name: _state(path) for name, path in files.items()}
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            manifest = dict(zip(files, pool.map(_digest, files.values()), strict=True))
+        wanted = {name: path for name, path in files.items() if there.get(name) != manifest[name]}
+        total, sent, done = sum(before[name][0] for name in wanted), 0, {}
+        lock, stopping = threading.Lock(), threading.Event()
+
+        def report(count: int) -> None:
+            nonlocal sent
+            if stopping.is_set():  # ends the files under way behind the parts that were sent
+                raise StoreError(f"the upload of {prefix} was interrupted")
+            with lock:
+                sent += count
+                if self.progress is not None:
+                    self.progress(sent, total)
+
+        def send(name: str) -> None:
+            self.objects.put(f"{prefix}/{name}", wanted[name], report)
+            if _state(wanted[name]) != before[name]:
+                raise TaskError(f"{wanted[name]} was changed while it was uploaded: start again when it is complete")
+            done[name] = manifest[name]
+
+        pool = ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="smlt-upload")
         try:
-            there = read_manifest(self.objects, prefix)
+            for _ in pool.map(send, wanted):
+                pass
+        except BaseException:
+            stopping.set()
+            pool.shutdown(cancel_futures=True)
+            if done:
+                with suppress(SmltError):
+                    self.objects.put(journal, json.dumps({**self._sent_before(journal), **done}).encode())
+            raise
+        pool.shutdown()
+        digest = write_manifest(self.objects, prefix, manifest)
+        self.objects.delete(journal)
+        return total, digest
+
+    def _manifest(self, prefix: str) -> dict[str, str]:
+        try:
+            return read_manifest(self.objects, prefix)
         except CheckpointError:
-            there = {}
-        manifest, sent = {}, 0
-        for name, path in files.items():
-            content = path.read_bytes()
-            manifest[name] = sha256(content).hexdigest()
-            if there.get(name) != manifest[name]:
-                self.objects.put(f"{prefix}/{name}", content)
-                sent += len(content)
-        return sent, write_manifest(self.objects, prefix, manifest)
+            return {}
+
+    def _sent_before(self, journal: str) -> dict[str, str]:
+        """What an interrupted upload has sent, by name; what cannot be read is sent again."""
+        if not self.objects.exists(journal):
+            return {}
+        try:
+            return {str(name): str(digest) for name, digest in json.loads(self.objects.get(journal)).items()}
+        except (ValueError, AttributeError, RecursionError):
+            return {}
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What tells that a file was written to: its size and time."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise TaskError(f"{path}: {error.strerror or error}") from error
+    return found.st_size, found.st_mtime_ns
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise TaskError(f"{path}: {error.strerror or error}") from error
 
 
 def local_modules(script: Path) -> list[Path]:

@@ -167,8 +167,8 @@ class Crew:
                 if self.records.ended[rank] != "paused":
                     del self.started[worker_id]
             else:
-                how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                self._lose(worker_id, how, code)
+                assert start.handle is not None
+                self._lose(worker_id, start.handle.account(), code)
 
     def _takes_part(self, worker_id: str) -> bool:
         return self.coordinator.plan is not None and worker_id in self.coordinator.plan.ranks

@@ -10,6 +10,7 @@ import smlt.errors
 from smlt.client.request import RunRequest
 from smlt.client.starts import Started
 from smlt.errors import SmltError, TaskError, WorkerLostError
+from smlt.worker.stamped import split_stamp
 
 #: Before a replacement is started: nothing the first time, then this, doubled each time in a row, up to the last.
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
@@ -76,8 +77,8 @@ def reraised(failure: dict[str, Any]) -> SmltError:
 
 
 def tail(path: Path, lines: int = 10) -> str:
-    """The last lines of a log."""
+    """The last lines of a log, without their times."""
     try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(split_stamp(line)[1] for line in path.read_text(errors="replace").splitlines()[-lines:])
     except OSError:
         return ""

@@ -10,6 +10,9 @@ from smlt.worker.buckets import BUCKET_MB, BUCKET_MB_MAX
 from smlt.worker.checkpoint import KEPT
 
 ON_FAILURE = ("restart", "shrink", "stop")
+PLACES = ("local", "lambda")
+#: The function that `smlt train --on lambda` uses when none is named.
+FUNCTION = "smlt"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ class RunRequest:
     time_limit_s: float | None = None
     warm: bool = True
     keep_checkpoints: int = KEPT
+    on: str = "local"  # where the workers run
+    function: str = FUNCTION  # with "lambda"
+    # With "lambda", as functions are given it: its password is in a secret manager, not here.
+    store: str | None = None
+    store_tunnel: str | None = None  # host:port at which this machine reaches that store
+    store_node: str | None = None  # what that store runs on ("cache.t4g.small"): its hours are on the bill
 
 
 def check_request(request: RunRequest) -> None:
@@ -68,6 +77,8 @@ def check_request(request: RunRequest) -> None:
         raise ConfigError(f"--target-accuracy {request.target_accuracy} is not between 0 and 1")
     if request.on_failure not in ON_FAILURE:
         raise ConfigError(f"--on-failure {request.on_failure!r}: choose one of {', '.join(ON_FAILURE)}")
+    if request.on not in PLACES:
+        raise ConfigError(f"--on {request.on!r}: choose one of {', '.join(PLACES)}")
     if request.replace_stragglers is not None and not request.replace_stragglers > 1:
         raise ConfigError(f"--replace-stragglers {request.replace_stragglers} is not above 1: how many times the others' step")
     check_workers(request.workers, request.global_batch_size)

@@ -4,23 +4,28 @@
                  status.json       state, progress, process; rewritten as the run goes on
                  metrics.jsonl     a row for each step and each epoch
                  logs/             worker-<rank>.log, store.log
+                 .scheduler        locked by the process that schedules the run, as long as it lives
+                 invocations.jsonl, bill.json   of a run on Lambda: every invocation, and what they cost
                  code/, data/, checkpoints/   the object store's, when it is the default directory
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from smlt.errors import CheckpointError, ConfigError, StoreError
 
 DEFAULT_RUNS_DIR = Path("smlt-runs")
+_LOCK = ".scheduler"
 
 
 class Run:
@@ -76,9 +81,36 @@ class Run:
     def status(self) -> dict[str, Any]:
         """State ("running", "done", "stopped", "failed", "lost"), progress and metrics. Lost: its process is gone."""
         status = self._read("status.json")
-        if status.get("state") == "running" and not _process_lives(int(status.get("pid", 0))):
-            status["state"] = "lost"
+        if status.get("state") == "running" and not self._is_held():
+            status = self._read("status.json")  # it may have ended in order between the two looks
+            if status.get("state") == "running":
+                status["state"] = "lost"
         return status
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Be the one who schedules this run. ConfigError when another process is. The lock goes with the process."""
+        with (self.path / _LOCK).open("a") as file:
+            for attempt in range(5):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if attempt == 4:
+                        pid = self._read("status.json").get("pid")
+                        raise ConfigError(f"run {self.name} is still running (process {pid})") from None
+                    time.sleep(0.02)  # whoever looks at the status has it for a moment
+            yield
+
+    def _is_held(self) -> bool:
+        try:
+            with (self.path / _LOCK).open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
 
     def write_config(self, values: dict[str, Any]) -> None:
         """Replace the configuration: a resumed run may go on with other epochs or workers."""
@@ -145,16 +177,6 @@ class Run:
             file.write(text)
         os.chmod(temporary, 0o644)
         os.replace(temporary, self.path / name)
-
-
-def _process_lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid > 0
 
 
 def list_runs(runs_dir: Path) -> list[Run]:

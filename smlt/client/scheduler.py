@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from smlt.client.artifacts import ArtifactManager
 from smlt.client.crew import Crew
 from smlt.client.executors import Executor
-from smlt.client.executors.local import LocalExecutor, threads_per_worker
+from smlt.client.executors.aws_lambda import LambdaExecutor
+from smlt.client.executors.local import LocalExecutor
+from smlt.client.lambda_runs import bill_run, lambda_executor
 from smlt.client.records import Records
 from smlt.client.request import RunRequest, check_workers
 from smlt.client.resources import ResourceManager
@@ -32,6 +35,8 @@ from smlt.worker import checkpoint
 from smlt.worker.config import WorkerConfig
 from smlt.worker.manifest import read_manifest
 
+#: Where this scheduler runs: its pid means something there only.
+HOST = socket.gethostname()
 #: A look around at least this often.
 TICK_MS = 100
 #: After a Ctrl-C the workers finish their step and write a checkpoint; then they are killed.
@@ -72,8 +77,12 @@ class TaskScheduler:
 
         Whatever happens, no worker is left running and no key of the job in the store.
         """
+        with self.folder.hold():
+            return self._run_alone()
+
+    def _run_alone(self) -> dict[str, Any]:
         self.folder.take_scale_request()  # one that came too late for an earlier start is not for this one
-        self.folder.write_status(state="running", pid=os.getpid(), started=time.time(), error=None)
+        self.folder.write_status(state="running", pid=os.getpid(), host=HOST, started=time.time(), ended=None, error=None)
         state, error_text = "failed", None
         try:
             with ExitStack() as stack:
@@ -102,6 +111,7 @@ class TaskScheduler:
                 "checkpoint_step": self._checkpoint_step(),
             }
             self.folder.write_status(**status)
+            self._write_bill()
             with suppress(BrokenPipeError):
                 self.progress.ended(self.folder, self.folder.status)
         return self.folder.status
@@ -129,8 +139,11 @@ class TaskScheduler:
         if url is None:
             self._store = stack.enter_context(EmbeddedStore(log_path=self.folder.log_path("store")))
             url = self._store.url
+        workers_url = url
+        if self.request.on == "lambda":  # they reach it by another way, or look its password up themselves
+            workers_url = request.store or (self._store.tcp_url if self._store is not None else url)
         if self.executor is None:
-            self.executor = LocalExecutor([self._store.life_line] if self._store is not None else [])
+            self.executor = self._make_executor(workers_url)
         # A name of its own for every start: keys of a former start of this run are other keys.
         job = f"{self.folder.name}-{os.urandom(3).hex()}"
         parameters = ParameterStore(url, job=job)
@@ -139,8 +152,9 @@ class TaskScheduler:
         self.folder.write_status(job=job)
         self.progress.started(self.folder, self.folder.config, server)
         coordination = Coordination(parameters)
-        resources = ResourceManager(coordination, request.memory_mb)
-        starts = Starts(self.executor, self.folder, self._template(job, script, url))
+        limit_mb = request.memory_mb if request.on == "local" else None  # a function's limit is Lambda's to keep
+        resources = ResourceManager(coordination, limit_mb)
+        starts = Starts(self.executor, self.folder, self._template(job, script, workers_url))
         crew = self.crew = Crew(request, starts, coordination, self.scheduler_id, records, resume=self.resume)
         stack.callback(self._clean, parameters, crew)
         begins_at = records.newest_step
@@ -156,8 +170,14 @@ class TaskScheduler:
                 self._stop_by = time.monotonic() + STOP_GRACE_S
                 self.progress.stopping()
 
+    def _make_executor(self, workers_url: str) -> Executor:
+        if self.request.on == "lambda":
+            return lambda_executor(self.request, self.folder, workers_url, self.object_store_url)
+        return LocalExecutor([self._store.life_line] if self._store is not None else [])
+
     def _template(self, job: str, script: str, url: str) -> WorkerConfig:
         request = self.request
+        assert self.executor is not None
         return WorkerConfig(
             run=self.folder.name,
             job=job,
@@ -177,11 +197,22 @@ class TaskScheduler:
             timeout_s=request.timeout_s,
             liveness_s=request.liveness_s,
             time_limit_s=request.time_limit_s,
-            warm=request.warm,
+            warm=request.warm and request.on == "local",  # a function's sandbox may be gone, however warm they mostly are
             checkpoints_kept=request.keep_checkpoints,
             code_sha256=self.folder.status.get("code_sha256"),
-            threads=threads_per_worker(request.workers),
+            threads=self.executor.threads(request.workers),
         )
+
+    def _write_bill(self) -> None:
+        if not isinstance(self.executor, LambdaExecutor):
+            return
+        seconds = time.time() - float(self.folder.status["started"])
+        try:
+            made = bill_run(self.folder, self.request, self.executor.requests, seconds)
+        except SmltError as error:  # a price that is not there is no reason to call a run failed
+            self.progress.warning(f"the run has no bill: {error}")
+        else:
+            self.folder.write_status(cost_usd=float(made.total_usd))
 
     def _checkpoint_step(self) -> int | None:
         """Of which step the newest checkpoint is; None when there is none."""
@@ -199,8 +230,9 @@ class TaskScheduler:
         for kind in ("code", "data") if self.request.data is not None else ("code",):
             prefix = f"{self.folder.name}/{kind}"
             names = {*read_manifest(objects, prefix), *([script] if kind == "code" else [])}
+            there = set(objects.list(f"{prefix}/"))
             for name in sorted(names):
-                if not objects.exists(f"{prefix}/{name}"):
+                if f"{prefix}/{name}" not in there:
                     raise CheckpointError(f"run {self.folder.name} is incomplete: {kind}/{name} is missing")
         found = checkpoint.load_latest(objects, f"{self.folder.name}/checkpoints")
         if found is None:
@@ -260,6 +292,9 @@ class TaskScheduler:
         self._stop_said = False
 
     def _check_resources(self, crew: Crew, resources: ResourceManager) -> None:
+        assert self.executor is not None
+        for note in self.executor.notes():
+            self.progress.warning(note)
         over = resources.over_memory()
         if over is not None:
             text = f"rank {over[0]} holds {over[1]:.0f} MB, over its limit of {resources.memory_mb:.0f} MB (--memory)"
@@ -286,18 +321,22 @@ class TaskScheduler:
             self.progress.warning(f"smlt scale: {error}")
             return
         crew.resize(wanted)
+        self.request = replace(self.request, workers=wanted)
+        self.folder.write_config(asdict(self.request))  # resumed, it goes on with as many
 
     def _clean(self, parameters: ParameterStore, crew: Crew) -> None:
         """No worker, no key and no snapshot is left, however the run ended."""
         with _undisturbed():
             crew.started.kill_all()
+            assert self.executor is not None
+            with suppress(SmltError):
+                self.executor.drain(crew.coordination.end_job)
             # When the store cannot be reached its keys are gone with it, or go with their TTL.
             with suppress(SmltError):
                 parameters.sweep()
             with suppress(SmltError):
                 objects = open_object_store(self.object_store_url)
-                for key in objects.list(f"{self.folder.name}/snapshots/"):
-                    objects.delete(key)
+                objects.delete(*objects.list(f"{self.folder.name}/snapshots/"))
 
 
 def take_over(run: Run, store_url: str) -> None:
@@ -317,7 +356,7 @@ def take_over(run: Run, store_url: str) -> None:
         deadline = time.monotonic() + ORPHANS_STOP_S
         while coordination.generation() is not None and parameters.count_keys("worker:*") and time.monotonic() < deadline:
             time.sleep(0.1)
-        parameters.open_generation(generation + 1_000_000)
+        coordination.end_job()
         parameters.sweep()
 
 

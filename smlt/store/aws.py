@@ -18,6 +18,7 @@ _sessions = threading.local()  # boto3's sessions are not for several threads; i
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 _UNKNOWN = {"InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthFailure"}
 _DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AllAccessDisabled", "403", "Forbidden"}
+_THROTTLED = {"Throttling", "ThrottlingException", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown", "503"}
 _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
 
 
@@ -103,6 +104,8 @@ def _explained(error: BaseException) -> tuple[type[SmltError], str]:
             StoreAuthError,
             f"AWS denies it ({code}{': ' + detail if detail else ''}): look at the policy of the user or role",
         )
+    if code in _THROTTLED:
+        return StoreUnavailable, f"AWS is asked too often ({code}): try again in a minute"
     if code in _ELSEWHERE:
         return ConfigError, f"it lies in another region ({code}): give its --region"
     if code == "NoSuchBucket":

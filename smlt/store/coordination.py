@@ -8,7 +8,7 @@
     smlt:{J.0}:worker:<id>    a worker's metadata after its last iteration; expires when it is not renewed
     smlt:{J.0}:meta:<rank>    stream of a rank's reports
     smlt:{J.0}:events         stream: acknowledgements and faults, for the scheduler to wake up by
-    smlt:{J.0}:ctl            stream that wakes workers: kind ("abort" | "generation" | "plan"), text
+    smlt:{J.0}:ctl            stream that wakes workers: kind ("abort" | "generation" | "plan" | "over"), text
     smlt:{J.0}:control        "stop": end together at the next step boundary
     smlt:{J.0}:failure        the first error that ends the job, as JSON
 
@@ -129,6 +129,20 @@ if holder and holder ~= ARGV[2] then return {'taken', holder, '0'} end
 redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[4])
 return {'ok', '', tostring(redis.call('EXISTS', KEYS[4]))}
 """
+
+# KEYS: generation, plan, ctl. ARGV: ttl ms. A generation that nobody can be of wakes whoever is in a collective.
+_END = (
+    _TELL
+    + """
+local current = redis.call('GET', KEYS[1])
+if not current then return {'lost', ''} end
+redis.call('SET', KEYS[1], string.format('%d', tonumber(current) + 1000000), 'PX', ARGV[1])
+redis.call('DEL', KEYS[2])
+tell(KEYS[3], 'over', '', ARGV[1])
+tell(KEYS[3], 'generation', redis.call('GET', KEYS[1]), ARGV[1])
+return {'ok', ''}
+"""
+)
 
 # KEYS: generation, failure, ctl. ARGV: generation, failure, text, ttl ms. The job's first failure is the one to tell.
 _FAIL = (
@@ -291,6 +305,10 @@ class Coordination:
     def request_stop(self) -> None:
         """Ask the workers to stop together at the next step boundary."""
         self._patiently(lambda: self.parameters.client.set(self.parameters.key("control"), "stop", px=self._ttl_ms))
+
+    def end_job(self) -> None:
+        """The job is over: whoever still works for it is fenced, and leaves. Nothing where the store does not have the job."""
+        self._run(_END, ["generation", "plan", "ctl"], self._ttl_ms)
 
     def failure(self) -> dict[str, Any] | None:
         """The first failure: rank, step, error, traceback; None when there is none."""

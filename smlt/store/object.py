@@ -1,4 +1,4 @@
-"""The object store: code, data and checkpoints by key. A directory here; S3 behind the same methods later."""
+"""The object store: code, data and checkpoints by key. A directory here; S3 behind the same methods in `s3`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import file_digest
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -18,22 +21,39 @@ TEMPORARY = ".put-"
 KEY_LENGTH = 1024
 
 
+#: Told of bytes as they have been sent or have come, from several threads.
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ObjectStat:
+    """What is known of an object without reading it."""
+
+    size: int  # bytes
+    version: str  # another content, another version: S3's ETag
+
+
 class ObjectStore(Protocol):
     """Objects by key ("run/code/train.py"). Every method raises StoreError (StoreFull when there is no room)."""
 
     url: str
+    #: Whether `fetch` takes room on this machine's disk.
+    copies: bool
 
-    def put(self, key: str, data: bytes | Path) -> None:
+    def put(self, key: str, data: bytes | Path, progress: Progress | None = None) -> None:
         """Store `data`, bytes or a file's content, at `key`, wholly or not at all."""
 
     def get(self, key: str) -> bytes:
         """The object's content."""
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`; fewer when the object ends before."""
+    def get_range(self, key: str, start: int, length: int, version: str | None = None) -> bytes:
+        """`length` bytes from `start`; fewer when the object ends before. `version`: StoreError when it is another one now."""
 
-    def open_path(self, key: str) -> Path:
-        """A local file with the object's content, not to be written to."""
+    def fetch(self, key: str, target: Path, progress: Progress | None = None) -> str:
+        """Make the object's content a local file at `target`, not to be written to; returns its SHA-256.
+
+        `target` must not be there yet. StoreError when it cannot be done, and then it is not there either.
+        """
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
@@ -41,8 +61,11 @@ class ObjectStore(Protocol):
     def list(self, prefix: str) -> list[str]:
         """Keys that begin with `prefix`, sorted."""
 
-    def delete(self, key: str) -> None:
-        """Delete the object; no error when there is none."""
+    def stats(self, prefix: str) -> dict[str, ObjectStat]:
+        """What `list` gives, with each object's size and version."""
+
+    def delete(self, *keys: str) -> None:
+        """Delete the objects, in any order; no error where there is none."""
 
     def size(self, key: str) -> int:
         """The object's size in bytes."""
@@ -51,11 +74,13 @@ class ObjectStore(Protocol):
 class DirectoryObjectStore:
     """An object store in the directory `root`, made when the first object is put."""
 
+    copies = False
+
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
         self.url = str(self.root)
 
-    def put(self, key: str, data: bytes | Path) -> None:
+    def put(self, key: str, data: bytes | Path, progress: Progress | None = None) -> None:
         target = self._path(key)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +92,7 @@ class DirectoryObjectStore:
                     else:  # by pieces: a data set need not fit in memory
                         with data.open("rb") as source:
                             shutil.copyfileobj(source, file, 1 << 20)
+                    size = file.tell()
                     file.flush()
                     os.fsync(file.fileno())
                 os.chmod(temporary, 0o644)
@@ -76,6 +102,8 @@ class DirectoryObjectStore:
                 raise
         except OSError as error:
             raise self._error("write", key, error) from error
+        if progress is not None:
+            progress(size)
 
     def get(self, key: str) -> bytes:
         try:
@@ -83,31 +111,60 @@ class DirectoryObjectStore:
         except OSError as error:
             raise self._error("read", key, error) from error
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        if start < 0 or length < 0:
-            raise StoreError(f"cannot read {key}: a range of {length} bytes from {start} is none")
+    def get_range(self, key: str, start: int, length: int, version: str | None = None) -> bytes:
+        check_range(key, start, length)
         try:
             with self._path(key).open("rb") as file:
+                if version is not None and _stat(file.fileno()).version != version:
+                    raise has_changed(key, self.url)
                 file.seek(start)
                 return file.read(length)
         except OSError as error:
             raise self._error("read", key, error) from error
 
-    def open_path(self, key: str) -> Path:
+    def fetch(self, key: str, target: Path, progress: Progress | None = None) -> str:
+        """A link to the store's own file: data may be larger than this disk. Whoever may write to it can change it later."""
         path = self._path(key)
-        if not path.is_file():
-            raise StoreError(f"there is no object {key} in {self.root}")
-        return path
+        if any(part.is_symlink() for part in (path, *list(path.parents)[: key.count("/")])):
+            raise StoreError(f"{key} is a link to another file: an object must lie where its key says")
+        try:
+            with path.open("rb") as file:
+                digest = file_digest(file, "sha256").hexdigest()
+                size = file.tell()
+        except OSError as error:
+            raise self._error("read", key, error) from error
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path)
+        except OSError as error:
+            raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
+        if progress is not None:
+            progress(size)
+        return digest
 
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
 
     def list(self, prefix: str) -> list[str]:
+        return sorted(self._files(prefix))
+
+    def stats(self, prefix: str) -> dict[str, ObjectStat]:
+        try:
+            return {key: _stat(path) for key, path in sorted(self._files(prefix).items())}
+        except OSError as error:
+            raise self._error("list", prefix, error) from error
+
+    def _files(self, prefix: str) -> dict[str, Path]:
         folder = self._path(prefix.rpartition("/")[0]) if "/" in prefix else self.root
         files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(TEMPORARY))
-        return sorted(key for key in (path.relative_to(self.root).as_posix() for path in files) if key.startswith(prefix))
+        named = ((path.relative_to(self.root).as_posix(), path) for path in files)
+        return {key: path for key, path in named if key.startswith(prefix)}
 
-    def delete(self, key: str) -> None:
+    def delete(self, *keys: str) -> None:
+        for key in keys:
+            self._delete(key)
+
+    def _delete(self, key: str) -> None:
         path = self._path(key)
         try:
             path.unlink(missing_ok=True)
@@ -128,10 +185,8 @@ class DirectoryObjectStore:
             raise self._error("read", key, error) from error
 
     def _path(self, key: str) -> Path:
-        parts = key.split("/")
-        if len(key) > KEY_LENGTH or not all(map(_is_name, parts)):
-            raise StoreError(f"{key[:100]!r} is no object key")
-        path = self.root.joinpath(*parts)
+        check_key(key)
+        path = self.root.joinpath(*key.split("/"))
         try:
             inside = path.resolve().is_relative_to(self.root.resolve())
         except RuntimeError as error:  # a loop of links, before Python 3.13
@@ -146,6 +201,28 @@ class DirectoryObjectStore:
         return StoreError(f"cannot {doing} {key} in {self.root}: {error.strerror or error}")
 
 
+def check_key(key: str) -> None:
+    """StoreError for what no object may be called: an object has one key, which is also a path below a folder."""
+    if len(key) > KEY_LENGTH or not all(map(_is_name, key.split("/"))):
+        raise StoreError(f"{key[:100]!r} is no object key")
+
+
+def check_range(key: str, start: int, length: int) -> None:
+    """StoreError for a range that is none."""
+    if start < 0 or length < 0:
+        raise StoreError(f"cannot read {key}: a range of {length} bytes from {start} is none")
+
+
+def has_changed(key: str, where: str) -> StoreError:
+    """What is raised when an object is no longer the one that was opened."""
+    return StoreError(f"{key} in {where} has changed since it was opened: put data that changes at another key")
+
+
+def _stat(file: int | Path) -> ObjectStat:
+    found = os.stat(file)
+    return ObjectStat(found.st_size, f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}")
+
+
 def _is_name(part: str) -> bool:
     """Whether a key may hold `part` between two slashes. "", "." and ".." may not: an object has one key, below the root."""
     if part in ("", ".", "..") or "\0" in part or "\\" in part or part.startswith(TEMPORARY):
@@ -157,12 +234,14 @@ def _is_name(part: str) -> bool:
 
 
 def open_object_store(url: str) -> ObjectStore:
-    """The object store at `url`: a path, or file:///path. ConfigError for any other scheme."""
+    """The object store at `url`: a path, file:///path or s3://bucket/prefix. ConfigError for what is none of them."""
+    if url.startswith("s3://"):
+        from smlt.store.s3 import S3ObjectStore
+
+        return S3ObjectStore(url)
     scheme, host, path, *_ = urlsplit(url)
     if scheme == "" and url:
         return DirectoryObjectStore(Path(url).expanduser())
     if scheme == "file" and host in ("", "localhost") and path:
         return DirectoryObjectStore(Path(unquote(path)))
-    if scheme == "s3":
-        raise ConfigError("object store s3:// is not supported yet: give a directory")
-    raise ConfigError(f"object store {url!r}: give a directory, or file:///path")
+    raise ConfigError(f"object store {url!r}: give a directory, file:///path or s3://bucket/prefix")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
@@ -44,7 +45,9 @@ def save(
     confirm: Callable[[], None] = lambda: None,
     alone: str = "",
 ) -> str:
-    """Write the checkpoint of `step` and delete all but the last `kept`; returns its key prefix.
+    """Write the checkpoint of `step` and delete all but the last `kept`, and what older ones have left unfinished.
+
+    Returns its key prefix.
 
     `feedback`: what `save_feedback` gave, by rank. `confirm` is called before anything is written and before the manifest
     makes it a checkpoint, and raises when this worker may no longer write one. `alone`: the name of a worker that does not
@@ -52,9 +55,22 @@ def save(
     """
     where = _where(prefix, step) + (f"-{alone}" if alone else "")
     put(objects, where, tensors, state, {_feedback_name(rank): digest.hex() for rank, digest in enumerate(feedback)}, confirm)
-    for old in _steps(objects, prefix)[:-kept]:
-        delete(objects, f"{prefix}/{old}")
+    for old, keys in _superseded(objects.list(f"{prefix}/"), kept).items():
+        _delete(objects, f"{prefix}/{old}", keys)
     return where
+
+
+def _superseded(keys: list[str], kept: int) -> dict[str, list[str]]:
+    """Names and keys of the checkpoints that are not among the last `kept`, and of those that were never finished and never
+    will be, for a later one is complete. One of the newest step may be under way in another worker.
+    """
+    folders: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        folders[key.split("/")[-2]].append(key)
+    complete = sorted(name for name, inside in folders.items() if any(key.endswith("/MANIFEST.json") for key in inside))
+    newest = max(complete, default="").partition("-")[0]
+    unfinished = [name for name in folders if name not in complete and name.partition("-")[0] < newest]
+    return {name: folders[name] for name in [*complete[:-kept], *unfinished]}
 
 
 def put(
@@ -80,8 +96,14 @@ def put(
 
 def delete(objects: ObjectStore, where: str) -> None:
     """Delete what `put` wrote. The manifest goes first: what is half deleted is no checkpoint."""
-    for key in [f"{where}/MANIFEST.json", *objects.list(f"{where}/")]:
-        objects.delete(key)
+    _delete(objects, where, objects.list(f"{where}/"))
+
+
+def _delete(objects: ObjectStore, where: str, keys: list[str]) -> None:
+    manifest = f"{where}/MANIFEST.json"
+    if manifest in keys:
+        objects.delete(manifest)
+    objects.delete(*(key for key in keys if key != manifest))
 
 
 def _where(prefix: str, step: int) -> str:

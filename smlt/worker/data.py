@@ -1,4 +1,4 @@
-"""The Data Iterator: which samples a worker takes at each step, and how it gets at code and data.
+"""The Data Iterator: which samples a worker takes at each step, and how it gets at its code.
 
 The order of samples is one permutation per epoch, drawn from the job's seed. A step consumes one global batch; rank r of
 n takes the r-th of n nearly equal parts of it. So what the model sees depends on the seed and the global batch size, not
@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Iterator
-from contextlib import contextmanager
-from hashlib import file_digest, sha256
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from smlt.errors import CheckpointError, ConfigError, StoreAuthError, StoreError, StoreUnavailable, TaskError
+from smlt.errors import ConfigError, TaskError
 from smlt.store.object import ObjectStore
+from smlt.worker.files import FILES_AT_ONCE, changed, named
 from smlt.worker.manifest import read_manifest
 
 Indices = npt.NDArray[np.int64]
@@ -100,7 +101,10 @@ def take(dataset: Any, indices: Indices) -> Any:
         import torch
 
         return dataset[torch.from_numpy(np.ascontiguousarray(indices))]
-    return _stacked([dataset[int(index)] for index in indices], dataset)
+    wanted = [int(index) for index in indices]
+    if wanted and callable(together := getattr(dataset, "__getitems__", None)):  # PyTorch's name for it
+        return _stacked(list(together(wanted)), dataset)
+    return _stacked([dataset[index] for index in wanted], dataset)
 
 
 def _stacked(samples: list[Any], dataset: Any) -> Any:
@@ -124,10 +128,17 @@ def fetch_code(objects: ObjectStore, prefix: str, folder: Path, manifest_sha256:
     put beside the others, is not run. `manifest_sha256`: what the manifest's own must be.
     Raises CheckpointError naming the file that is missing or is not what the manifest says.
     """
-    for name, digest in read_manifest(objects, prefix, manifest_sha256).items():
-        content = _content(objects, f"{prefix}/{name}")
-        if sha256(content).hexdigest() != digest:
-            raise _changed(f"{prefix}/{name}")
+    digests = read_manifest(objects, prefix, manifest_sha256)
+
+    def content_of(name: str) -> bytes:
+        with named(f"{prefix}/{name}"):
+            return objects.get(f"{prefix}/{name}")
+
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        contents = dict(zip(digests, pool.map(content_of, digests), strict=True))
+    for name, content in contents.items():
+        if sha256(content).hexdigest() != digests[name]:
+            raise changed(f"{prefix}/{name}")
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("xb") as file:  # x: on a file system that takes two names for one, the second is an error
@@ -137,47 +148,3 @@ def fetch_code(objects: ObjectStore, prefix: str, folder: Path, manifest_sha256:
             text = content.decode(errors="replace")
             linecache.cache[str(target)] = (len(content), None, text.splitlines(keepends=True), str(target))
     return folder
-
-
-def fetch_data(objects: ObjectStore, prefix: str, folder: Path) -> Path:
-    """Make the data below `prefix` available in `folder`, and nothing that the manifest does not name; returns `folder`.
-
-    Data may be larger than this machine's memory and disk: `folder` holds links to the object store's own files when it
-    is a directory. They are compared with the manifest's SHA-256 once, now; who may write to that directory can change
-    them later. Raises CheckpointError naming the file that is missing or is not what the manifest says.
-    """
-    for name, digest in read_manifest(objects, prefix).items():
-        path = _path(objects, f"{prefix}/{name}")
-        if any(part.is_symlink() for part in (path, *list(path.parents)[: name.count("/")])):
-            raise CheckpointError(f"{prefix}/{name} is a link to another file: data must lie where its name says")
-        with path.open("rb") as file:
-            if file_digest(file, "sha256").hexdigest() != digest:
-                raise _changed(f"{prefix}/{name}")
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(path)
-    return folder
-
-
-def _content(objects: ObjectStore, key: str) -> bytes:
-    with _named(key):
-        return objects.get(key)
-
-
-def _path(objects: ObjectStore, key: str) -> Path:
-    with _named(key):
-        return objects.open_path(key)
-
-
-@contextmanager
-def _named(key: str) -> Iterator[None]:
-    try:
-        yield
-    except (StoreUnavailable, StoreAuthError):  # nothing is known of the file
-        raise
-    except StoreError as error:
-        raise CheckpointError(f"{key} is missing or cannot be read: {error}") from error
-
-
-def _changed(key: str) -> CheckpointError:
-    return CheckpointError(f"{key} is not what was uploaded: its SHA-256 differs from the manifest's")

@@ -26,9 +26,11 @@ from smlt.store.coordination import Coordination
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
 from smlt.worker.config import WorkerConfig
-from smlt.worker.data import fetch_code, fetch_data
+from smlt.worker.data import fetch_code
+from smlt.worker.files import open_data
 from smlt.worker.lifeline import end_with_parent
 from smlt.worker.member import Member
+from smlt.worker.stamped import stamp_output
 from smlt.worker.task import load_task
 from smlt.worker.trainer import Trainer
 
@@ -39,9 +41,13 @@ TIME_LIMIT_EXIT = 124
 
 
 class Sandbox:
-    """What stays in a process from one invocation to the next: the trainer with its model and data."""
+    """What stays in a process from one invocation to the next: the trainer with its model and data.
 
-    def __init__(self) -> None:
+    `ends_itself`: end the process at the time limit, as a function's runtime does where there is one.
+    """
+
+    def __init__(self, *, ends_itself: bool = True) -> None:
+        self.ends_itself = ends_itself
         self.trainer: Trainer | None = None
         self.member: Member | None = None
         self.scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -51,7 +57,9 @@ class Sandbox:
         """Work as `config` says; returns the exit code and how it ended. What went wrong is told to the store and to stderr."""
         parameters: ParameterStore | None = None
         began = time.monotonic()
-        limit = _end_at_the_limit(config)
+        limit = _end_at_the_limit(config) if self.ends_itself else None
+        if self.trainer is not None and (self.trainer.config.run, self.trainer.config.job) != (config.run, config.job):
+            self.forget()
         try:
             assert config.store_url is not None
             parameters = ParameterStore(config.store_url, job=config.job)
@@ -75,11 +83,13 @@ class Sandbox:
             trace = "".join(traceback.format_exception(cause)) if cause is not None else ""
             print(f"{trace}smlt worker {config.rank}: {text}", file=sys.stderr, flush=True)
             self._tell(config, text, trace)
+            self.forget()
             return error.exit_code, "failed"
         except Exception as error:  # the user's code, or a bug here: the traceback tells which
             text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
             print(f"{trace}smlt worker {config.rank}: {text}", file=sys.stderr, flush=True)
             self._tell(config, text, trace)
+            self.forget()
             return TaskError.exit_code, "failed"
         finally:
             if self.member is not None:
@@ -88,6 +98,18 @@ class Sandbox:
                 limit.cancel()
             if parameters is not None:
                 parameters.close()
+
+    def forget(self) -> None:
+        """What another job has left, or one that has failed, is of no use for the next."""
+        self.trainer = None
+        if self.scratch is not None:
+            self.scratch.cleanup()
+            self.scratch = None
+
+    def requests(self) -> dict[str, int]:
+        """Requests to the object store so far, by kind; a directory counts none."""
+        objects = self.trainer.objects if self.trainer is not None else None
+        return dict(getattr(objects, "requests", {}))
 
     def _trainer(self, config: WorkerConfig, member: Member) -> Trainer:
         """The trainer that is here already, or a new one with the task from the object store."""
@@ -100,7 +122,7 @@ class Sandbox:
         code = fetch_code(objects, f"{config.run}/code", folder / "code", config.code_sha256)
         task = load_task(code / config.script)
         if config.has_data:
-            task.data_dir = fetch_data(objects, f"{config.run}/data", folder / "data")
+            task.data_files = open_data(objects, f"{config.run}/data", folder / "data")
         self.trainer = Trainer(config, task, objects, member.report, member.confirm)
         return self.trainer
 
@@ -153,6 +175,7 @@ def _end_at_the_limit(config: WorkerConfig) -> threading.Timer | None:
 
 def main() -> int:
     """Read configurations from stdin and work."""
+    stamp_output()
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the scheduler decides
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -175,8 +198,7 @@ def main() -> int:
             if ended != "paused" or not config.warm or sandbox.orphaned:
                 return code
     finally:
-        if sandbox.scratch is not None:
-            sandbox.scratch.cleanup()
+        sandbox.forget()
 
 
 if __name__ == "__main__":

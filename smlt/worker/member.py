@@ -36,12 +36,18 @@ SLICE_MS = 1000
 FINISH_S = 10.0
 #: Before it has acknowledged for the first time, a worker is taken for dead only after this, or its liveness if longer.
 LOADING_S = 30.0
+#: A worker that finds no job at all, and has never been part of it, came when it was over already.
+NO_JOB_S = 5.0
 #: Between two tries to reach the store: doubled each time up to the last, and drawn between half and the whole.
 PAUSE_S, PAUSE_MAX_S = 0.05, 1.0
 
 
 class Orphaned(Exception):
     """The scheduler is gone."""
+
+
+class JobIsOver(Exception):
+    """The scheduler has ended the job, and waits for nobody."""
 
 
 class TimeIsUp(Exception):
@@ -156,6 +162,8 @@ class Member:
             with suppress(FencedError):
                 trainer.save_alone()
             return "stopped"
+        except JobIsOver:
+            return "released"
         except TimeIsUp:
             if not self.config.warm:  # what is in memory goes with the process
                 trainer.save_alone()
@@ -245,13 +253,15 @@ class Member:
     def _gather(self) -> tuple[Plan, Move]:
         """Acknowledge the generation that begins, and wait for its plan. Waits block in the store: a word wakes them."""
         pause, last_id = Pause(self.config.timeout_s), "0-0"
-        acknowledged, ack = 0, self._ack()
+        acknowledged, ack, began = 0, self._ack(), time.monotonic()
         while True:
             self._check_scheduler()
             try:
                 current = self.coordination.generation()
                 if current is None:
                     self.hear(Answer(scheduled=False))
+                    if not self._known and time.monotonic() - began > NO_JOB_S:
+                        raise JobIsOver
                 if current is not None and current > max(self.generation, acknowledged):
                     current = self._acknowledge(current, ack)
                     acknowledged = self._known = current
@@ -274,6 +284,8 @@ class Member:
             for kind, text in words:
                 if kind == "abort":
                     raise CollectiveError(f"the job was ended: {text}")
+                if kind == "over":
+                    raise JobIsOver
 
     def _acknowledge(self, generation: int, ack: Ack) -> int:
         assert self.trainer is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smlt.errors import ConfigError, TaskError
+from smlt.worker.files import DataFiles, LocalFiles
 
 REQUIRED = ("model", "data", "loss", "optimizer")
 
@@ -29,22 +30,35 @@ class Task:
     ...     def optimizer(self, model): return torch.optim.SGD(model.parameters(), lr=0.1)
     """
 
-    _data_dir: Path | None = None
+    _data_files: DataFiles | None = None
+
+    @property
+    def data_files(self) -> DataFiles:
+        """The files given by `--data DIR`: `names`, `open`, `path`; `smlt.open_shards` makes a data set of them.
+
+        They lie on this disk when there is room for them, else they are read from the object store as they are needed. Raises
+        TaskError when no `--data` was given.
+        """
+        if self._data_files is None:
+            raise TaskError("the task reads its data_dir or data_files: give its files with --data DIR")
+        return self._data_files
+
+    @data_files.setter
+    def data_files(self, files: DataFiles) -> None:
+        self._data_files = files
 
     @property
     def data_dir(self) -> Path:
         """The files given by `--data DIR`, as a local folder. The script itself runs from a copy: files beside it are not
         there, Python modules that it imports are.
 
-        Raises TaskError when no `--data` was given.
+        Raises TaskError when no `--data` was given, StoreFull when there is no room for it all on this disk.
         """
-        if self._data_dir is None:
-            raise TaskError("the task reads its data_dir: give its files with --data DIR")
-        return self._data_dir
+        return self.data_files.folder()
 
     @data_dir.setter
     def data_dir(self, folder: Path) -> None:
-        self._data_dir = folder
+        self._data_files = LocalFiles(folder)
 
     def model(self) -> Any:
         """The model: a `torch.nn.Module`, or a dict of NumPy arrays by name. Seeded alike on every worker."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from s3server import PART, Bucket
 
 from smlt.client.artifacts import ArtifactManager, local_modules
-from smlt.errors import TaskError
+from smlt.errors import StoreUnavailable, TaskError
 from smlt.store.object import DirectoryObjectStore
+
+pytest_plugins = ["s3fixtures"]
 
 
 def write(folder: Path, **files: str) -> None:
@@ -92,3 +96,69 @@ def test_folders_that_are_no_data_are_left_out_and_an_empty_one_is_refused(tmp_p
     assert artifacts.upload_data(tmp_path / "runs", leave_out=[tmp_path]) > 1000
     with pytest.raises(TaskError, match="no such folder"):
         artifacts.upload_data(tmp_path / "none")
+
+
+# ---- in S3 ----
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"small-{number}").write_bytes(os.urandom(1000))
+    (folder / "z-large").write_bytes(os.urandom(10 * PART))
+    return folder
+
+
+def test_data_goes_to_s3_once_and_progress_is_told(data: Path, bucket: Bucket) -> None:
+    told: list[tuple[int, int]] = []
+    objects = bucket.store()
+    assert ArtifactManager(objects, "run", lambda *now: told.append(now)).upload_data(data) == 6000 + 10 * PART
+    assert told[-1] == (6000 + 10 * PART,) * 2
+    assert told == sorted(told)
+    assert objects.get("run/data/z-large") == (data / "z-large").read_bytes()
+    told.clear()
+    objects.requests.clear()
+    assert ArtifactManager(objects, "run", lambda *now: told.append(now)).upload_data(data) == 0
+    assert told == []
+    assert objects.requests["put"] == 1  # the manifest
+    assert objects.list("run/data.") == []
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, StoreUnavailable])
+def test_an_interrupted_upload_sends_only_the_rest_when_it_is_begun_again(
+    data: Path, bucket: Bucket, how: type[BaseException]
+) -> None:
+    objects = bucket.store(threads=1)
+    sent: list[int] = []
+
+    def interrupt(now: int, _: int) -> None:
+        sent.append(now)
+        if now >= 6000 + 4 * PART:
+            raise how("in the middle")
+
+    with pytest.raises(how):
+        ArtifactManager(objects, "run", interrupt).upload_data(data)
+    assert not objects.exists("run/data/MANIFEST.json")
+    assert len(objects.unfinished("")) == 1
+
+    objects = bucket.store()
+    assert ArtifactManager(objects, "run").upload_data(data) == 10 * PART  # of these, four parts are there
+    assert objects.requests["put"] == 6 + 1 + 1  # six parts, the object, the manifest
+    assert objects.unfinished("") == []
+    assert set(objects.list("run/")) == {f"run/data/{name}" for name in (*names(data), "MANIFEST.json")}
+    assert objects.get("run/data/z-large") == (data / "z-large").read_bytes()
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def test_a_file_that_is_written_to_while_it_is_uploaded_is_an_error(data: Path, bucket: Bucket) -> None:
+    def write(now: int, total: int) -> None:
+        if now == total:
+            (data / "z-large").write_bytes(os.urandom(10 * PART))
+
+    with pytest.raises(TaskError, match="z-large was changed while it was uploaded"):
+        ArtifactManager(bucket.store(threads=1), "run", write).upload_data(data)

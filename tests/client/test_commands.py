@@ -21,7 +21,9 @@ def made_run(folder: Path, name: str, state: str, pid: int = 0, **more: object) 
     return run
 
 
-@pytest.mark.parametrize("command", ["train", "resume", "scale", "launch", "status", "runs", "doctor", "acl"])
+@pytest.mark.parametrize(
+    "command", ["train", "resume", "scale", "stop", "launch", "status", "runs", "logs", "doctor", "acl"]
+)
 def test_each_command_has_help_with_examples(tmp_path: Path, command: str) -> None:
     shown = smlt(command, "--help", cwd=tmp_path)
     assert shown.returncode == 0
@@ -38,14 +40,15 @@ def test_runs_lists_every_run_with_its_state(tmp_path: Path) -> None:
     assert smlt("runs", cwd=tmp_path).stdout == "no runs in smlt-runs\n"
     long = "a-name-that-is-rather-long-but-still-allowed-000"
     made_run(tmp_path, long, "done", metrics={"accuracy": 0.97})
-    made_run(tmp_path, "two", "running", pid=os.getpid())
-    made_run(tmp_path, "three", "running", pid=2**22 + 1)  # above the largest process id of Linux and macOS
+    two = made_run(tmp_path, "two", "running", pid=os.getpid())
+    made_run(tmp_path, "three", "running", pid=os.getpid())  # nobody holds it: the number is another process's by now
     (made_run(tmp_path, "four", "done").path / "status.json").unlink()
-    lines = [line.split() for line in smlt("runs", cwd=tmp_path).stdout.splitlines()]
+    with two.hold():
+        lines = [line.split() for line in smlt("runs", cwd=tmp_path).stdout.splitlines()]
+        rows = [json.loads(line) for line in smlt("runs", "--json", cwd=tmp_path).stdout.splitlines()]
     assert lines[0] == ["run", "state", "workers", "epoch", "step", "metrics"]
     assert lines[1] == [long, "done", "2", "3/9", "12", "accuracy", "0.9700"]  # not cut to a terminal's width
     assert {line[0]: line[1] for line in lines[2:]} == {"two": "running", "three": "lost", "four": "incomplete"}
-    rows = [json.loads(line) for line in smlt("runs", "--json", cwd=tmp_path).stdout.splitlines()]
     assert {row["run"]: row["state"] for row in rows} == {
         long: "done",
         "two": "running",
@@ -66,9 +69,10 @@ def test_status_shows_a_run_and_how_to_go_on_with_it(tmp_path: Path) -> None:
 
 
 def test_a_running_run_cannot_be_resumed(tmp_path: Path) -> None:
-    made_run(tmp_path, "busy", "running", pid=os.getpid())
+    run = made_run(tmp_path, "busy", "running", pid=os.getpid())
     for command in (("train", "--resume", "busy"), ("resume", "busy")):
-        done = smlt(*command, cwd=tmp_path)
+        with run.hold():
+            done = smlt(*command, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (2, f"smlt: run busy is still running (process {os.getpid()})\n")
 
 
@@ -86,7 +90,11 @@ def test_a_running_run_cannot_be_resumed(tmp_path: Path) -> None:
         ("train t.py --memory 0", 2, "--memory 0"),
         ("train t.py --target-accuracy 97", 2, "not between 0 and 1"),
         ("train t.py --name a/b", 2, "run name 'a/b'"),
-        ("train t.py --object-store s3://bucket", 2, "s3:// is not supported yet"),
+        ("train t.py --object-store s3://bucket", 3, "no AWS credentials: set AWS_PROFILE"),
+        ("train t.py --object-store ftp://host/path", 2, "give a directory"),
+        ("train t.py --on moon", 2, "--on 'moon': choose one of local, lambda"),
+        ("train t.py --on lambda", 2, "no AWS region: set AWS_REGION, or give --region"),
+        ("stop x", 6, "there is no run x"),
         ("train t.py --store http://host", 2, "redis://, rediss:// or unix://"),
         ("train t.py --data nowhere", 5, "no such folder"),
         ("train t.py --wrong", 2, "--wrong"),

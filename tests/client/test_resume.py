@@ -144,6 +144,7 @@ def test_a_run_under_way_grows_and_shrinks(store: EmbeddedStore, tmp_path: Path,
     assert all_gone(seen)
     assert keys_of(store.url, "run") == []
     assert status(folder)["restarts"] == 0
+    assert json.loads((folder / "config.json").read_text())["workers"] == 2  # resumed, it would go on with as many
     assert [number for number, _ in steps(folder)] == list(range(1, LAST_STEP + 1))
     assert [loss for _, loss in steps(folder)] == pytest.approx([loss for _, loss in steps(undisturbed)], rel=1e-5)
     sizes = [len(row["ranks"]) for row in rows(folder) if row["kind"] == "step"]

@@ -40,16 +40,28 @@ def test_configuration_and_status_come_back_and_nothing_half_written_is_seen(tmp
     run.write_status(step=2)
     again = Run.open(tmp_path, "one")
     assert again.config == {"epochs": 3}
-    assert again.status == {"state": "running", "pid": os.getpid(), "step": 2}
+    with run.hold():
+        assert again.status == {"state": "running", "pid": os.getpid(), "step": 2}
     assert Run.open(Path("elsewhere"), str(run.path)).path == run.path  # by its folder
-    assert sorted(path.name for path in run.path.iterdir()) == ["config.json", "logs", "status.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == [".scheduler", "config.json", "logs", "status.json"]
+
+
+def test_a_run_is_scheduled_by_one_process_at_a_time(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, Path("a.py"), {}, "one")
+    run.write_status(state="running", pid=7)
+    with run.hold(), pytest.raises(ConfigError, match=r"one is still running \(process 7\)"), run.hold():
+        pass
+    with run.hold():  # it can be taken again
+        assert run.status["state"] == "running"
 
 
 def test_a_running_run_whose_process_is_gone_is_lost(tmp_path: Path) -> None:
     run = Run.create(tmp_path, Path("a.py"), {}, "one")
-    for pid in (0, 2**22 + 1):  # above the largest process id of Linux and macOS
-        run.write_status(state="running", pid=pid)
-        assert run.status["state"] == "lost"
+    run.write_status(state="running", pid=os.getpid())  # a number that another process has by now
+    assert run.status["state"] == "lost"
+    with run.hold():
+        assert run.status["state"] == "running"
+    assert run.status["state"] == "lost"
     run.write_status(state="done")
     assert run.status["state"] == "done"
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from commandline import keys_of, rows, status, write_task
 
+from smlt.client.executors import account_of
 from smlt.client.request import RunRequest
 from smlt.client.runs import Run
 from smlt.client.scheduler import TaskScheduler
@@ -79,6 +80,9 @@ class Scripted:
     def say(self, plan: Plan, row: dict[str, Any]) -> None:
         self.coordination.report(plan.generation, self.config.worker_id, row["rank"], row, 10)
 
+    def account(self) -> str:
+        return account_of(self.code or 0)
+
     def invoke(self, config: WorkerConfig) -> bool:
         raise AssertionError
 
@@ -98,6 +102,15 @@ class ScriptedExecutor:
     def start(self, config: WorkerConfig, log_path: Path) -> Scripted:
         self.workers.append(Scripted(config, len(self.workers), self.report))
         return self.workers[-1]
+
+    def threads(self, world_size: int) -> int:
+        return 1
+
+    def drain(self, tell: Callable[[], None]) -> None:
+        """`kill` ends them all."""
+
+    def notes(self) -> list[str]:
+        return []
 
 
 def step_row(rank: int, step: int) -> dict[str, Any]:

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from s3server import Bucket
 
 from smlt.errors import CheckpointError, FencedError, StoreError
 from smlt.store.object import DirectoryObjectStore
 from smlt.worker import checkpoint
 from smlt.worker.frameworks.torch import TorchAdapter
 from smlt.worker.task import Task
+
+pytest_plugins = ["s3fixtures"]
 
 
 @pytest.fixture
@@ -111,11 +114,12 @@ def test_what_is_half_deleted_is_no_checkpoint(objects: DirectoryObjectStore, mo
     save(objects, 2)
     deleted, really = list[str](), DirectoryObjectStore.delete
 
-    def one_only(self: DirectoryObjectStore, key: str) -> None:
-        if deleted:
-            raise StoreError("it has died here")
-        deleted.append(key)
-        really(self, key)
+    def one_only(self: DirectoryObjectStore, *keys: str) -> None:
+        for key in sorted(keys, reverse=True):  # in whatever order
+            if deleted:
+                raise StoreError("it has died here")
+            deleted.append(key)
+            really(self, key)
 
     monkeypatch.setattr(DirectoryObjectStore, "delete", one_only)
     with pytest.raises(StoreError):
@@ -152,6 +156,35 @@ def test_one_without_a_manifest_was_never_finished(objects: DirectoryObjectStore
     found = checkpoint.load_latest(objects, "c")
     assert found is not None
     assert found[1] == {"step": 1}
+
+
+def test_what_was_never_finished_is_deleted_when_a_later_one_is_complete(objects: DirectoryObjectStore) -> None:
+    save(objects, 2)
+    objects.put("c/000000003/tensors.safetensors", b"its worker was killed")
+    objects.put("c/000000004-w9/state.json", b"this one, alone, too")
+    objects.put("c/000000005/feedback-00001.safetensors", b"under way")
+    objects.put("c/000000005-w8/state.json", b"under way")
+    save(objects, 4)
+    folders = {key.split("/")[1] for key in objects.list("c/")}
+    assert folders == {"000000002", "000000004", "000000004-w9", "000000005", "000000005-w8"}
+    save(objects, 5)
+    assert {key.split("/")[1] for key in objects.list("c/")} == {"000000002", "000000004", "000000005", "000000005-w8"}
+
+
+def test_a_checkpoint_in_s3_is_whole_or_none_and_is_deleted_in_two_requests(bucket: Bucket) -> None:
+    objects = bucket.store()
+    large = {"w": np.random.default_rng(0).normal(size=(5, 20_000))}  # of several parts
+    for step in range(1, 5):
+        objects.requests.clear()
+        checkpoint.save(objects, "c", step, large, {"step": step})
+    assert objects.requests["list"] == 1
+    assert objects.requests["delete"] == 2  # the manifest, then all else
+    assert {key.split("/")[1] for key in objects.list("c/")} == {"000000002", "000000003", "000000004"}
+    objects.delete("c/000000004/MANIFEST.json")
+    tensors, state = checkpoint.load_latest(objects, "c") or ({}, {})
+    assert state == {"step": 3}
+    np.testing.assert_array_equal(tensors["w"], large["w"])
+    assert objects.unfinished("") == []
 
 
 def test_none_that_is_whole_is_an_error(objects: DirectoryObjectStore, tmp_path: Path) -> None:

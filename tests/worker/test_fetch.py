@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from smlt.client.artifacts import ArtifactManager
 from smlt.errors import CheckpointError, TaskError
 from smlt.store.object import DirectoryObjectStore
-from smlt.worker.data import fetch_code, fetch_data
+from smlt.worker.data import fetch_code
+from smlt.worker.files import fetch_data
 from smlt.worker.manifest import check_names, read_manifest, write_manifest
 from smlt.worker.task import load_task
 

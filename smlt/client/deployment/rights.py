@@ -45,7 +45,9 @@ RIGHTS: tuple[Right, ...] = (
     Right(
         "lambda:ListTags", "function", (), "deploy destroy", implied_by=("lambda.GetFunction",)
     ),  # its tags are left out else
-    *_of("lambda", "function", "CreateFunction UpdateFunctionCode UpdateFunctionConfiguration TagResource", "deploy"),
+    *_of("lambda", "function", "CreateFunction UpdateFunctionCode TagResource", "deploy"),
+    *_of("lambda", "function", "UpdateFunctionConfiguration", "deploy train"),
+    *_of("lambda", "function", "GetFunctionConfiguration PublishVersion CreateAlias UpdateAlias", "train"),
     *_of("lambda", "function", "GetFunctionEventInvokeConfig PutFunctionEventInvokeConfig", "deploy"),
     *_of("lambda", "function", "DeleteFunction", "deploy destroy"),
     *_of("lambda", "function", "GetFunctionConcurrency", "train"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -12,13 +13,16 @@ class Worker(Protocol):
     """A started worker."""
 
     def poll(self) -> int | None:
-        """Its exit code, None while it runs."""
+        """Its exit code, None while it runs. Raises the SmltError that keeps any worker from being started."""
+
+    def account(self) -> str:
+        """How it has ended, behind "worker 3": "was killed by signal 9"."""
 
     def invoke(self, config: WorkerConfig) -> bool:
         """Give a worker that has paused its next invocation; False when it is not there any more."""
 
     def kill(self) -> None:
-        """End it now."""
+        """End it now; where that is not to be had, care for it no more."""
 
 
 class Executor(Protocol):
@@ -26,3 +30,17 @@ class Executor(Protocol):
 
     def start(self, config: WorkerConfig, log_path: Path) -> Worker:
         """Start a worker; what it prints goes to `log_path`."""
+
+    def threads(self, world_size: int) -> int:
+        """How many threads each of so many workers should compute with."""
+
+    def drain(self, tell: Callable[[], None]) -> None:
+        """Wait, not for long, until no worker runs that `kill` could not end. `tell` lets them know that the job is over."""
+
+    def notes(self) -> list[str]:
+        """What a user should know of the last while, each thing once."""
+
+
+def account_of(code: int) -> str:
+    """How a process has ended."""
+    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"

@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import smlt
+from smlt.client.executors import account_of
 from smlt.store.secrets import without_store_secrets
 from smlt.worker.config import WorkerConfig
+from smlt.worker.processors import VARIABLES
 
 
 class LocalWorker:
@@ -26,6 +28,9 @@ class LocalWorker:
         if code is not None:
             self._end_group()
         return code
+
+    def account(self) -> str:
+        return account_of(self.process.returncode or 0)
 
     def invoke(self, config: WorkerConfig) -> bool:
         assert self.process.stdin is not None
@@ -63,7 +68,7 @@ class LocalExecutor:
         environment = {
             **without_store_secrets(os.environ),  # the worker has the store's URL from its configuration
             # The workers share the cores: none of them may take all.
-            **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads),
+            **dict.fromkeys(VARIABLES, threads),
             "PYTHONUNBUFFERED": "1",
             **this_package(),
         }
@@ -80,6 +85,15 @@ class LocalExecutor:
         worker = LocalWorker(process)
         worker.invoke(config)
         return worker
+
+    def threads(self, world_size: int) -> int:
+        return threads_per_worker(world_size)
+
+    def drain(self, tell: Callable[[], None]) -> None:
+        """Nothing runs on behind `kill`."""
+
+    def notes(self) -> list[str]:
+        return []
 
 
 def this_package() -> dict[str, str]:

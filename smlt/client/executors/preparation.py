@@ -1,0 +1,144 @@
+"""Before functions are invoked for a run: is there room for all of them, have they the memory that was asked for, and do
+they reach the stores? What cannot work is said before anything is started."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from smlt._version import __version__
+from smlt.client.deployment.lookup import Deployment, find_deployment
+from smlt.client.executors.invocation import Invoker
+from smlt.errors import ConfigError, DeployError
+from smlt.store.aws import aws_client, aws_errors
+from smlt.store.parameter import redact
+from smlt.worker.processors import threads_of
+
+#: How long Lambda may take to change a function's configuration.
+CHANGE_S = 120
+#: Over the wire an invocation may take as long as the longest function, and some.
+READ_TIMEOUT_S = 960
+PROBE_PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function that is ready to be invoked: with which memory, and how many at once."""
+
+    deployment: Deployment
+    qualifier: str | None  # the alias with that memory; None: the function as it is
+    memory_mb: int
+    concurrency: int
+
+    @property
+    def threads(self) -> int:
+        """Threads that its processors are worth."""
+        return threads_of(self.memory_mb)
+
+
+def lambda_client(connections: int) -> Any:
+    """A client for so many invocations at once, which tries nothing again by itself: the same invocation would run twice."""
+    return aws_client("lambda", attempts=1, max_pool_connections=connections, read_timeout=READ_TIMEOUT_S, connect_timeout=10)
+
+
+def prepare(function: str, workers: int, memory_mb: int | None) -> Target:
+    """Find the function, give it the memory, see that `workers` can run at once. DeployError or ConfigError otherwise."""
+    deployment = find_deployment(function)
+    client = aws_client("lambda")
+    concurrency = available(client, deployment)
+    if workers > concurrency:
+        limit = "its reserved" if deployment.reserved_concurrency is not None else "the account's unreserved"
+        raise ConfigError(
+            f"{workers} workers are as many invocations at once, but function {function} may have {concurrency} ({limit} "
+            "concurrency): raise that, or give fewer --workers"
+        )
+    memory = memory_mb or deployment.memory_mb
+    qualifier = None if memory == deployment.memory_mb else alias_with_memory(client, function, memory)
+    return Target(deployment, qualifier, memory, concurrency)
+
+
+def available(client: Any, deployment: Deployment) -> int:
+    """How many invocations of the function can run at once."""
+    if deployment.reserved_concurrency is not None:
+        return deployment.reserved_concurrency
+    with aws_errors("cannot see the account's concurrency", DeployError):
+        return int(client.get_account_settings()["AccountLimit"]["UnreservedConcurrentExecutions"])
+
+
+def alias_with_memory(client: Any, function: str, memory_mb: int) -> str:
+    """The alias that runs the function as it is now with another memory, made where it is missing or older.
+
+    The function itself has its memory back afterwards; runs under way notice nothing.
+    """
+    alias = f"smlt-{memory_mb}mb"
+    doing = f"cannot give function {function} {memory_mb} MB"
+    with aws_errors(doing, DeployError):
+        latest = client.get_function_configuration(FunctionName=function)
+        try:
+            there = client.get_function_configuration(FunctionName=function, Qualifier=alias)
+        except client.exceptions.ResourceNotFoundException:
+            there = None
+        if there is not None and _same(there, latest) and there["MemorySize"] == memory_mb:
+            return alias
+        try:
+            _set_memory(client, function, memory_mb)
+            version = client.publish_version(FunctionName=function, Description=f"smlt: {memory_mb} MB")["Version"]
+        finally:
+            _set_memory(client, function, latest["MemorySize"])
+        client.get_waiter("published_version_active").wait(FunctionName=function, Qualifier=version, WaiterConfig=_WAIT)
+        if there is None:
+            client.create_alias(FunctionName=function, Name=alias, FunctionVersion=version)
+        else:
+            client.update_alias(FunctionName=function, Name=alias, FunctionVersion=version)
+    return alias
+
+
+_WAIT = {"Delay": 1, "MaxAttempts": CHANGE_S}
+
+
+def _set_memory(client: Any, function: str, memory_mb: int) -> None:
+    client.update_function_configuration(FunctionName=function, MemorySize=memory_mb)
+    client.get_waiter("function_updated_v2").wait(FunctionName=function, WaiterConfig=_WAIT)
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two versions differ in nothing but their memory."""
+    fields = ("CodeSha256", "Runtime", "Handler", "Timeout", "Role", "Environment", "Architectures", "EphemeralStorage")
+    layers = [[layer["Arn"] for layer in version.get("Layers", [])] for version in (one, other)]
+    return layers[0] == layers[1] and all(one.get(field) == other.get(field) for field in fields)
+
+
+def check_reach(invoker: Invoker, target: Target, store_url: str, object_store_url: str) -> None:
+    """Have the function look for the stores itself. DeployError or ConfigError with the one thing to change."""
+    event = {"smlt_probe": {"store_url": store_url, "object_store_url": object_store_url}}
+    answer = invoker.invoke(event, threading.Event(), PROBE_PATIENCE_S)
+    function = target.deployment.function
+    if answer.error is not None:
+        raise answer.error
+    found = answer.payload
+    if answer.ended != "answered" or "smlt" not in found:
+        raise DeployError(f"function {function} does not answer a probe: it {answer.account or 'gave something else'}")
+    if found["smlt"] != __version__:
+        raise DeployError(f"function {function} has smlt {found['smlt']}, not {__version__}: deploy it again, with its layer")
+    if found["store"]:
+        raise ConfigError(_store_advice(target, store_url, str(found["store"])))
+    if found["objects"]:
+        way = ": its VPC needs a gateway endpoint for S3, and the role rights on it" if target.deployment.vpc else ""
+        raise ConfigError(f"function {function} cannot use {object_store_url}{way}; it says: {found['objects']}")
+
+
+def _store_advice(target: Target, store_url: str, said: str) -> str:
+    function, parts = target.deployment.function, urlsplit(store_url)
+    where = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else redact(store_url)
+    if not said.startswith("StoreUnavailable"):
+        return f"function {function} cannot use the store at {where}; it says: {said}"
+    if target.deployment.vpc:
+        advice = "let the store's security group admit that port from the function's security group, in the same VPC"
+    else:
+        advice = (
+            "it is in no VPC, and a store mostly is: deploy it with --subnet and --security-group of the store's VPC, and let "
+            "the store's security group admit it"
+        )
+    return f"function {function} cannot reach the store at {where}: {advice}; it says: {said}"

@@ -1,0 +1,115 @@
+"""A run on Lambda: which store URL goes where, the executor, the bill."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from smlt.client.bill import Bill, ObjectUse, StoreUse, bill, write_bill
+from smlt.client.deployment.lookup import find_deployment
+from smlt.client.executors.aws_lambda import LambdaExecutor
+from smlt.client.executors.invocation import Invoker
+from smlt.client.executors.preparation import check_reach, lambda_client, prepare
+from smlt.client.invocations import append_invocation, read_invocations
+from smlt.client.prices import load_prices
+from smlt.client.request import RunRequest
+from smlt.client.runs import Run
+from smlt.errors import ConfigError
+from smlt.store.parameter import redact
+from smlt.store.secrets import resolve_store_url
+
+#: More connections at once than that are of no use to one scheduler.
+CONNECTIONS_MAX = 1000
+
+
+def functions_run_here() -> bool:
+    """Whether AWS_ENDPOINT_URL leads to this machine: `smlt lambda-local`, whose functions reach its loopback."""
+    host = urlsplit(os.environ.get("AWS_ENDPOINT_URL", "")).hostname
+    return host in ("127.0.0.1", "localhost", "::1")
+
+
+def check_reference(url: str) -> None:
+    """ConfigError when a store URL cannot be given to functions: it has a password, or leads to this machine's files."""
+    parts = urlsplit(url)
+    advice = "put the password into Secrets Manager and write ?password_secret=aws-secretsmanager://NAME"
+    if parts.password or "password=" in parts.query:
+        raise ConfigError(f"store {redact(url)}: functions are not given a password in their event: {advice}")
+    for option in ("password_file", "password_env"):
+        if f"{option}=" in parts.query:
+            raise ConfigError(f"store {redact(url)}: functions do not have this machine's {option}: {advice}")
+    if parts.scheme in ("unix", "file", "env"):
+        raise ConfigError(f"store {redact(url)}: functions reach a store over the network only: redis:// or rediss://")
+
+
+def through(url: str, tunnel: str) -> str:
+    """The store's URL as this machine reaches it, at `tunnel` ("localhost:6379"). ConfigError when that is no host:port."""
+    host, colon, port = tunnel.rpartition(":")
+    if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+        raise ConfigError(f"--store-tunnel {tunnel!r}: give HOST:PORT")
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss"):
+        raise ConfigError("--store-tunnel is for a --store redis:// or rediss:// URL")
+    user, at, _ = parts.netloc.rpartition("@")
+    query = parts.query
+    if parts.scheme == "rediss":  # the certificate is for the store's own name; who signed it is still looked at
+        query += ("&" if query else "") + "ssl_check_hostname=false"
+    return parts._replace(netloc=f"{user}{at}{host}:{port}", query=query).geturl()
+
+
+def lambda_executor(request: RunRequest, run: Run, store_url: str, object_store_url: str) -> LambdaExecutor:
+    """The executor for a run, when its function is there, has room for all workers, and reaches the stores."""
+    target = prepare(request.function, request.workers + request.spares, request.memory_mb)
+    at_once = min(target.concurrency, CONNECTIONS_MAX)
+    invoker = Invoker(lambda_client(at_once), request.function, target.qualifier)
+    check_reach(invoker, target, store_url, object_store_url)
+    found = target.deployment
+    run.write_status(function=request.function, log_group=found.log_group, memory_mb=target.memory_mb, architecture=found.arch)
+    return LambdaExecutor(invoker, at_once, target.threads, lambda row: append_invocation(run.path, row))
+
+
+def place(request: RunRequest, store: str | None) -> tuple[RunRequest, str | None]:
+    """The request with what the deployment says, and the store as this machine reaches it; None: the embedded one.
+
+    `store` is the reference that was given, with a password neither in it nor on this machine. ConfigError, DeployError.
+    """
+    deployment = find_deployment(request.function)
+    object_store = request.object_store or deployment.object_store
+    if not object_store.startswith("s3://"):
+        raise ConfigError(f"--object-store {object_store}: functions need s3://bucket/prefix")
+    reference = store or request.store or deployment.store
+    if reference is None:
+        if not functions_run_here():
+            raise ConfigError(
+                "functions cannot reach this machine's embedded store: give --store, or deploy the function with one "
+                "(`smlt store template` makes a store on AWS)"
+            )
+        return replace(request, object_store=object_store), None
+    check_reference(reference)
+    placed = replace(request, object_store=object_store, store=reference)
+    reached = through(reference, request.store_tunnel) if request.store_tunnel is not None else reference
+    return placed, resolve_store_url(reached)
+
+
+def bill_run(run: Run, request: RunRequest, requests: Mapping[str, int], store_s: float) -> Bill:
+    """Write what a run has cost into its folder, and return it.
+
+    `requests`: those to the object store, by kind. `store_s`: how long the store was used. What an earlier start of the
+    same run has cost is part of it.
+    """
+    status = run.status
+    total = Counter({kind: int(count) for kind, count in dict(status.get("s3_requests") or {}).items()})
+    total.update(requests)
+    seconds = float(status.get("store_s") or 0.0) + store_s
+    run.write_status(s3_requests=dict(total), store_s=seconds)
+    made = bill(
+        read_invocations(run.path),
+        architecture=str(status.get("architecture") or "x86_64"),
+        objects=ObjectUse(puts=total["put"] + total["list"], gets=total["get"]),
+        store=StoreUse(request.store_node, seconds) if request.store_node is not None else None,
+        prices=load_prices(),
+    )
+    write_bill(run.path, made)
+    return made

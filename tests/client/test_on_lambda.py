@@ -1,0 +1,150 @@
+"""Training by Lambda functions: the same bits as by local workers, whatever Lambda does to the invocations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commandline import keys_of, parameters, rows, smlt, status, steps, write_task
+from functions import FUNCTION, Cloud, cloud
+
+from smlt.store.embedded import EmbeddedStore
+
+JOB = ("--workers", 3, "--epochs", 20, "--global-batch-size", 16)
+LAST_STEP = 80
+#: A step takes so long: for a test to have time to disturb it.
+SLOW = "\n        time.sleep(0.04)\n"
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_task(tmp_path_factory.mktemp("task"), SLOW)
+
+
+@pytest.fixture(scope="module")
+def deployed(script: Path) -> Iterator[Cloud]:
+    with cloud(script, seed=3) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def undisturbed(deployed: Cloud) -> Iterator[None]:
+    yield
+    faults = deployed.local.faults
+    faults.throttle = faults.duplicate = faults.kill = 0.0
+
+
+@pytest.fixture(scope="module")
+def expected(script: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the same job by local workers."""
+    folder = tmp_path_factory.mktemp("local")
+    assert smlt("train", script, *JOB, "--name", "local", cwd=folder).returncode == 0
+    return folder / "smlt-runs" / "local"
+
+
+def metrics(run: Path) -> list[Any]:
+    return [(row["step"], row["metrics"]) for row in rows(run) if row["kind"] == "epoch"]
+
+
+def same_end(deployed: Cloud, run: Path, expected: Path) -> None:
+    assert status(run)["state"] == "done"
+    assert [number for number, _ in steps(run)] == list(range(1, LAST_STEP + 1))
+    assert steps(run) == steps(expected)
+    assert metrics(run) == metrics(expected)
+    assert deployed.parameters(run.name) == parameters(expected)
+    assert [key for key in deployed.objects(f"{run.name}/") if "/snapshots/" in key] == []
+
+
+def reasons(run: Path) -> list[str]:
+    return [reason for row in rows(run) if row["kind"] == "membership" for reason in row["reasons"]]
+
+
+def test_a_run_ends_in_the_bits_of_local_workers_and_is_billed(
+    deployed: Cloud, script: Path, expected: Path, tmp_path: Path
+) -> None:
+    before = len(deployed.local.invocations)
+    done = deployed.train(script, *JOB, "--name", "calm", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    run = tmp_path / "smlt-runs" / "calm"
+    same_end(deployed, run, expected)
+    assert reasons(run) == []
+    mine = [record for record in deployed.local.invocations[before:] if record.kind == "RequestResponse"]
+    written = [json.loads(line) for line in (run / "invocations.jsonl").read_text().splitlines()]
+    assert sorted(row["request_id"] for row in written) == sorted(
+        record.request_id for record in mine[1:]
+    )  # the probe is first
+    assert sorted(row["rank"] for row in written) == [0, 1, 2]
+    assert sum(row["billed_ms"] for row in written) == sum(record.billed_ms for record in mine[1:])
+    bill = json.loads((run / "bill.json").read_text())
+    assert bill["total_usd"] > 0
+    assert f"{bill['total_usd']:.6f}" in smlt("status", "calm", cwd=tmp_path).stdout
+
+
+def test_throttled_duplicated_and_killed_invocations_and_time_limits_change_no_bit(
+    deployed: Cloud, script: Path, expected: Path, tmp_path: Path
+) -> None:
+    deployed.deploy(script, "--timeout", 3)
+    faults = deployed.local.faults
+    faults.throttle, faults.duplicate, faults.kill, faults.kill_after_s = 0.2, 0.1, 0.05, (0.5, 2.5)
+    done = deployed.train(script, *JOB, "--name", "rough", "--max-restarts", 50, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    run = tmp_path / "smlt-runs" / "rough"
+    same_end(deployed, run, expected)
+    assert "time limit" in reasons(run)
+    assert deployed.local.injected["throttle"] > 0
+
+
+def test_functions_whose_scheduler_is_gone_stop_at_a_checkpoint_and_the_run_is_resumed(
+    deployed: Cloud, script: Path, expected: Path, store: EmbeddedStore, tmp_path: Path
+) -> None:
+    """The store needs a password, which functions are not given in an event: it is in their environment."""
+    deployed.deploy(script, "--env", f"SMLT_STORE_PASSWORD={store.tcp_url.split('@')[0].rpartition(':')[2]}")
+    where = ("--store", f"redis://{store.tcp_url.rpartition('@')[2]}")
+    deployed.environment["SMLT_STORE_PASSWORD"] = store.tcp_url.split("@")[0].rpartition(":")[2]
+    with deployed.running(script, *JOB, "--name", "orphans", *where, cwd=tmp_path) as run:
+        run.wait_for(lambda event: event["event"] == "step" and event["step"] == 10)
+        run.process.kill()
+        run.process.wait()
+    done = smlt("stop", "orphans", cwd=tmp_path, **deployed.environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "its 3 workers were stopped" in done.stdout
+    assert keys_of(store.url, "orphans") == []
+    assert smlt("resume", "orphans", cwd=tmp_path, **deployed.environment).returncode == 0
+    same_end(deployed, tmp_path / "smlt-runs" / "orphans", expected)
+    assert keys_of(store.url, "orphans") == []
+
+
+def test_a_stopped_run_leaves_no_invocation_under_way(deployed: Cloud, script: Path, tmp_path: Path) -> None:
+    before = len(deployed.local.invocations)
+    with deployed.running(script, *JOB, "--epochs", 1000, "--name", "stopped", cwd=tmp_path) as run:
+        run.wait_for(lambda event: event["event"] == "step" and event["step"] == 5)
+        assert smlt("stop", "stopped", cwd=tmp_path, **deployed.environment).returncode == 0
+        run.finish()
+    assert status(tmp_path / "smlt-runs" / "stopped")["checkpoint_step"] >= 5
+    assert len(deployed.local.invocations) == before + 4  # a probe and three workers: all are over
+
+
+def test_now_ends_functions_in_the_middle_of_a_step(deployed: Cloud, script: Path, tmp_path: Path) -> None:
+    before = len(deployed.local.invocations)
+    with deployed.running(script, *JOB, "--epochs", 1000, "--name", "killed", cwd=tmp_path) as run:
+        run.wait_for(lambda event: event["event"] == "step" and event["step"] == 5)
+        assert smlt("stop", "killed", "--now", cwd=tmp_path, **deployed.environment).returncode == 0
+        run.finish()
+    assert len(deployed.local.invocations) == before + 4
+
+
+def test_another_memory_is_an_alias_and_leaves_the_function_as_it_is(deployed: Cloud, script: Path, tmp_path: Path) -> None:
+    job = ("--workers", 2, "--epochs", 1, "--global-batch-size", 16)
+    for name in ("small", "again"):
+        before = len(deployed.local.invocations)
+        assert deployed.train(script, *job, "--memory", 512, "--name", name, cwd=tmp_path).returncode == 0
+        assert {record.memory_mb for record in deployed.local.invocations[before:]} == {512}
+    client = deployed.client("lambda")
+    assert client.get_function_configuration(FunctionName=FUNCTION)["MemorySize"] == 1769
+    aliases = client.list_aliases(FunctionName=FUNCTION)["Aliases"]
+    assert [alias["Name"] for alias in aliases] == ["smlt-512mb"]
+    versions = client.list_versions_by_function(FunctionName=FUNCTION)["Versions"]
+    assert [version["Version"] for version in versions] == ["$LATEST", aliases[0]["FunctionVersion"]]  # none for "again"

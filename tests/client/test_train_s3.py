@@ -1,0 +1,127 @@
+"""`smlt train` with its code, data and checkpoints in S3 (moto), beside the same run with a directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commandline import rows, smlt, status, steps
+from s3server import Bucket
+
+pytest_plugins = ["s3fixtures"]
+
+TASK = """
+import os
+
+import numpy as np
+
+import smlt
+from smlt.worker import files
+from smlt.worker.frameworks.numpy import SGD
+
+if os.environ.get("TIGHT"):
+    files.room = lambda folder: 1000
+
+
+class Line(smlt.Task):
+    def data(self):
+        print("data is", type(self.data_files).__name__, flush=True)
+        train = smlt.open_shards(self.data_files, "train/*.npz", columns=("x", "y"))
+        test = smlt.open_shards(self.data_files, "test.safetensors", columns=("x", "y"))
+        return {"train": train, "test": test}
+
+    def model(self):
+        return {"w": np.zeros(20, "f4")}
+
+    def loss(self, model, batch):
+        x, y = batch
+        error = x @ model["w"] - y
+        return float((error**2).mean()), {"w": 2 * x.T @ error / len(y)}
+
+    def optimizer(self, model):
+        return SGD(model, lr=0.01, momentum=0.5)
+
+    def evaluate(self, model, batch):
+        x, y = batch
+        return {"accuracy": float((np.abs(x @ model["w"] - y) < 0.3).mean())}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    import safetensors.numpy
+
+    (tmp_path / "line.py").write_text(TASK)
+    (tmp_path / "data/train").mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    for number in range(4):
+        x = rng.normal(size=(60, 20)).astype("f4")
+        np.savez(tmp_path / f"data/train/{number}.npz", x=x, y=x @ np.arange(20, dtype="f4"))
+    safetensors.numpy.save_file({"x": x, "y": x @ np.arange(20, dtype="f4")}, tmp_path / "data/test.safetensors")
+    return tmp_path
+
+
+def train(folder: Path, name: str, *options: str, **environment: str) -> Path:
+    done = smlt(
+        *(
+            "train",
+            "line.py",
+            "--runs-dir",
+            "runs",
+            "-n",
+            "2",
+            "--epochs",
+            "2",
+            "--global-batch-size",
+            "32",
+            "--data",
+            "data",
+            "--name",
+            name,
+        ),
+        *options,
+        cwd=folder,
+        **environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / name
+
+
+def seen_by_workers(run: Path) -> set[str]:
+    text = "".join(path.read_text() for path in run.rglob("*.log"))
+    return {line.removeprefix("data is ") for line in text.splitlines() if line.startswith("data is ")}
+
+
+def test_a_run_in_s3_fetched_or_streamed_is_the_run_in_a_directory_and_goes_on_from_there(folder: Path, bucket: Bucket) -> None:
+    plain = train(folder, "plain")
+    objects = bucket.store()
+    for name, environment, kind in (("fetched", {}, "LocalFiles"), ("streamed", {"TIGHT": "1"}, "StreamedFiles")):
+        run = train(folder, name, "--object-store", bucket.url, **environment)
+        assert seen_by_workers(run) == {kind}
+        assert steps(run) == steps(plain)
+        metrics = [[row["metrics"] for row in rows(one) if row["kind"] == "epoch"] for one in (run, plain)]
+        assert metrics[0] == metrics[1]
+        newest = max(key for key in objects.list(f"{name}/checkpoints/") if key.endswith("tensors.safetensors"))
+        assert objects.get(newest) == (plain / newest.removeprefix(f"{name}/")).read_bytes()
+        assert not [path for path in (run / "code", run / "data", run / "checkpoints") if path.exists()]
+    assert objects.list("streamed/snapshots/") == []
+    for name in ("line.py", "data/test.safetensors"):
+        os.unlink(folder / name)  # to go on, all that is needed lies in the bucket
+    done = smlt("train", "--resume", "fetched", "--epochs", "3", "--runs-dir", "runs", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    run = folder / "runs/fetched"
+    assert status(run)["state"] == "done"
+    assert [row["epoch"] for row in rows(run) if row["kind"] == "epoch"] == [0, 1, 2]
+    assert steps(plain)[-1][1] < steps(plain)[0][1]
+
+
+def test_a_bucket_that_is_not_there_ends_it_before_anything_is_made(folder: Path, bucket: Bucket) -> None:
+    done = smlt(
+        "train", "line.py", "--object-store", "s3://no-such-bucket-at-all/x", "--data", "data", "--runs-dir", "runs", cwd=folder
+    )
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "there is no such bucket" in done.stderr
+    assert not (folder / "runs").exists()

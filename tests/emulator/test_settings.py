@@ -1,0 +1,48 @@
+"""Settings of an emulator of its own: how long a handler may load, how long a sandbox is kept, one at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from smlt.emulator import LambdaLocal
+from smlt.errors import ConfigError
+from tests.emulator.conftest import Account, until
+
+
+def test_loading_that_takes_too_long_begins_anew_within_the_timeout() -> None:
+    with LambdaLocal(init_timeout_s=0.5) as local:
+        account = Account(local)
+        name = account.deploy("import time; time.sleep(1)\ndef handler(event, context): return 'loaded'", Timeout=10)
+        assert account.invoke(name)["value"] == "loaded"
+        assert any("Phase: init\tStatus: timeout" in message for message in account.messages(name))
+        slow = account.deploy("import time; time.sleep(20)\ndef handler(event, context): pass", Timeout=1)
+        assert account.invoke(slow)["value"]["errorType"] == "Sandbox.Timedout"
+
+
+def test_an_idle_sandbox_ends_and_an_emulator_begins_empty() -> None:
+    with LambdaLocal(idle_s=0.1) as local:
+        account = Account(local)
+        name = account.deploy("def handler(event, context): return 1")
+        account.invoke(name)
+        until(lambda: not local.sandboxes)
+    with LambdaLocal() as local:
+        assert Account(local).functions.list_functions()["Functions"] == []
+
+
+def test_a_second_emulator_in_a_process_a_taken_port_and_a_missing_environment_are_refused() -> None:
+    with LambdaLocal() as local:
+        with pytest.raises(ConfigError, match="leave that one first"), LambdaLocal():
+            pass
+        port = int(local.endpoint_url.rpartition(":")[2])
+    with LambdaLocal(port):
+        pass
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="cannot listen"):
+        LambdaLocal(taken.getsockname()[1]).__enter__()
+    with LambdaLocal():  # the one that failed has left nothing behind
+        pass
+    with pytest.raises(ConfigError, match="no Python environment"):
+        LambdaLocal(images={"image:1": Path("/nonexistent")})
