@@ -174,6 +174,7 @@ def policy(
     store: Annotated[str | None, _STORE] = None,
     subnet: Annotated[list[str] | None, _SUBNET] = None,
     image: Annotated[str | None, _IMAGE] = None,
+    layer: Annotated[str | None, typer.Option("--layer", metavar="ARN", help="A published layer version.")] = None,
     create_bucket: Annotated[bool, _CREATE_BUCKET] = False,
     create_role: Annotated[bool, _CREATE_ROLE] = False,
     account: Annotated[
@@ -205,6 +206,7 @@ def policy(
         options=[name for name, is_given in given.items() if is_given],
         store=store,
         image=image,
+        layer=layer,
     )
     wanted = made["deployer"] if deployer else made["function"] if of_function else made
     typer.echo(json.dumps(wanted, indent=2))

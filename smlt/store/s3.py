@@ -232,6 +232,8 @@ class S3ObjectStore:
                 try:
                     answer = self.client.get_object(**self.at(key), **asked)
                 except self.client.exceptions.ClientError as error:
+                    if error_code(error) == "AccessDenied" and not self._is_listed(key):
+                        raise self._none(key) from error
                     if error_code(error) != "InvalidRange" or data:
                         raise
                     return b"", seen or "", 0  # the object ends before
@@ -258,13 +260,22 @@ class S3ObjectStore:
                 found = self.client.head_object(**self.at(key))
             except self.client.exceptions.ClientError as error:
                 code = error_code(error)
-                if code == "400":  # HEAD has no body that would say why; this has
-                    self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.at(key)["Key"], MaxKeys=1)
+                # HEAD has no body that would say why; a listing has.
+                if code in ("400", "403") and not self._is_listed(key) and code == "403":
+                    return None
                 if code not in _NO_KEY:
                     raise
                 self._see_bucket()
                 return None
             return ObjectStat(int(found["ContentLength"]), str(found["ETag"]))
+
+    def _is_listed(self, key: str) -> bool:
+        """Whether there is such an object. Whoever may list below a prefix only is denied a missing object, not told of it:
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html
+        """
+        name = self.at(key)["Key"]
+        found = self.client.list_objects_v2(Bucket=self.bucket, Prefix=name, MaxKeys=1).get("Contents", [])
+        return bool(found) and found[0]["Key"] == name  # itself comes before what it is the beginning of
 
     def _see_bucket(self) -> None:
         """A HEAD does not tell a missing object from a missing bucket."""

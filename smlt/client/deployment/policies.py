@@ -91,13 +91,17 @@ def function_policy(
 
 @dataclass(frozen=True)
 class Resources:
-    """The ARNs of what one deployment consists of, by the names that the table of rights has for them."""
+    """The ARNs of what one deployment consists of, by the names that the table of rights has for them.
+
+    `layer`: the ARN of a layer version of somebody else's that the function has.
+    """
 
     function: str
     place: Place
     role: RoleName
     account: Account
     image: str | None = None
+    layer: str | None = None
 
     def arns(self, on: str) -> list[str]:
         """A function's ARN comes with and without a version, a log group's with and without its streams."""
@@ -108,7 +112,7 @@ class Resources:
             "any": ["*"],
             "function": [arn("lambda", function), arn("lambda", f"{function}:*")],
             "layer": [arn("lambda", layer)],
-            "layer version": [arn("lambda", f"{layer}:*")],
+            "layer version": [arn("lambda", f"{layer}:*"), *([self.layer] if self.layer else [])],
             "role": [self.role.arn(self.account)],
             "log groups": [arn("logs", "log-group:*")],  # it lists, and knows no single group
             "log group": [arn("logs", group), arn("logs", f"{group}:*")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 
@@ -23,6 +24,7 @@ def print_policies(
     options: Iterable[str] = (),
     store: str | None = None,
     image: str | None = None,
+    layer: str | None = None,
 ) -> dict[str, Policy]:
     """The policies by "function" and, when there is a role, "deployer". AWS is asked only for an account that is not given.
 
@@ -37,11 +39,14 @@ def print_policies(
     if account is not None and not re.fullmatch(r"\d{12}", account):
         raise ConfigError(f"--account {account!r}: an account has twelve digits")
     secrets = store_secrets(store) if store else ()
-    cloud = Cloud()
-    where = Account(account, cloud.region, _partition(cloud.region)) if account else cloud.account
+    if account:
+        region = os.environ.get("AWS_REGION") or Cloud().region
+        where = Account(account, region, _partition(region))
+    else:
+        where = Cloud().account
     made = {"function": function_policy(function, place, where, secrets, vpc="vpc" in options)}
     if role is not None:
-        made["deployer"] = deployer_policy(Resources(function, place, role, where, image), wanted, options)
+        made["deployer"] = deployer_policy(Resources(function, place, role, where, image, layer), wanted, options)
     return made
 
 

@@ -85,7 +85,7 @@ RIGHTS: tuple[Right, ...] = (
     *_of("s3", "bucket", "DeleteBucket", "deploy destroy", "create_bucket"),
     # Objects: packages, code, data, checkpoints.
     Right("s3:ListBucket", "bucket", ("s3.ListObjectsV2",), _OBJECTS, condition="below the prefix"),
-    Right("s3:ListBucketMultipartUploads", "bucket", ("s3.ListMultipartUploads",), "destroy train"),
+    Right("s3:ListBucketMultipartUploads", "bucket", ("s3.ListMultipartUploads",), "deploy destroy train"),
     Right(
         "s3:PutObject",
         "objects",
@@ -102,7 +102,7 @@ RIGHTS: tuple[Right, ...] = (
     ),
     Right("s3:DeleteObject", "objects", ("s3.DeleteObject", "s3.DeleteObjects"), _OBJECTS),
     Right("s3:AbortMultipartUpload", "objects", ("s3.AbortMultipartUpload",), "deploy destroy train"),
-    Right("s3:ListMultipartUploadParts", "objects", ("s3.ListParts",), "train"),
+    Right("s3:ListMultipartUploadParts", "objects", ("s3.ListParts",), "deploy train"),
     # In a VPC Lambda looks at the networks on behalf of whoever deploys:
     # https://docs.aws.amazon.com/lambda/latest/dg/configuration-vpc.html#configuration-vpc-permissions
     *(

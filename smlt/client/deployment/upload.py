@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from smlt.client.deployment.cloud import Cloud, asking, may_lack
+from smlt.client.deployment.cloud import Cloud, asking
 from smlt.client.deployment.limits import DIRECT_BYTES
+from smlt.client.deployment.names import DEPLOY_FOLDER
 from smlt.client.deployment.request import DeployRequest
 from smlt.client.deployment.steps import Work
-from smlt.errors import DeployError
+from smlt.errors import DeployError, SmltError
+from smlt.store.s3 import S3ObjectStore
 
 
 def code_of(cloud: Cloud, request: DeployRequest, path: Path, name: str, work: Work) -> dict[str, Any]:
@@ -19,25 +21,14 @@ def code_of(cloud: Cloud, request: DeployRequest, path: Path, name: str, work: W
         work.sent_bytes += size
         work.report.sent(size, size)
         return {"ZipFile": path.read_bytes()}
-    key = request.place.deploy_key(request.function, name)
-    _upload(cloud, request.place.bucket, key, path, size, work)
-    return {"S3Bucket": request.place.bucket, "S3Key": key}
+    _upload(cloud, request, name, path, size, work)
+    return {"S3Bucket": request.place.bucket, "S3Key": request.place.deploy_key(request.function, name)}
 
 
-def _upload(cloud: Cloud, bucket: str, key: str, path: Path, size: int, work: Work) -> None:
-    """Unless the object lies there already: its name holds the content's SHA-256."""
-    s3 = cloud.client("s3")
-    with asking(f"cannot look at s3://{bucket}/{key}"), may_lack("404", "NoSuchKey", "NotFound"):
-        if key in (entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket, Prefix=key).get("Contents", [])):
-            return
-    with asking(f"cannot upload to s3://{bucket}/{key}"):
-        _put_file(s3, bucket, key, path, size, work)
-    work.made(f"s3://{bucket}/{key}", lambda: s3.delete_object(Bucket=bucket, Key=key))
-
-
-def _put_file(s3: Any, bucket: str, key: str, path: Path, size: int, work: Work) -> None:
-    """INTEGRATION POINT: a resumable upload, once smlt.store.s3 has it. This one ends its parts when it fails."""
-    done = 0
+def _upload(cloud: Cloud, request: DeployRequest, name: str, path: Path, size: int, work: Work) -> None:
+    """Unless the object lies there already: its name holds the content's SHA-256. An interrupted upload is gone on with."""
+    place, done = request.place, 0
+    key = place.deploy_key(request.function, name)
 
     def count(more: int) -> None:
         nonlocal done
@@ -46,9 +37,13 @@ def _put_file(s3: Any, bucket: str, key: str, path: Path, size: int, work: Work)
         work.report.sent(done, size)
 
     try:
-        s3.upload_file(str(path), bucket, key, Callback=count)
-    except OSError as error:
-        raise DeployError(f"cannot read {path}: {error.strerror or error}") from error
+        objects = S3ObjectStore(place.url, attempts=4)
+        if objects.list(f"{DEPLOY_FOLDER}/{request.function}/{name}"):
+            return
+        objects.put(f"{DEPLOY_FOLDER}/{request.function}/{name}", path, count)
+    except SmltError as error:
+        raise DeployError(str(error)) from error
+    work.made(f"s3://{place.bucket}/{key}", lambda: cloud.client("s3").delete_object(Bucket=place.bucket, Key=key))
 
 
 def remove_superseded(cloud: Cloud, request: DeployRequest, keep: set[str]) -> None:

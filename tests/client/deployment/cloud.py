@@ -25,6 +25,7 @@ from smlt.client.deployment.destroy import destroy
 from smlt.client.deployment.display import make_reporter
 from smlt.client.deployment.names import Place, RoleName
 from smlt.client.deployment.request import DeployRequest
+from smlt.store.s3 import S3ObjectStore
 
 ACCOUNT, REGION = "123456789012", "eu-west-1"
 ELF = {"x86_64": 62, "arm64": 183}
@@ -170,6 +171,11 @@ class Sandbox:
             "objects": [f"{bucket}/{entry['Key']}" for bucket, entries in objects for entry in entries],
             "uploads": [f"{bucket}/{entry['Key']}" for bucket, entries in uploads for entry in entries],
         }
+
+
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every upload through the bucket go in parts, as large ones do."""
+    monkeypatch.setitem(S3ObjectStore.__init__.__kwdefaults__, "whole_bytes", 10)
 
 
 NOTHING: dict[str, list[str]] = {
