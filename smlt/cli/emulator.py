@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import sys
 import threading
 import time
@@ -58,6 +60,7 @@ def lambda_local(
     There are no containers: a function made of an image runs in a Python environment of this machine that stands for the image,
     by default the one that lambda-local runs in.
     """
+    _allow_files()
     with _made(
         port=port,
         faults=_faults(throttle, duplicate, kill, kill_after, cold_start),
@@ -75,6 +78,15 @@ def lambda_local(
             threading.Event().wait()
         except KeyboardInterrupt:
             return  # asked to end: that is success
+
+
+def _allow_files() -> None:
+    """A sandbox takes seven open files here; the usual 1024 would end at some 140 of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a limit of its own below the hard one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _made(**settings: object) -> LambdaLocal:

@@ -131,6 +131,11 @@ def test_logs_are_written_only_when_the_role_may(account: Account) -> None:
     account.client("iam").put_role_policy(RoleName="worker", PolicyName="logs", PolicyDocument=policy)
     account.invoke(name)
     assert account.messages(name)
+    other = account.deploy(RETURNING)
+    managed = "arn:aws:iam::aws:policy/service-role/AWSLambdaBasicExecutionRole"
+    account.client("iam").attach_role_policy(RoleName="worker", PolicyArn=managed)
+    account.invoke(other)
+    assert account.messages(other)
 
 
 def test_requests_are_logged_with_action_principal_and_resource(account: Account, bucket: str) -> None:

@@ -65,7 +65,7 @@ def test_reserved_concurrency_throttles(account: Account) -> None:
     name = account.deploy(SLEEPING)
     account.functions.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=1)
     account.invoke(name)
-    thread = threading.Thread(target=account.invoke, args=(name, 3))
+    thread = threading.Thread(target=account.invoke, args=(name, 1))
     thread.start()
     until(lambda: account.local.busy(name) == 1)
     with pytest.raises(ClientError) as error:
