@@ -48,6 +48,9 @@ def lambda_local(
         str, typer.Option(metavar="S,S", help="Seconds before asynchronous invocations that failed are tried again.")
     ] = "60,120",
     init_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long a handler may load.")] = 10.0,
+    settle: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long a new function is Pending, and an update in progress.")
+    ] = 1.0,
     authorize: Annotated[bool, typer.Option("--authorize", help="Enforce IAM policies.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -70,6 +73,7 @@ def lambda_local(
         account_limit=concurrency,
         retry_delays_s=_numbers("--retry-delays", retry_delays, ","),
         init_timeout_s=init_timeout,
+        settle_s=settle,
         authorize=authorize,
         on_invocation=_say_json if as_json else _say,
     ) as local:

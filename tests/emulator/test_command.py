@@ -58,7 +58,7 @@ class Command:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Command]:
-    started = Command(tmp_path, "--json")
+    started = Command(tmp_path, "--json", "--settle", "0")
     yield started
     started.process.kill()
     started.process.wait()
@@ -83,7 +83,7 @@ def test_nothing_is_left_however_it_ends(command: Command, number: signal.Signal
 
 
 def test_it_prints_the_endpoint_what_to_export_and_a_line_for_each_invocation(tmp_path: Path) -> None:
-    command = Command(tmp_path)
+    command = Command(tmp_path, "--settle", "0")
     try:
         endpoint = command.line()
         assert endpoint.startswith("http://127.0.0.1:")
