@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import socket
@@ -33,6 +34,8 @@ class Server(ThreadingMixIn, HTTPServer):
 
     def __init__(self, port: int, app: Callable[[dict[str, Any], Any], Iterable[bytes]]) -> None:
         self.app = app
+        self._lock = threading.Lock()
+        self._connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), _Handler)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="smlt-lambda-http", daemon=True)
 
@@ -46,10 +49,27 @@ class Server(ThreadingMixIn, HTTPServer):
         self._thread.start()
 
     def close(self) -> None:
-        """Take no more connections."""
+        """Take no more connections, and close those that clients keep: the next emulator's answers are not for them."""
         if self._thread.is_alive():
             self.shutdown()
         self.server_close()
+        with self._lock:
+            kept = list(self._connections)
+        for connection in kept:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection from a thread of its own."""
+        with self._lock:
+            self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """The connection has ended."""
+        with self._lock:
+            self._connections.discard(request)
+        super().shutdown_request(request)
 
     def server_bind(self) -> None:
         """Without a look-up of the host's name."""
