@@ -94,6 +94,20 @@ def test_an_interrupted_upload_is_gone_on_with_and_only_what_is_missing_is_sent(
     assert objects.unfinished("") == []
 
 
+def test_ctrl_c_ends_a_part_that_is_on_its_way(bucket: Bucket, large: Path) -> None:
+    objects, asked = bucket.store(threads=1), list[int]()
+
+    def progress(count: int) -> None:
+        asked.append(count)
+        if len(asked) > 12:  # there are 11 parts
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        objects.put("run/file", large, progress)
+    assert sum(asked) < large.stat().st_size
+    assert len(objects.unfinished("a/prefix/run/file")) == 1
+
+
 def test_parts_of_another_content_are_sent_again(bucket: Bucket, large: Path) -> None:
     interrupted = bucket.store(threads=1)
     interrupt_at(interrupted, 7, StoreUnavailable("gone"))
