@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import in_parallel
 from proxy import Connection, Proxy
 from s3server import PART, Answering, Bucket, settle
 
@@ -51,6 +52,17 @@ def test_a_large_object_goes_and_comes_in_parts(bucket: Bucket, large: Path, tmp
     assert (tmp_path / "copy").read_bytes() == large.read_bytes()
     assert max(came) == PART
     assert objects.unfinished("") == []
+
+
+def test_many_large_files_at_a_time_come_whole_and_hold_few_parts(bucket: Bucket, large: Path, tmp_path: Path) -> None:
+    objects = bucket.store(threads=2)
+    objects.put("x", large)
+    outcomes = in_parallel([lambda n=n: objects.fetch("x", tmp_path / str(n)) for n in range(8)])  # type: ignore[misc]
+    assert [outcome.error for outcome in outcomes] == [None] * 8
+    assert {(tmp_path / str(number)).read_bytes() for number in range(8)} == {large.read_bytes()}
+    with pytest.raises(StoreError):
+        objects.fetch("x", tmp_path / "1")
+    assert objects._places._value == 4  # all were given back
 
 
 def test_parts_are_as_many_as_s3_takes() -> None:
