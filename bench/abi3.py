@@ -95,7 +95,11 @@ class Workers:
 def import_ms(package: Path) -> float:
     """One import in a fresh interpreter."""
     done = subprocess.run(
-        [sys.executable, "-c", IMPORT], cwd=package, env={**os.environ, "PYTHONPATH": str(package)}, capture_output=True, check=True
+        [sys.executable, "-c", IMPORT],
+        cwd=package,
+        env={**os.environ, "PYTHONPATH": str(package)},
+        capture_output=True,
+        check=True,
     )
     return float(done.stdout) * 1e3
 
@@ -122,7 +126,8 @@ def main() -> None:
             for name in ("this", "abi3") if number % 2 else ("abi3", "this"):
                 imports[name].append(import_ms(packages[name]))
     bursts = {
-        name: [statistics.median(all_of[i : i + BURST]) for i in range(0, len(all_of), BURST)] for name, all_of in seconds.items()
+        name: [statistics.median(all_of[i : i + BURST]) for i in range(0, len(all_of), BURST)]
+        for name, all_of in seconds.items()
     }
     ratios = [abi3 / this for this, abi3 in zip(bursts["this"], bursts["abi3"], strict=True)]
     quartiles = statistics.quantiles(ratios, n=4)

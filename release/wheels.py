@@ -97,7 +97,9 @@ def audited(wheel: Path, arch: str) -> Path:
         raise Refused(f"auditwheel: {shown.stdout}{shown.stderr}")
     needs = (int(found[1]), int(found[2]))
     if needs > GLIBC:
-        raise Refused(f"{wheel.name} needs glibc {needs[0]}.{needs[1]}, it may need {GLIBC[0]}.{GLIBC[1]} at most:\n{shown.stdout}")
+        raise Refused(
+            f"{wheel.name} needs glibc {needs[0]}.{needs[1]}, it may need {GLIBC[0]}.{GLIBC[1]} at most:\n{shown.stdout}"
+        )
     if not wheel.name.endswith(f"-cp311-abi3-linux_{arch}.whl"):
         raise Refused(f"{wheel.name} is not for the stable ABI")
     if wheel.stat().st_size > WHEEL_BYTES_MAX:
