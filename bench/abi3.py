@@ -3,7 +3,8 @@
     python -m bench.abi3 [--workers 4] [--floats 1000] [--rounds 3000]
 
 Both are built from this checkout by the same compiler. n worker processes of each kind hold a communicator of their own on
-one store; the kinds take turns, a burst of 20 all-reduces each, which comes first alternates. Printed: medians of rank 0's microseconds, the median of the ratios of neighbouring bursts, and milliseconds of `import smlt.collective._native`.
+one store; the kinds take turns, a burst of 20 all-reduces each, which comes first alternates. Printed: medians of rank
+0's microseconds, the median of the ratios of neighbouring bursts, and milliseconds of `import smlt.collective._native`.
 """
 
 from __future__ import annotations

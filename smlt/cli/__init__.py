@@ -1,4 +1,4 @@
-"""The command line: train, resume, scale, launch, status, runs, trace, doctor, acl."""
+"""The command line: train, resume, scale, launch, status, runs, trace, doctor, acl, layer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import signal
 import sys
 
-from smlt.cli import jobs, looking, tools
+from smlt.cli import jobs, layers, looking, tools
 from smlt.cli.common import app
 from smlt.errors import SmltError
 
 #: The modules whose commands `app` has; --help shows them in the order of their import.
-COMMANDS = (jobs, looking, tools)
+COMMANDS = (jobs, looking, tools, layers)
 
 
 def run() -> int:

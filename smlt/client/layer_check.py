@@ -78,7 +78,8 @@ def check_layer(path: Path, arch: str, python: str, *, direct_upload: bool = Tru
             packages = _packages(layer, entries)
             unpacked = sum(entry.file_size for entry in entries)
             check_sizes(str(path), path.stat().st_size if direct_upload else 0, unpacked, packages)
-            newest, libraries = (0, 0), 0
+            newest: tuple[int, ...] = (0, 0)
+            libraries = 0
             for name, content in _libraries(layer, entries):
                 newest = max(newest, _check_library(f"{path}: {name}", content, arch, python))
                 libraries += 1
@@ -135,7 +136,7 @@ def _check_library(where: str, content: bytes, arch: str, python: str) -> tuple[
     if library.glibc > GLIBC[python]:
         wants, has = (".".join(map(str, version)) for version in (library.glibc, GLIBC[python]))
         raise DeployError(
-            f"{where} needs glibc {wants}, Lambda's python{python} has {has}: take a wheel for manylinux_{has.replace('.', '_')} or older"
+            f"{where} needs glibc {wants}, Lambda's python{python} has {has}: take a wheel for that or an older one"
         )
     return library.glibc
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import zipfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import smlt
@@ -15,7 +16,6 @@ from smlt.errors import DeployError
 
 #: The first time that a zip file can tell.
 _TIME = (1980, 1, 1, 0, 0, 0)
-_BLOCK = 1 << 20
 HOW = "make it in a checkout: python release/wheels.py --out dist"
 
 
@@ -23,8 +23,8 @@ def build_layer(arch: str, python: str, out: Path, *, wheel: Path | None = None,
     """Build the layer for Lambda's python<python> on `arch` ("x86_64" or "arm64") into the file `out`, and check it.
 
     It holds python/ with smlt, NumPy, redis-py, hiredis, safetensors, what these need, and `packages` ("scikit-learn>=1.3").
-    boto3 is not in it: Lambda's runtime has it. `wheel`: smlt's own, or a folder of wheels, which pip then looks into too; None:
-    that in dist/ (of the checkout, or here). The same wheels give the same bytes: names in order, fixed times and modes.
+    boto3 is not in it: Lambda's runtime has it. `wheel`: smlt's own, or a folder of wheels, into which pip then looks too;
+    None: that in dist/ (of the checkout, or here). The same wheels give the same bytes: names in order, fixed times and modes.
     DeployError when a wheel is missing or the layer is too large or does not fit the runtime, ConfigError for a wrong
     argument; `out` is then as it was.
     """
@@ -64,7 +64,7 @@ def find_wheel(where: Path | None, arch: str, python: str) -> Wheel:
     of_this_version = [one for one in fitting if one[2].version == __version__]
     if not of_this_version:
         raise DeployError(
-            f"{fitting[0][1]} is smlt {fitting[0][2].version}, this is {__version__}, and workers must be of the same version: {HOW}"
+            f"{fitting[0][1]} is smlt {fitting[0][2].version}, workers must be of this version, {__version__}: {HOW}"
         )
     wheel = min(of_this_version)[2]
     if where is None and wheel.path.parent == checkout / "dist" and (name := _differs(wheel, checkout)):
@@ -91,7 +91,8 @@ def write_layer(wheels: Iterable[Wheel], path: Path) -> None:
     files: dict[str, tuple[Wheel, zipfile.ZipInfo | None]] = {}
     records: dict[str, bytes] = {}
     packages = []
-    for wheel in sorted(wheels, key=lambda one: one.name):
+    wheels = sorted(wheels, key=lambda one: one.name)
+    for wheel in wheels:
         contents = wheel.contents()
         (info,) = {name.split("/")[0] for name in contents if name.split("/")[0].endswith(".dist-info")}
         for name, entry in contents.items():
@@ -105,22 +106,15 @@ def write_layer(wheels: Iterable[Wheel], path: Path) -> None:
         packages.append(LayerPackage(wheel.name, wheel.version, sum(e.compress_size for e in contents.values()), size))
     packages.sort(key=lambda one: -one.unpacked_bytes)
     check_sizes("the layer", 0, sum(one.unpacked_bytes for one in packages), tuple(packages))
-    opened = {wheel.path: zipfile.ZipFile(wheel.path) for wheel, _ in files.values()}
-    try:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as layer:
-            for name, (wheel, entry) in sorted(files.items()):
-                made = zipfile.ZipInfo(f"python/{name}", _TIME)
-                made.create_system, made.compress_type = 3, zipfile.ZIP_DEFLATED
-                made.external_attr = (0o100755 if ".so" in name.split("/")[-1] else 0o100644) << 16
-                if entry is None:
-                    layer.writestr(made, records[name], compresslevel=9)
-                    continue
-                with opened[wheel.path].open(entry) as source, layer.open(made, "w", force_zip64=False) as into:
-                    while block := source.read(_BLOCK):
-                        into.write(block)
-    finally:
-        for file in opened.values():
-            file.close()
+    with ExitStack() as stack:
+        opened = {wheel.path: stack.enter_context(zipfile.ZipFile(wheel.path)) for wheel in wheels}
+        layer = stack.enter_context(zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9))
+        for name, (wheel, member) in sorted(files.items()):
+            made = zipfile.ZipInfo(f"python/{name}", _TIME)
+            made.create_system, made.compress_type = 3, zipfile.ZIP_DEFLATED
+            made.external_attr = (0o100755 if ".so" in name.split("/")[-1] else 0o100644) << 16
+            content = records[name] if member is None else opened[wheel.path].read(member)
+            layer.writestr(made, content, compresslevel=9)
 
 
 def _quoted(name: str) -> str:

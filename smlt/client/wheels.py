@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from functools import cached_property
@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
-from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.utils import InvalidWheelFilename, NormalizedName, canonicalize_name, parse_wheel_filename
 
 from smlt.client.layer_check import ARCHITECTURES, GLIBC
 from smlt.errors import ConfigError, DeployError
@@ -165,11 +165,13 @@ def collect(target: Target, roots: list[Requirement], folder: Path, links: Path 
     raise DeployError(f"pip does not bring {', '.join(map(str, missing.values()))}, asked for again and again")
 
 
-def _closure(target: Target, roots: list[Requirement], wheels: dict[str, Wheel]) -> tuple[set[str], dict[str, Requirement]]:
+def _closure(
+    target: Target, roots: list[Requirement], wheels: Mapping[NormalizedName, Wheel]
+) -> tuple[set[NormalizedName], dict[NormalizedName, Requirement]]:
     """(names that the roots lead to, requirements on the way for which there is no wheel)."""
-    needed: set[str] = set()
-    missing: dict[str, Requirement] = {}
-    seen: set[tuple[str, frozenset[str]]] = set()
+    needed: set[NormalizedName] = set()
+    missing: dict[NormalizedName, Requirement] = {}
+    seen: set[tuple[NormalizedName, frozenset[str]]] = set()
     queue = list(roots)
     while queue:
         one = queue.pop()
