@@ -1,4 +1,4 @@
-"""The command line: train, resume, scale, status, runs, logs, launch, trace, doctor, acl."""
+"""The command line: train, resume, scale, status, runs, logs, launch, store, trace, doctor, acl."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import signal
 import sys
 
-from smlt.cli import jobs, logs, looking, tools
+from smlt.cli import jobs, logs, looking, store, tools
 from smlt.cli.common import app
 from smlt.errors import SmltError
 
 #: The modules whose commands `app` has; --help shows them in the order of their import.
-COMMANDS = (jobs, looking, logs, tools)
+COMMANDS = (jobs, looking, logs, store, tools)
 
 
 def run() -> int:
