@@ -50,7 +50,8 @@ RIGHTS: tuple[Right, ...] = (
     *_of("lambda", "function", "GetFunctionConfiguration PublishVersion CreateAlias UpdateAlias", "train"),
     *_of("lambda", "function", "GetFunctionEventInvokeConfig PutFunctionEventInvokeConfig", "deploy"),
     *_of("lambda", "function", "DeleteFunction", "deploy destroy"),
-    *_of("lambda", "function", "GetFunctionConcurrency", "train"),
+    # Training with another memory runs a version of its own, behind an alias.
+    *_of("lambda", "function", "GetFunctionConfiguration PublishVersion CreateAlias UpdateAlias", "train"),
     Right("lambda:InvokeFunction", "function", ("lambda.Invoke",), "train"),
     *_of("lambda", "any", "GetAccountSettings", "train"),
     *_of("lambda", "layer", "PublishLayerVersion", "deploy"),
