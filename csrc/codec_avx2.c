@@ -2,7 +2,8 @@
 #include "codec_paths.h"
 
 #if defined(__x86_64__)
-#include <cpuid.h>
+#include "codec_x86.h"
+
 #include <immintrin.h>
 
 #define TARGET __attribute__((target("avx2,f16c")))
@@ -13,13 +14,7 @@
 typedef float vf __attribute__((vector_size(32)));
 typedef int32_t vi __attribute__((vector_size(32)));
 
-/* Not every compiler knows the name "f16c". */
-static int has_f16c(void) {
-    unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
-}
-
-int smlt_avx2_supported(void) { return __builtin_cpu_supports("avx2") && has_f16c(); }
+int smlt_avx2_supported(void) { return x86_has_avx2_f16c(); }
 
 INLINE vf load_floats(const void *p) { return (vf)_mm256_loadu_ps(p); }
 INLINE vf load_halves(const void *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128(p)); }

@@ -2,10 +2,13 @@
 #include "codec_paths.h"
 
 #if defined(__x86_64__)
+#include "codec_x86.h"
+
 #include <immintrin.h>
 
 #ifndef TARGET /* the tests emulate the instructions where the machine lacks them */
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
+#define SUPPORTED x86_has_avx512()
 #endif
 #define INLINE TARGET static inline __attribute__((always_inline))
 #define OVERRIDE smlt_avx512_override
@@ -14,10 +17,7 @@
 typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 
-int smlt_avx512_supported(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq");
-}
+int smlt_avx512_supported(void) { return SUPPORTED; }
 
 INLINE vf load_floats(const void *p) { return (vf)_mm512_loadu_ps(p); }
 INLINE vf load_halves(const void *p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(p)); }

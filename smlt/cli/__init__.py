@@ -6,12 +6,12 @@ import os
 import signal
 import sys
 
-from smlt.cli import deployment, emulator, jobs, logs, looking, tools
+from smlt.cli import deployment, emulator, jobs, layers, logs, looking, tools
 from smlt.cli.common import app
 from smlt.errors import SmltError
 
 #: The modules whose commands `app` has; --help shows them in the order of their import.
-COMMANDS = (jobs, looking, logs, deployment, tools, emulator)
+COMMANDS = (jobs, looking, logs, deployment, layers, tools, emulator)
 
 
 def run() -> int:

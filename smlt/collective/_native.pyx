@@ -3,7 +3,7 @@
 
 cimport cython
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize, PyBytes_Size
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -521,8 +521,8 @@ cdef class Decoder:
         cdef resp_event event
         cdef size_t consumed, start = 0
         cdef bytes whole = self.pending + bytes(data)
-        cdef const char *base = PyBytes_AS_STRING(whole)
-        cdef size_t length = PyBytes_GET_SIZE(whole)
+        cdef const char *base = PyBytes_AsString(whole)
+        cdef size_t length = PyBytes_Size(whole)
         replies = []
         while True:
             event = resp_next(&self.decoder, base + start, length - start, &consumed, &item)
@@ -575,7 +575,7 @@ def encode_command(*arguments):
     try:
         resp_append_array(&buffer, len(arguments))
         for argument in arguments:
-            resp_append_bulk(&buffer, PyBytes_AS_STRING(argument), PyBytes_GET_SIZE(argument))
+            resp_append_bulk(&buffer, PyBytes_AsString(argument), PyBytes_Size(argument))
         if buffer.failed:
             raise MemoryError
         return PyBytes_FromStringAndSize(buffer.data, <Py_ssize_t>buffer.length)

@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define __builtin_cpu_supports(feature) 1
+#define SUPPORTED 1
 
 #define EMULATED __attribute__((target("avx2,f16c"), unused)) static inline
 typedef uint16_t lanes_mask;
