@@ -43,7 +43,13 @@ def deploy(
         typer.Option("--with", metavar="PACKAGE", help="Add a package from its wheel; may be repeated."),
     ] = None,
     layer: Annotated[
-        str | None, typer.Option("--layer", metavar="ZIP|ARN", help="What smlt layer build has made, or a published version.")
+        str | None,
+        typer.Option(
+            "--layer",
+            metavar="ZIP|ARN",
+            help="What smlt layer build has made, or a published version.",
+            show_default="one is built",
+        ),
     ] = None,
     image: Annotated[str | None, _IMAGE] = None,
     no_layer: Annotated[bool, typer.Option("--no-layer", help="The package brings SMLT along.")] = False,

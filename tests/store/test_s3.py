@@ -420,3 +420,28 @@ def test_a_directory_needs_no_boto3(tmp_path: Path) -> None:
         f"open_object_store({str(tmp_path)!r}).put('x', b''); print({{'boto3', 'botocore'}} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_a_missing_object_is_missing_too_for_whoever_may_list_below_a_prefix_only(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 denies him what is not there, unless he may list the whole bucket."""
+    objects = bucket.store()
+    objects.put("there-and-more", b"x")
+    body = "<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+
+    def deny(request: Any, event_name: str, **_: Any) -> Any:
+        from botocore.awsrequest import AWSResponse
+
+        answer = AWSResponse(request.url, 403, {}, None)
+        answer._content = b"" if event_name.endswith("HeadObject") else body.encode()
+        return answer
+
+    for operation in ("HeadObject", "GetObject"):
+        objects.client.meta.events.register(f"before-send.s3.{operation}", deny)
+    assert not objects.exists("there")
+    for missing in (lambda: objects.get("there"), lambda: objects.size("there"), lambda: objects.get_range("there", 0, 1)):
+        assert told(missing) == (StoreError, f"there is no object there in {objects.url}")
+    objects.put("there", b"x")
+    for denied in (lambda: objects.get("there"), lambda: objects.exists("there")):
+        assert told(denied)[0] is StoreAuthError

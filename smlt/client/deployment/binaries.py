@@ -1,31 +1,40 @@
-"""Whether compiled files fit the function's architecture and Python, seen from their names and first bytes."""
+"""Whether a package's compiled files fit the function's architecture, Python and system."""
 
 from __future__ import annotations
 
 import re
-import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
+from pathlib import Path
 
+from smlt.client.elf import MAGIC, read_library
+from smlt.client.layer_check import ARCHITECTURES, GLIBC
 from smlt.errors import DeployError
 
-#: e_machine in an ELF header: https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html
-_MACHINES = {62: "x86_64", 183: "arm64"}
-_EXTENSION = re.compile(r"\.cpython-(\d)(\d+)t?-[\w-]+\.so$|\.cp(\d)(\d+)-[\w-]+\.pyd$")
+#: What has such a name and is no ELF file is for another system than Lambda's.
+_COMPILED = re.compile(r"\.(so(\.[\d.]+)?|pyd|dylib|dll)$")
 
 
-def check_binaries(where: str, names: Iterable[str], head: Callable[[str], bytes], arch: str, python: str) -> None:
-    """DeployError for the first compiled file that Lambda could not load; `head` gives a file's first 20 bytes."""
-    for name in names:
-        if not re.search(r"\.so(\.[\d.]+)?$|\.pyd$|\.dylib$", name):
-            continue
-        begin = head(name)
-        if begin[:4] != b"\x7fELF" or len(begin) < 20:
+def check_binaries(where: str, files: Mapping[str, Path], arch: str, python: str) -> None:
+    """DeployError for the first compiled file that Lambda could not load."""
+    for name, path in sorted(files.items()):
+        with path.open("rb") as file:
+            is_elf = file.read(len(MAGIC)) == MAGIC
+        if not is_elf and _COMPILED.search(name):
             raise DeployError(f"{where}: {name} is not compiled for Linux, which Lambda runs")
-        (machine,) = struct.unpack("<H", begin[18:20])
-        if _MACHINES.get(machine) != arch:
-            raise DeployError(
-                f"{where}: {name} is compiled for {_MACHINES.get(machine, 'another machine')}, the function is {arch}"
-            )
-        found = _EXTENSION.search(name)
-        if found and f"{found[1]}.{found[2]}" != python:
-            raise DeployError(f"{where}: {name} is compiled for Python {found[1]}.{found[2]}, the function runs {python}")
+        if is_elf:
+            _check(f"{where}: {name}", path.read_bytes(), arch, python)
+
+
+def _check(what: str, content: bytes, arch: str, python: str) -> None:
+    try:
+        library = read_library(content)
+    except ValueError as error:
+        raise DeployError(f"{what} is {error}") from error
+    if library.machine != ARCHITECTURES[arch]:
+        raise DeployError(f"{what} is compiled for {library.machine}, the function is {arch}")
+    found = re.search(r"\.cpython-3(\d+)[a-z]*-[^/]*\.so$", what)  # one for every Python has no such name
+    if found and f"3.{found[1]}" != python:
+        raise DeployError(f"{what} is compiled for Python 3.{found[1]}, the function runs {python}")
+    if library.glibc > GLIBC[python]:
+        wants, has = (".".join(map(str, version)) for version in (library.glibc, GLIBC[python]))
+        raise DeployError(f"{what} needs glibc {wants}, Lambda's python{python} has {has}")

@@ -50,7 +50,7 @@ def deploy(request: DeployRequest, report: Reporter, *, dry_run: bool = False, s
     """
     request.check()
     with tempfile.TemporaryDirectory(prefix="smlt-deploy-") as folder:
-        artifacts = prepare(request, Path(folder))
+        artifacts = prepare(request, Path(folder), report)
         cloud = Cloud()
         steps, warnings, work = plan(cloud, request, artifacts, report)
         report.planned(steps, warnings)
@@ -67,23 +67,20 @@ def deploy(request: DeployRequest, report: Reporter, *, dry_run: bool = False, s
     return done
 
 
-def prepare(request: DeployRequest, folder: Path) -> Artifacts:
+def prepare(request: DeployRequest, folder: Path, report: Reporter) -> Artifacts:
     """Pack what is to be sent in `folder` and check it against Lambda's limits. DeployError when it cannot run there."""
-    layer = read_layer(request)
     own = collect(request.package)
     imports = imports_of(own)
+    if request.layer is None and request.image is None and not request.no_layer:
+        report.note("building the layer; --layer takes one that is built")
+    layer = read_layer(request, folder)
     if request.image is not None:
         return Artifacts(None, None, wanted_environment(request, imports, frozenset()))
     extras: dict[str, Path] = {}
     if request.extras:
         extras = install_extras(request.extras, request.arch, request.python, layer.holds if layer else {}, folder)
     files = {**extras, **own}  # a module of the user's own comes first, as in sys.path
-
-    def head(name: str) -> bytes:
-        with files[name].open("rb") as file:
-            return file.read(20)
-
-    check_binaries(f"package {request.package}", sorted(files), head, request.arch, request.python)
+    check_binaries(f"package {request.package}", files, request.arch, request.python)
     sizes = {name: path.stat().st_size for name, path in files.items()}
     check_unpacked(sizes, layer.sizes if layer else {})
     package = pack(files, folder / "package.zip")

@@ -10,26 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from smlt.client.wheels import Target
 from smlt.errors import DeployError
 
-#: glibc of Lambda's systems, second number: Amazon Linux 2 up to Python 3.11, Amazon Linux 2023 from 3.12.
-#: https://docs.aws.amazon.com/lambda/latest/dg/lambda-runtimes.html
-_GLIBC = {"3.11": 26}
-_GLIBC_LATER = 34
-_OLD_NAMES = {"x86_64": {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}, "arm64": {17: "manylinux2014"}}
 #: What says where and how it was installed: it differs between machines, and no function reads it.
 _TRACES = ("INSTALLER", "REQUESTED", "direct_url.json")
-
-
-def platforms(arch: str, python: str) -> list[str]:
-    """Wheel platforms that Lambda runs, the newest first: ["manylinux_2_34_x86_64", ...]."""
-    machine = {"arm64": "aarch64"}.get(arch, arch)
-    found = []
-    for minor in range(_GLIBC.get(python, _GLIBC_LATER), min(_OLD_NAMES[arch]) - 1, -1):
-        found.append(f"manylinux_2_{minor}_{machine}")
-        if minor in _OLD_NAMES[arch]:
-            found.append(f"{_OLD_NAMES[arch][minor]}_{machine}")
-    return found
 
 
 def install_extras(packages: Sequence[str], arch: str, python: str, layer: Mapping[str, str], folder: Path) -> dict[str, Path]:
@@ -42,7 +27,7 @@ def install_extras(packages: Sequence[str], arch: str, python: str, layer: Mappi
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in sorted(layer.items())))
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-compile"]
     command += ["--only-binary=:all:", "--implementation=cp", f"--python-version={python}", f"--target={target}"]
-    command += [f"--platform={platform}" for platform in platforms(arch, python)]
+    command += [f"--platform={platform}" for platform in Target(arch, python).platforms]
     done = subprocess.run([*command, "--constraint", constraints, "--", *packages], capture_output=True, text=True, check=False)
     if done.returncode:
         raise DeployError(f"--with {' '.join(packages)}: {_reason(done.stderr, bool(layer))}")

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from smlt._version import __version__
-from smlt.client.deployment.binaries import check_binaries
 from smlt.client.deployment.cloud import Cloud, asking, may_lack
 from smlt.client.deployment.limits import size_text
 from smlt.client.deployment.names import LAYER_MARK, layer_name
-from smlt.client.deployment.package import digest, lambda_digest
+from smlt.client.deployment.package import lambda_digest
 from smlt.client.deployment.request import DeployRequest
 from smlt.client.deployment.steps import Step, Work
 from smlt.client.deployment.upload import code_of
@@ -44,42 +43,31 @@ def is_layer_arn(text: str) -> bool:
     return text.startswith("arn:")
 
 
-def read_layer(request: DeployRequest) -> LayerZip | None:
-    """The zip that the function's layer is made of; None with an image, without a layer, or for one that is published.
+def read_layer(request: DeployRequest, folder: Path) -> LayerZip | None:
+    """The zip that the function's layer is made of, built in `folder` when none is given; None with an image, without a layer,
+    or for one that is published.
 
     DeployError for a zip that is no layer, or of another architecture or Python.
     """
+    from smlt.client.layer_check import check_layer
+    from smlt.client.layers import build_layer
+
     if request.image is not None or request.no_layer:
         return None
     if request.layer is None:
-        return _built_layer(request)
-    if is_layer_arn(request.layer):
+        try:
+            report = build_layer(request.arch, request.python, folder / "layer.zip")
+        except DeployError as error:
+            raise DeployError(f"no --layer is given, and none can be built: {error}") from error
+    elif is_layer_arn(request.layer):
         if not _VERSION_ARN.fullmatch(request.layer):
             raise DeployError(f"--layer {request.layer}: give the ARN of a version, which ends with its number")
         return None
-    path = Path(request.layer)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            sizes = {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
-
-            def head(name: str) -> bytes:
-                with archive.open(name) as file:
-                    return file.read(20)
-
-            if not any(name.startswith("python/") for name in sizes):
-                raise DeployError(f"--layer {path}: it is no layer: there is no python/ in it; make one by smlt layer build")
-            check_binaries(f"--layer {path}", sizes, head, request.arch, request.python)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DeployError(f"--layer {path}: {getattr(error, 'strerror', None) or error}") from error
-    return LayerZip(path, digest(path), sizes, _distributions(sizes))
-
-
-def _built_layer(request: DeployRequest) -> LayerZip:
-    """INTEGRATION POINT: build the layer by smlt.client.layers, then read it as a given one."""
-    raise DeployError(
-        f"give --layer: a zip that smlt layer build has made for {request.arch} and Python {request.python}, a layer version's "
-        "ARN, or --no-layer when the package brings SMLT along"
-    )
+    else:  # what is too large for a request goes through the bucket
+        report = check_layer(Path(request.layer), request.arch, request.python, direct_upload=False)
+    with zipfile.ZipFile(report.path) as archive:
+        sizes = {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
+    return LayerZip(report.path, report.sha256, sizes, _distributions(sizes))
 
 
 def _distributions(names: Mapping[str, int]) -> dict[str, str]:

@@ -42,14 +42,14 @@ _ENI = ("lambda.CreateFunction", "lambda.UpdateFunctionConfiguration")
 RIGHTS: tuple[Right, ...] = (
     # Lambda.
     *_of("lambda", "function", "GetFunction", "deploy destroy train logs stop"),
-    Right(
-        "lambda:ListTags", "function", (), "deploy destroy", implied_by=("lambda.GetFunction",)
-    ),  # its tags are left out else
+    # Without it GetFunction leaves the tags out.
+    Right("lambda:ListTags", "function", (), "deploy destroy", implied_by=("lambda.GetFunction",)),
     *_of("lambda", "function", "CreateFunction UpdateFunctionCode TagResource", "deploy"),
     *_of("lambda", "function", "UpdateFunctionConfiguration", "deploy train"),
-    *_of("lambda", "function", "GetFunctionConfiguration PublishVersion CreateAlias UpdateAlias", "train"),
     *_of("lambda", "function", "GetFunctionEventInvokeConfig PutFunctionEventInvokeConfig", "deploy"),
     *_of("lambda", "function", "DeleteFunction", "deploy destroy"),
+    # Training with another memory runs a version of its own, behind an alias.
+    *_of("lambda", "function", "GetFunctionConfiguration PublishVersion CreateAlias UpdateAlias", "train"),
     Right("lambda:InvokeFunction", "function", ("lambda.Invoke",), "train"),
     *_of("lambda", "any", "GetAccountSettings", "train"),
     *_of("lambda", "layer", "PublishLayerVersion", "deploy"),

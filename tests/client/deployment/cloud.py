@@ -185,7 +185,7 @@ NOTHING: dict[str, list[str]] = {
 
 def elf(arch: str) -> bytes:
     """The header of a shared library for that architecture."""
-    return b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00" + ELF[arch].to_bytes(2, "little") + bytes(12)
+    return b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00" + ELF[arch].to_bytes(2, "little") + bytes(44)
 
 
 def sandbox(moto_url: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Sandbox:

@@ -11,6 +11,7 @@ from cloud import NOTHING, Sandbox, sandbox
 
 from smlt._version import __version__
 from smlt.client.deployment.names import Place, RoleName
+from smlt.client.layer_check import LayerReport, check_layer
 
 
 @pytest.fixture
@@ -157,6 +158,18 @@ def test_a_published_layer_is_taken_as_it_is(aws: Sandbox) -> None:
     aws.deploy(layer=made["LayerVersionArn"])
     assert function(aws)["Configuration"]["Layers"][0]["Arn"] == made["LayerVersionArn"]
     assert "lambda.PublishLayerVersion" not in aws.recorder.names
+
+
+def test_a_layer_is_built_when_none_is_given(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(arch: str, python: str, out: Path) -> LayerReport:
+        return check_layer(aws.layer(arch, python).rename(out), arch, python)
+
+    monkeypatch.setattr("smlt.client.layers.build_layer", build)
+    aws.deploy(layer=None, arch="arm64")
+    version = aws.client("lambda").list_layer_versions(LayerName="smlt-digits")["LayerVersions"][0]
+    assert (version["CompatibleArchitectures"], version["CompatibleRuntimes"]) == (["arm64"], ["python3.12"])
+    assert function(aws)["Configuration"]["Layers"][0]["Arn"] == version["LayerVersionArn"]
+    assert aws.deploy(layer=None, arch="arm64").changed == 0
 
 
 def test_what_is_too_large_for_a_request_goes_through_the_bucket(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from smlt.client.deployment.extras import install_extras, platforms
+from smlt.client.deployment.extras import install_extras
 from smlt.client.deployment.function import wanted_environment
 from smlt.client.deployment.limits import MB, check_unpacked, size_text
 from smlt.client.deployment.names import Place, RoleName
@@ -168,10 +168,3 @@ def test_a_package_without_a_wheel_that_fits_is_refused(index: Path, tmp_path: P
         install_extras(["boost"], "x86_64", "3.13", {}, tmp_path)
     with pytest.raises(DeployError, match="--with nowhere: pip cannot install it: "):
         install_extras(["nowhere"], "x86_64", "3.12", {}, tmp_path)
-
-
-def test_platforms_are_those_whose_glibc_lambda_has() -> None:
-    assert platforms("x86_64", "3.12")[0] == "manylinux_2_34_x86_64"
-    assert platforms("x86_64", "3.11")[0] == "manylinux_2_26_x86_64"
-    assert "manylinux2014_x86_64" in platforms("x86_64", "3.11")
-    assert platforms("arm64", "3.13")[-2:] == ["manylinux_2_17_aarch64", "manylinux2014_aarch64"]

@@ -29,6 +29,10 @@ def refused(aws: Sandbox, kind: type[SmltError] = DeployError, **changes: Any) -
     return str(caught.value)
 
 
+def no_wheel(*_: object) -> None:
+    raise DeployError("there is no wheel")
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -81,18 +85,19 @@ def test_packages_and_layers_that_cannot_run_are_refused_before_any_request(
     (aws.folder / "broken.py").write_text("def")
     with zipfile.ZipFile(aws.folder / "flat.zip", "w") as archive:
         archive.writestr("smlt/__init__.py", "")
+    monkeypatch.setattr("smlt.client.layers.find_wheel", no_wheel)
     for changes, told in (
         ({"package": aws.folder / "none.py"}, "there is no such script or folder"),
         ({"package": aws.folder / "empty"}, "there is no Python file"),
         ({"package": aws.folder / "broken.py"}, "broken.py, line 1"),
-        ({"package": aws.folder / "native"}, "fast.so is compiled for arm64, the function is x86_64"),
-        ({"layer": str(aws.folder / "none.zip")}, "No such file"),
-        ({"layer": str(aws.folder / "train.py")}, "not a zip file"),
-        ({"layer": str(aws.folder / "flat.zip")}, "there is no python/ in it"),
-        ({"layer": str(aws.layer("arm64", name="arm.zip"))}, "_native.cpython-312-arm64-linux-gnu.so is compiled for arm64"),
-        ({"python": "3.13"}, "is compiled for Python 3.12, the function runs 3.13"),
+        ({"package": aws.folder / "native"}, "fast.so is compiled for aarch64, the function is x86_64"),
+        ({"layer": str(aws.folder / "none.zip")}, "there is no layer"),
+        ({"layer": str(aws.folder / "train.py")}, "cannot be read as a zip file"),
+        ({"layer": str(aws.folder / "flat.zip")}, "holds no python/smlt"),
+        ({"layer": str(aws.layer("arm64", name="arm.zip"))}, "_native.cpython-312-arm64-linux-gnu.so is made for aarch64"),
+        ({"python": "3.13"}, "is made for Python 3.12, the function's is 3.13"),
         ({"layer": "arn:aws:lambda:eu-west-1:123456789012:layer:x"}, "ARN of a version"),
-        ({"layer": None}, "give --layer"),
+        ({"layer": None}, "no --layer is given, and none can be built: there is no wheel"),
         ({"layer": None, "no_layer": True}, "the package holds no smlt"),
     ):
         assert told in refused(aws, **changes)  # type: ignore[arg-type]
