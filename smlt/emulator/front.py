@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import uuid
 from collections.abc import Callable, Iterable
@@ -72,7 +73,10 @@ class Front:
     def _settled(self, operation: Operation, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """moto's answer, with the state that the function has at Lambda."""
         begun: list[Any] = []
-        body = b"".join(self._moto(environ, lambda status, headers, exc_info=None: begun.extend((status, headers))))
+        parts = self._moto(environ, lambda status, headers, exc_info=None: begun.extend((status, headers)))
+        body = b"".join(parts)
+        with contextlib.suppress(AttributeError):  # WSGI: close it when it can be closed
+            parts.close()  # type: ignore[attr-defined]
         status, headers = begun
         body = self._settling.shown(operation, int(status.split()[0]), body)
         start_response(status, [(name, value) for name, value in headers if name.lower() != "content-length"])
