@@ -18,6 +18,8 @@ _sessions = threading.local()  # boto3's sessions are not for several threads; i
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 _UNKNOWN = {"InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthFailure"}
 _DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AllAccessDisabled", "403", "Forbidden"}
+#: After all attempts: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+_BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "503"}
 _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
 
 
@@ -102,9 +104,11 @@ def _explained(error: BaseException) -> tuple[type[SmltError], str]:
         return ConfigError, f"it lies in another region ({code}): give its --region"
     if code == "NoSuchBucket":
         return StoreError, "there is no such bucket"
+    if code in _BUSY:
+        return StoreUnavailable, f"AWS does not keep up ({code}): try again later"
     if isinstance(error, exceptions.ClientError):
         message = error.response.get("Error", {}).get("Message", "")
         return StoreError, f"AWS answered {code}: {message}" if message else f"AWS answered {code}"
-    if isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError)):
+    if isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError)):
         return StoreUnavailable, f"AWS cannot be reached: {error}"
     return StoreError, str(error)
