@@ -232,7 +232,7 @@ def test_a_body_that_always_breaks_off_is_given_up(bucket: Bucket, proxy: Proxy,
 
     proxy.on_connect = cut
     objects = bucket.store(attempts=1)
-    with pytest.raises(StoreError, match="cannot read x in s3://"):
+    with pytest.raises(StoreUnavailable, match="cannot read x in s3://"):
         objects.get("x")
     assert objects.requests["get"] == 3
 
@@ -352,6 +352,7 @@ REFUSED = [
     (403, "InvalidAccessKeyId", StoreAuthError, "does not know these credentials|AWS denies it"),
     (400, "ExpiredToken", StoreAuthError, "have expired"),
     (301, "PermanentRedirect", ConfigError, "another region"),
+    (503, "SlowDown", StoreUnavailable, "try again later"),
 ]
 
 
@@ -362,7 +363,7 @@ def test_what_is_refused_is_told_in_one_sentence_by_every_method(
     headers = {"x-amz-bucket-region": "eu-west-1"} if status == 301 else {}
     with Answering(status, f"<Error><Code>{code}</Code><Message>of the test</Message></Error>", headers) as server:
         settle(monkeypatch, server.endpoint)
-        for operation in operations(bucket.store(), tmp_path).values():
+        for operation in operations(bucket.store(attempts=1), tmp_path).values():
             raised = told(operation)
             assert raised[0] is kind, raised
             assert re.search(text, raised[1]), raised
