@@ -33,6 +33,6 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
 
     monkeypatch.setattr(models, "S3_UPLOAD_PART_MIN_SIZE", 1)
     settle(monkeypatch, s3_server)
-    client, name = boto3.client("s3"), f"bucket-{uuid.uuid4().hex[:12]}"
+    client, name = boto3.Session().client("s3"), f"bucket-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=name)
     return Bucket(name, s3_server, client)

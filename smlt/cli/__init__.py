@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line: jobs, what became of them, deployments, tools, and AWS on this machine."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import signal
 import sys
 
-from smlt.cli import deployment, emulator, jobs, layers, logs, looking, tools
+from smlt.cli import deployment, emulator, jobs, layers, logs, looking, store, tools
 from smlt.cli.common import app
 from smlt.errors import SmltError
 
 #: The modules whose commands `app` has; --help shows them in the order of their import.
-COMMANDS = (jobs, looking, logs, deployment, layers, tools, emulator)
+COMMANDS = (jobs, looking, logs, deployment, layers, store, tools, emulator)
 
 
 def run() -> int:

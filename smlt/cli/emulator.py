@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import sys
 import threading
 import time
@@ -46,6 +48,9 @@ def lambda_local(
         str, typer.Option(metavar="S,S", help="Seconds before asynchronous invocations that failed are tried again.")
     ] = "60,120",
     init_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long a handler may load.")] = 10.0,
+    settle: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long a new function is Pending, and an update in progress.")
+    ] = 1.0,
     authorize: Annotated[bool, typer.Option("--authorize", help="Enforce IAM policies.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -58,6 +63,7 @@ def lambda_local(
     There are no containers: a function made of an image runs in a Python environment of this machine that stands for the image,
     by default the one that lambda-local runs in.
     """
+    _allow_files()
     with _made(
         port=port,
         faults=_faults(throttle, duplicate, kill, kill_after, cold_start),
@@ -67,6 +73,7 @@ def lambda_local(
         account_limit=concurrency,
         retry_delays_s=_numbers("--retry-delays", retry_delays, ","),
         init_timeout_s=init_timeout,
+        settle_s=settle,
         authorize=authorize,
         on_invocation=_say_json if as_json else _say,
     ) as local:
@@ -75,6 +82,15 @@ def lambda_local(
             threading.Event().wait()
         except KeyboardInterrupt:
             return  # asked to end: that is success
+
+
+def _allow_files() -> None:
+    """A sandbox takes seven open files here; the usual 1024 would end at some 140 of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a limit of its own below the hard one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _made(**settings: object) -> LambdaLocal:

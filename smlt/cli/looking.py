@@ -1,16 +1,18 @@
-"""`smlt status` and `smlt runs`."""
+"""`smlt status`, `smlt runs`, `smlt bill`."""
 
 from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from smlt.cli.common import AsJson, RunsDir, app, examples
+from smlt.cli.common import AsJson, EndpointUrl, Profile, Region, RunsDir, app, examples
 from smlt.client.progress import metrics_text, resume_line
 from smlt.client.runs import DEFAULT_RUNS_DIR, Run, list_runs
+from smlt.client.settling import settle
 from smlt.errors import CheckpointError
 from smlt.store.object import open_object_store
 from smlt.worker.checkpoint import latest_step
@@ -74,3 +76,32 @@ def runs(runs_dir: RunsDir = DEFAULT_RUNS_DIR, as_json: AsJson = False) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command(
+    name="bill",
+    epilog=examples(
+        "smlt bill 20260102-153000-digits", "smlt bill 20260102-153000-digits --from-log --prices ours.toml --json"
+    ),
+)
+def show_bill(
+    run: Annotated[str, typer.Argument(help="A run's name or folder.")],
+    from_log: Annotated[
+        bool,
+        typer.Option("--from-log", help="Look into CloudWatch for what no answer has told: repeated invocations, say."),
+    ] = False,
+    prices: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prices of your own, TOML or JSON; SMLT_PRICES names one, too.")
+    ] = None,
+    runs_dir: RunsDir = DEFAULT_RUNS_DIR,
+    as_json: AsJson = False,
+    region: Region = None,
+    profile: Profile = None,
+    endpoint_url: EndpointUrl = None,
+) -> None:
+    """Show what a run on Lambda has cost, item by item, by what Lambda has reported of each invocation.
+
+    A run looks into its log when it ends, but lines come some seconds late: --from-log looks again.
+    """
+    made = settle(Run.open(runs_dir, run), from_log=from_log, prices=prices)
+    typer.echo(json.dumps(made.to_dict()) if as_json else made.to_text())

@@ -11,7 +11,7 @@ from contextlib import suppress
 from hashlib import file_digest
 from pathlib import Path
 
-from smlt.errors import CheckpointError, SmltError, StoreError, TaskError
+from smlt.errors import CheckpointError, SmltError, TaskError
 from smlt.store.object import ObjectStore
 from smlt.worker.files import FILES_AT_ONCE
 from smlt.worker.manifest import check_names, read_manifest, write_manifest
@@ -76,8 +76,10 @@ class ArtifactManager:
 
         def report(count: int) -> None:
             nonlocal sent
-            if stopping.is_set():  # ends the files under way behind the parts that were sent
-                raise StoreError(f"the upload of {prefix} was interrupted")
+            if stopping.is_set():  # ends what is under way in the other threads
+                raise KeyboardInterrupt
+            if not count:
+                return
             with lock:
                 sent += count
                 if self.progress is not None:

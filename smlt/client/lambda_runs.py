@@ -1,20 +1,16 @@
-"""A run on Lambda: which store URL goes where, the executor, the bill."""
+"""A run on Lambda: which store URL goes where, and its executor."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from smlt.client.bill import Bill, ObjectUse, StoreUse, bill, write_bill
 from smlt.client.deployment.lookup import find_deployment
 from smlt.client.executors.aws_lambda import LambdaExecutor
 from smlt.client.executors.invocation import Invoker
 from smlt.client.executors.preparation import check_reach, lambda_client, prepare
-from smlt.client.invocations import append_invocation, read_invocations
-from smlt.client.prices import load_prices
+from smlt.client.invocations import append_invocation
 from smlt.client.request import RunRequest
 from smlt.client.runs import Run
 from smlt.errors import ConfigError
@@ -64,7 +60,9 @@ def lambda_executor(request: RunRequest, run: Run, store_url: str, object_store_
     target = prepare(request.function, request.workers + request.spares, request.memory_mb)
     at_once = min(target.concurrency, CONNECTIONS_MAX)
     invoker = Invoker(lambda_client(at_once), request.function, target.qualifier)
-    check_reach(invoker, target, store_url, object_store_url)
+    probe = check_reach(invoker, target, store_url, object_store_url)
+    if probe is not None:
+        append_invocation(run.path, probe)
     found = target.deployment
     run.write_status(function=request.function, log_group=found.log_group, memory_mb=target.memory_mb, architecture=found.arch)
     return LambdaExecutor(invoker, at_once, target.threads, lambda row: append_invocation(run.path, row))
@@ -91,25 +89,3 @@ def place(request: RunRequest, store: str | None) -> tuple[RunRequest, str | Non
     placed = replace(request, object_store=object_store, store=reference)
     reached = through(reference, request.store_tunnel) if request.store_tunnel is not None else reference
     return placed, resolve_store_url(reached)
-
-
-def bill_run(run: Run, request: RunRequest, requests: Mapping[str, int], store_s: float) -> Bill:
-    """Write what a run has cost into its folder, and return it.
-
-    `requests`: those to the object store, by kind. `store_s`: how long the store was used. What an earlier start of the
-    same run has cost is part of it.
-    """
-    status = run.status
-    total = Counter({kind: int(count) for kind, count in dict(status.get("s3_requests") or {}).items()})
-    total.update(requests)
-    seconds = float(status.get("store_s") or 0.0) + store_s
-    run.write_status(s3_requests=dict(total), store_s=seconds)
-    made = bill(
-        read_invocations(run.path),
-        architecture=str(status.get("architecture") or "x86_64"),
-        objects=ObjectUse(puts=total["put"] + total["list"], gets=total["get"]),
-        store=StoreUse(request.store_node, seconds) if request.store_node is not None else None,
-        prices=load_prices(),
-    )
-    write_bill(run.path, made)
-    return made

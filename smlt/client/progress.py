@@ -43,6 +43,9 @@ class JsonLines:
     def _write(self, event: str, values: dict[str, Any]) -> None:
         print(json_line({"event": event, **values}), file=self.out, flush=True)
 
+    def uploading(self, sent: int, total: int) -> None:
+        self._write("uploading", {"bytes": sent, "total_bytes": total})
+
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         version = ".".join(map(str, server.version))
         self._write(
@@ -82,6 +85,9 @@ class PlainLines:
     def _say(self, text: str) -> None:
         print(text, file=self.out, flush=True)
         self.said = time.monotonic()
+
+    def uploading(self, sent: int, total: int) -> None:
+        self._say(upload_line(sent, total))
 
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         self.epochs = int(config["epochs"])
@@ -133,6 +139,11 @@ def closing_line(run: Run, status: dict[str, Any]) -> str:
     return text
 
 
+def upload_line(sent: int, total: int) -> str:
+    """How far the upload of the data is, in a line."""
+    return f"uploading the data: {sent / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+
+
 def change_line(row: dict[str, Any]) -> str:
     """How and why the membership has changed, in a line."""
     reasons = "; ".join(row["reasons"])
@@ -158,6 +169,11 @@ class LiveView:
         self.metrics: dict[str, float] = {}
         self.recent: deque[dict[str, Any]] = deque(maxlen=50)
         self.note = ""
+
+    def uploading(self, sent: int, total: int) -> None:
+        self.note = upload_line(sent, total)
+        self.live.start()
+        self.live.update(self._picture())
 
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         self.epochs = int(config["epochs"])
@@ -190,6 +206,7 @@ class LiveView:
 
     def ended(self, run: Run, status: dict[str, Any]) -> None:
         if not self.epochs and status["state"] != "done":
+            self.live.stop()
             return
         self.note = ""
         self.live.update(self._picture())
@@ -197,7 +214,7 @@ class LiveView:
         self.console.print(closing_line(run, status), highlight=False, soft_wrap=True)
 
     def _picture(self) -> Group:
-        parts: list[Any] = [Text(self.title, style="bold")]
+        parts: list[Any] = [Text(self.title, style="bold")] if self.title else []
         if self.row is not None:
             rate = sum(row["samples_per_s"] for row in self.recent) / len(self.recent)
             where = f"epoch {self.row['epoch'] + 1}/{self.epochs}  step {self.row['step']}"

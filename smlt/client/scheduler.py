@@ -19,20 +19,22 @@ from smlt.client.crew import Crew
 from smlt.client.executors import Executor
 from smlt.client.executors.aws_lambda import LambdaExecutor
 from smlt.client.executors.local import LocalExecutor
-from smlt.client.lambda_runs import bill_run, lambda_executor
+from smlt.client.lambda_runs import lambda_executor
 from smlt.client.records import Records
 from smlt.client.request import RunRequest, check_workers
 from smlt.client.resources import ResourceManager
 from smlt.client.runs import Run
+from smlt.client.settling import add_use, settle
 from smlt.client.starts import Starts
 from smlt.client.watching import Progress, Unwatched
-from smlt.errors import CheckpointError, ConfigError, SmltError, StoreUnavailable, WorkerLostError
+from smlt.errors import CheckpointError, ConfigError, SmltError, StoreError, StoreUnavailable, WorkerLostError
 from smlt.store.coordination import Coordination
 from smlt.store.embedded import EmbeddedStore
-from smlt.store.object import open_object_store
+from smlt.store.object import ObjectStore, open_object_store
 from smlt.store.parameter import ParameterStore
 from smlt.worker import checkpoint
 from smlt.worker.config import WorkerConfig
+from smlt.worker.manifest import NAME as MANIFEST
 from smlt.worker.manifest import read_manifest
 
 #: Where this scheduler runs: its pid means something there only.
@@ -45,6 +47,10 @@ STOP_GRACE_S = 30.0
 ORPHANS_STOP_S = 20.0
 #: Between two tries to reach the store: doubled each time up to the last, and drawn between half and the whole.
 PAUSE_S, PAUSE_MAX_S = 0.05, 1.0
+
+
+#: How often the progress of an upload that takes long is told.
+UPLOAD_EVERY_S = 2.0
 
 
 class TaskScheduler:
@@ -70,6 +76,7 @@ class TaskScheduler:
         self._store: EmbeddedStore | None = None
         self._stop_by: float | None = None  # monotonic: Ctrl-C was seen; then the workers are killed
         self._stop_said = False  # to the workers of this generation
+        self._told_of_upload = 0.0  # monotonic
         self._shown: set[int] = set()  # stragglers that the user knows of
 
     def run(self) -> dict[str, Any]:
@@ -121,11 +128,13 @@ class TaskScheduler:
     def _run(self, stack: ExitStack) -> str:
         request = self.request
         objects = open_object_store(self.object_store_url)
-        artifacts = ArtifactManager(objects, self.folder.name)
+        artifacts = ArtifactManager(objects, self.folder.name, self._uploading)
         script = Path(request.script).name
         records = self.records = Records(self.folder, self.progress, request.workers)
         stack.callback(records.close)
         if self.resume:
+            if self._upload_was_cut_off(objects):
+                self._upload_data(artifacts)
             complete = self._prepare_resume(script, records)
             self.folder.write_config(asdict(request))
             if complete:
@@ -134,7 +143,7 @@ class TaskScheduler:
             script = artifacts.upload_code(Path(request.script))
             self.folder.write_status(code_sha256=artifacts.code_sha256)  # a resumed run takes no other code
             if request.data is not None:
-                artifacts.upload_data(Path(request.data), leave_out=(self.folder.runs_dir, Path(objects.url)))
+                self._upload_data(artifacts)
         url = self.store_url
         if url is None:
             self._store = stack.enter_context(EmbeddedStore(log_path=self.folder.log_path("store")))
@@ -175,6 +184,22 @@ class TaskScheduler:
             return lambda_executor(self.request, self.folder, workers_url, self.object_store_url)
         return LocalExecutor([self._store.life_line] if self._store is not None else [])
 
+    def _upload_data(self, artifacts: ArtifactManager) -> None:
+        folder = Path(self.request.data or "")
+        artifacts.upload_data(folder, leave_out=(self.folder.runs_dir, Path(artifacts.objects.url)))
+
+    def _upload_was_cut_off(self, objects: ObjectStore) -> bool:
+        """Whether the data are not all in the object store, and are here to be sent."""
+        data = self.request.data
+        return data is not None and Path(data).is_dir() and not objects.exists(f"{self.folder.name}/data/{MANIFEST}")
+
+    def _uploading(self, sent: int, total: int) -> None:
+        now = time.monotonic()
+        self._told_of_upload = self._told_of_upload or now
+        if now - self._told_of_upload > UPLOAD_EVERY_S:
+            self._told_of_upload = now
+            self.progress.uploading(sent, total)
+
     def _template(self, job: str, script: str, url: str) -> WorkerConfig:
         request = self.request
         assert self.executor is not None
@@ -206,13 +231,15 @@ class TaskScheduler:
     def _write_bill(self) -> None:
         if not isinstance(self.executor, LambdaExecutor):
             return
-        seconds = time.time() - float(self.folder.status["started"])
         try:
-            made = bill_run(self.folder, self.request, self.executor.requests, seconds)
+            add_use(self.folder, self.executor.requests, time.time() - float(self.folder.status["started"]))
+            try:
+                settle(self.folder, from_log=True)
+            except StoreError as error:  # no right to read the log, say
+                self.progress.warning(f"the bill is without what only the log tells: {error}")
+                settle(self.folder, from_log=False)
         except SmltError as error:  # a price that is not there is no reason to call a run failed
             self.progress.warning(f"the run has no bill: {error}")
-        else:
-            self.folder.write_status(cost_usd=float(made.total_usd))
 
     def _checkpoint_step(self) -> int | None:
         """Of which step the newest checkpoint is; None when there is none."""

@@ -11,6 +11,9 @@ from smlt.store.parameter import ServerInfo
 class Progress(Protocol):
     """Who watches a run. Everything here is told from one thread."""
 
+    def uploading(self, sent: int, total: int) -> None:
+        """Of the data, so many bytes have been sent. Told when that takes long."""
+
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         """The workers are being started."""
 
@@ -35,6 +38,9 @@ class Progress(Protocol):
 
 class Unwatched:
     """A run that nobody watches any more."""
+
+    def uploading(self, sent: int, total: int) -> None:
+        """See Progress."""
 
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         """See Progress."""

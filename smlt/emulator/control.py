@@ -12,8 +12,10 @@ import json
 import zipfile
 from typing import Any
 
+from smlt.emulator.authorization import allows
 from smlt.emulator.functions import FunctionNotFoundError, find_function
-from smlt.emulator.operations import Operation
+from smlt.emulator.operations import Need, Operation
+from smlt.emulator.principals import Principals
 from smlt.emulator.server import Reply, aws_error
 
 ENVIRONMENT_BYTES = 4096
@@ -221,6 +223,23 @@ def _check_concurrency(operation: Operation, account_limit: int) -> None:
             "Specified ReservedConcurrentExecutions for function decreases account's UnreservedConcurrentExecution below its "
             f"minimum value of [{UNRESERVED}]."
         )
+
+
+def lacks_network_rights(operation: Operation, principals: Principals) -> bool:
+    """Whether a function is to be in a VPC whose role may not make its network interfaces: Lambda looks at once
+    (https://docs.aws.amazon.com/lambda/latest/dg/configuration-vpc.html#configuration-vpc-permissions)."""
+    arguments = operation.arguments
+    if operation.name not in ("CreateFunction", "UpdateFunctionConfiguration"):
+        return False
+    if not (arguments.get("VpcConfig") or {}).get("SubnetIds"):
+        return False
+    function = _current(operation) if operation.name == "UpdateFunctionConfiguration" else None
+    role = arguments.get("Role") or (function.role if function else "")
+    principal = principals.of_role(role) if role else None
+    if principal is None:
+        return False  # moto says so
+    actions = ("ec2:CreateNetworkInterface", "ec2:DescribeNetworkInterfaces", "ec2:DeleteNetworkInterface")
+    return not all(allows(principal, Need(action), operation.region) for action in actions)
 
 
 def _amend(operation: Operation) -> None:

@@ -46,7 +46,7 @@ def base_interpreter() -> str:
 
 def image_interpreter(prefix: Path) -> str:
     """The interpreter of the Python environment that stands for an image. Raises ConfigError when there is none."""
-    python = prefix / "bin" / "python"
+    python = Path(sys.executable) if prefix == Path(sys.prefix) else prefix / "bin" / "python"
     if not python.exists():
         raise ConfigError(f"{prefix} is no Python environment: there is no {python}; look at --image")
     return str(python)

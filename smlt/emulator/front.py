@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import uuid
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from smlt.emulator.pool import ThrottledError
 from smlt.emulator.principals import Principals
 from smlt.emulator.requests_log import RequestLog
 from smlt.emulator.server import Reply, aws_error
+from smlt.emulator.settling import Settling
 
 #: https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html: 6 MB synchronous, 1 MB asynchronous.
 EVENT_BYTES = {"RequestResponse": 6 * 1024 * 1024, "DryRun": 6 * 1024 * 1024, "Event": 1024 * 1024}
@@ -40,6 +42,7 @@ class Front:
         account: str,
         account_limit: int,
         authorize: bool,
+        settle_s: float,
     ) -> None:
         self._moto = moto
         self._invoker = invoker
@@ -49,6 +52,7 @@ class Front:
         self._account = account
         self._account_limit = account_limit
         self._authorize = authorize
+        self._settling = Settling(settle_s)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if environ["PATH_INFO"].startswith("/moto-api"):
@@ -58,10 +62,24 @@ class Front:
         reply = self._own(operation, environ)
         if reply is None:
             environ["wsgi.input"].seek(0)
-            return self._moto(environ, start_response)
+            if not self._settling.concerns(operation):
+                return self._moto(environ, start_response)
+            return self._settled(operation, environ, start_response)
         status, headers, body = reply
         headers = {"x-amzn-RequestId": str(uuid.uuid4()), **headers}
         start_response(f"{status} {HTTPStatus(status).phrase}", list(headers.items()))
+        return [body]
+
+    def _settled(self, operation: Operation, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """moto's answer, with the state that the function has at Lambda."""
+        begun: list[Any] = []
+        parts = self._moto(environ, lambda status, headers, exc_info=None: begun.extend((status, headers)))
+        body = b"".join(parts)
+        with contextlib.suppress(AttributeError):  # WSGI: close it when it can be closed
+            parts.close()  # type: ignore[attr-defined]
+        status, headers = begun
+        body = self._settling.shown(operation, int(status.split()[0]), body)
+        start_response(status, [(name, value) for name, value in headers if name.lower() != "content-length"])
         return [body]
 
     def _own(self, operation: Operation, environ: dict[str, Any]) -> Reply | None:
@@ -72,10 +90,16 @@ class Front:
                 return _refused(operation, refusal)
         if operation.service != "lambda":
             return None
+        unsettled = self._settling.refusal(operation)
+        if unsettled is not None:
+            return unsettled
         if operation.name == "Invoke":
             return self._invoke(operation, environ)
         if operation.name == "InvokeWithResponseStream":
             return aws_error(400, "InvalidParameterValueException", "lambda-local has no response streaming: use Invoke")
+        if self._authorize and control.lacks_network_rights(operation, self._principals):
+            text = "The provided execution role does not have permissions to call CreateNetworkInterface on EC2"
+            return aws_error(400, "InvalidParameterValueException", text)
         return control.answer(operation, self._account_limit)
 
     def _invoke(self, operation: Operation, environ: dict[str, Any]) -> Reply:

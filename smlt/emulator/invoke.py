@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import threading
 import time
 import uuid
@@ -257,8 +258,6 @@ class Invoker:
 
 
 def _message_of(outcome: Outcome) -> str:
-    import json
-
     return str(json.loads(outcome.body).get("errorMessage", "")).partition("Error: ")[2]
 
 

@@ -43,8 +43,9 @@ class LambdaLocal:
     port: of 127.0.0.1; 0: a free one. idle_s: how long a warm sandbox is kept. account_limit: concurrent executions of the
     account. images: image URI -> Python environment that stands for it; every other image is the environment that this runs
     in. faults, seed: what goes wrong on purpose; `faults` may be changed at any time. retry_delays_s, throttle_backoff_s: of
-    asynchronous invocations. init_timeout_s: how long a handler may load. authorize: enforce IAM policies.
-    on_invocation: called with the record of each invocation, from its thread.
+    asynchronous invocations. init_timeout_s: how long a handler may load. settle_s: how long a new function is
+    Pending and an update InProgress. authorize: enforce IAM policies. on_invocation: called with the record of each invocation,
+    from its thread.
 
     Raises ConfigError for settings that cannot work, a port that is taken, or when another one runs in this process.
 
@@ -64,6 +65,7 @@ class LambdaLocal:
         retry_delays_s: Sequence[float] = RETRY_DELAYS_S,
         throttle_backoff_s: float = 1.0,
         init_timeout_s: float = INIT_TIMEOUT_S,
+        settle_s: float = 0.0,
         authorize: bool = False,
         on_invocation: Callable[[Record], None] | None = None,
     ) -> None:
@@ -78,6 +80,7 @@ class LambdaLocal:
             "retry_delays_s": retry_delays_s,
             "throttle_backoff_s": throttle_backoff_s,
             "init_timeout_s": init_timeout_s,
+            "settle_s": settle_s,
         }
         self.authorize = authorize
         self._on_invocation = on_invocation
@@ -205,6 +208,7 @@ class LambdaLocal:
             account=ACCOUNT,
             account_limit=int(self._settings["account_limit"]),
             authorize=self.authorize,
+            settle_s=float(self._settings["settle_s"]),
         )
         server.start()
 
@@ -227,8 +231,10 @@ class LambdaLocal:
         need = Need("logs:PutLogEvents", (f"{arn}:*", f"{arn}:log-stream:*"))
 
         def put(group: str, stream: str, events: list[dict[str, object]]) -> None:
-            if self.authorize and not allows(self._principals.of_function(function), need, function.region):
-                return
+            if self.authorize:
+                role = self._principals.of_role(function.role)
+                if role is None or not allows(role, need, function.region):
+                    return
             for _ in range(2):  # somebody may delete the group meanwhile
                 with contextlib.suppress(ResourceNotFoundException):
                     backend.ensure_log_group(group)

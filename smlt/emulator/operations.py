@@ -106,10 +106,11 @@ def _named(environ: dict[str, Any], service: str, body: bytes) -> tuple[str, dic
         return _routed(environ, service, body)
     values = {key: found[0] for key, found in parse_qs(body.decode(errors="replace")).items()}
     values |= {key: found[0] for key, found in parse_qs(environ.get("QUERY_STRING", "")).items()}
-    return values.get("Action", ""), values
+    return (values["Action"], values) if "Action" in values else _routed(environ, service, body)
 
 
 def _routed(environ: dict[str, Any], service: str, body: bytes) -> tuple[str, dict[str, Any]]:
+    from botocore.exceptions import BotoCoreError
     from moto.core.request import Request
     from moto.core.routing import get_service_router
     from werkzeug.exceptions import HTTPException
@@ -119,7 +120,7 @@ def _routed(environ: dict[str, Any], service: str, body: bytes) -> tuple[str, di
         return "GetAccountSettings", {}
     try:
         operation, found = get_service_router(service).match(Request({**environ, "werkzeug.request": None}))
-    except (HTTPException, NotImplementedError):
+    except (HTTPException, NotImplementedError, BotoCoreError):
         return "", {}
     finally:
         environ["wsgi.input"].seek(0)
@@ -173,10 +174,10 @@ def _lambda(operation: Operation) -> list[Need]:
         resource = arguments["Resource"]
     if operation.name == "ListFunctions":
         resource = "*"
-    return [Need(action, (resource,)), *_lambda_implies(operation)]
+    return [Need(action, (resource,)), *_lambda_implies(operation, resource)]
 
 
-def _lambda_implies(operation: Operation) -> list[Need]:
+def _lambda_implies(operation: Operation, resource: str) -> list[Need]:
     """What Lambda checks beside the operation itself: who may pass the role, read the zip in S3, use the layers."""
     arguments, needs = operation.arguments, []
     if operation.name in ("CreateFunction", "UpdateFunctionConfiguration") and arguments.get("Role"):
@@ -186,6 +187,10 @@ def _lambda_implies(operation: Operation) -> list[Need]:
         needs.append(Need("s3:GetObject", (f"arn:aws:s3:::{code['S3Bucket']}/{code['S3Key']}",)))
     if operation.name in ("CreateFunction", "UpdateFunctionConfiguration"):
         needs += [Need("lambda:GetLayerVersion", (arn,)) for arn in arguments.get("Layers") or []]
+    if operation.name == "CreateFunction" and arguments.get("Tags"):
+        needs.append(Need("lambda:TagResource", (resource,)))
+    if (arguments.get("VpcConfig") or {}).get("SubnetIds"):
+        needs += [Need(f"ec2:Describe{what}") for what in ("SecurityGroups", "Subnets", "Vpcs")]
     return needs
 
 
@@ -208,7 +213,9 @@ def _iam(operation: Operation) -> list[Need]:
             resource = f"{prefix}:policy{arguments.get('Path', '/')}{arguments.get('PolicyName', '')}"
         elif arguments.get("PolicySourceArn"):
             resource = arguments["PolicySourceArn"]
-    return [Need(f"iam:{operation.name}", (resource,))]
+    tags = {"CreateRole": "iam:TagRole", "CreateUser": "iam:TagUser", "CreatePolicy": "iam:TagPolicy"}.get(operation.name)
+    tagged = tags is not None and any(key.startswith("Tags.") for key in arguments)
+    return [Need(f"iam:{operation.name}", (resource,)), *([Need(tags, (resource,))] if tags and tagged else [])]
 
 
 def _sts(operation: Operation) -> list[Need]:
@@ -227,7 +234,8 @@ def _logs(operation: Operation) -> list[Need]:
     stream = arguments.get("logStreamName")
     streams = (f"{arn}:log-stream:{stream}",) if stream and operation.name in ("PutLogEvents", "GetLogEvents") else ()
     # AWS's own examples write a group with and without the colon and star behind it.
-    return [Need(action, (arn, f"{arn}:*", *streams))]
+    tagged = operation.name == "CreateLogGroup" and arguments.get("tags")
+    return [Need(name, (arn, f"{arn}:*", *streams)) for name in (action, *(["logs:TagResource"] if tagged else []))]
 
 
 def _secrets(operation: Operation) -> list[Need]:

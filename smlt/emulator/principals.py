@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from smlt.emulator.functions import Function
-
 
 @dataclass(frozen=True)
 class Principal:
@@ -55,10 +53,14 @@ class Principals:
                 self._known[access_key] = role
         return self._known.get(access_key)
 
-    def of_function(self, function: Function) -> Principal:
-        """The role of a function."""
-        name = function.role.rpartition("/")[2]
-        return Principal("role", name, f"arn:aws:sts::{function.account}:assumed-role/{name}/{function.name}", function.account)
+    def of_role(self, arn: str) -> Principal | None:
+        """The role itself, None when there is no such role."""
+        from moto.iam.models import iam_backends
+
+        for role in list(iam_backends[self._account]["aws"].roles.values()):
+            if role.arn == arn:
+                return Principal("role", role.name, arn, self._account)
+        return None
 
     def _user(self, access_key: str) -> Principal | None:
         from moto.iam.models import iam_backends

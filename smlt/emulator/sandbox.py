@@ -60,7 +60,6 @@ class Sandbox:
         self.invocations = 0
         self._guard = place.guard
         self._lock = threading.Lock()
-        self._began = time.monotonic()
         self.api = RuntimeApi()
         self._pipes = Pipes(self.log)
         try:
@@ -70,6 +69,7 @@ class Sandbox:
             self.api.close()
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
+        self._began = time.monotonic()  # unpacking is not the function's time
         self.pid = self.process.pid
         self._guard.add(self.pid)
         self._pipes.started()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import json
 import socket
@@ -33,6 +35,8 @@ class Server(ThreadingMixIn, HTTPServer):
 
     def __init__(self, port: int, app: Callable[[dict[str, Any], Any], Iterable[bytes]]) -> None:
         self.app = app
+        self._lock = threading.Lock()
+        self._connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), _Handler)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="smlt-lambda-http", daemon=True)
 
@@ -46,10 +50,27 @@ class Server(ThreadingMixIn, HTTPServer):
         self._thread.start()
 
     def close(self) -> None:
-        """Take no more connections."""
+        """Take no more connections, and close those that clients keep: the next emulator's answers are not for them."""
         if self._thread.is_alive():
             self.shutdown()
         self.server_close()
+        with self._lock:
+            kept = list(self._connections)
+        for connection in kept:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection from a thread of its own."""
+        with self._lock:
+            self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """The connection has ended."""
+        with self._lock:
+            self._connections.discard(request)
+        super().shutdown_request(request)
 
     def server_bind(self) -> None:
         """Without a look-up of the host's name."""
@@ -123,7 +144,10 @@ class _Handler(MotoRequestHandler):
 
 def moto_application() -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
     """moto's server, which finds the service in each request's signature."""
-    return DomainDispatcherApplication(create_backend_app)
+    dispatcher = DomainDispatcherApplication(create_backend_app)
+    # It looks at each of its folders for each request, in a lock: a third of the time of a small request.
+    dispatcher.get_backend_for_host = functools.cache(dispatcher.get_backend_for_host)  # type: ignore[method-assign]
+    return dispatcher
 
 
 def aws_error(status: int, code: str, message: str, **more: str) -> Reply:

@@ -18,7 +18,9 @@ _sessions = threading.local()  # boto3's sessions are not for several threads; i
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 _UNKNOWN = {"InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthFailure"}
 _DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AllAccessDisabled", "403", "Forbidden"}
-_THROTTLED = {"Throttling", "ThrottlingException", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown", "503"}
+#: After all attempts. https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+_THROTTLED = {"Throttling", "ThrottlingException", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown"}
+_BUSY = {"ServiceUnavailable", "InternalError", "RequestTimeout", "500", "503"}
 _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
 
 
@@ -100,19 +102,19 @@ def _explained(error: BaseException) -> tuple[type[SmltError], str]:
         return StoreAuthError, f"AWS does not know these credentials ({code}): look at AWS_PROFILE or AWS_ACCESS_KEY_ID"
     if code in _DENIED:
         detail = str(getattr(error, "response", {}).get("Error", {}).get("Message", ""))
-        return (
-            StoreAuthError,
-            f"AWS denies it ({code}{': ' + detail if detail else ''}): look at the policy of the user or role",
-        )
+        reason = f"{code}: {detail}" if detail else code
+        return StoreAuthError, f"AWS denies it ({reason}): look at the policy of the user or role"
     if code in _THROTTLED:
         return StoreUnavailable, f"AWS is asked too often ({code}): try again in a minute"
     if code in _ELSEWHERE:
         return ConfigError, f"it lies in another region ({code}): give its --region"
     if code == "NoSuchBucket":
         return StoreError, "there is no such bucket"
+    if code in _BUSY:
+        return StoreUnavailable, f"AWS does not keep up ({code}): try again later"
     if isinstance(error, exceptions.ClientError):
         message = error.response.get("Error", {}).get("Message", "")
         return StoreError, f"AWS answered {code}: {message}" if message else f"AWS answered {code}"
-    if isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError)):
+    if isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError)):
         return StoreUnavailable, f"AWS cannot be reached: {error}"
     return StoreError, str(error)

@@ -21,7 +21,8 @@ TEMPORARY = ".put-"
 KEY_LENGTH = 1024
 
 
-#: Told of bytes as they have been sent or have come, from several threads.
+#: Told of bytes as they have been sent or have come, from several threads. What it raises ends the transfer; KeyboardInterrupt
+#: ends it without another attempt, and without waiting for the parts under way.
 Progress = Callable[[int], None]
 
 

@@ -77,6 +77,7 @@ class S3ObjectStore:
         self.part_bytes, self.whole_bytes, self.threads = part_bytes, whole_bytes, threads
         self.requests: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._places = threading.Semaphore(2 * threads)
         self._executor: ThreadPoolExecutor | None = None
         self._bucket_seen = False
         self.client = aws_client("s3", attempts=attempts, max_pool_connections=4 * threads, connect_timeout=10)
@@ -139,7 +140,7 @@ class S3ObjectStore:
         return b"".join(self._parts(key))
 
     def fetch(self, key: str, target: Path, progress: Progress | None = None) -> str:
-        """A copy, hashed as it comes; large ones in parts, side by side, of which no more than `threads` are in memory."""
+        """A copy, hashed as it comes; large ones in parts, side by side, of which few are in memory."""
         partial = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")  # no object is called so
         digest = sha256()
         try:
@@ -331,7 +332,7 @@ class S3ObjectStore:
         return StoreError(f"there is no object {key} in {self.url}")
 
     def in_order(self, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
-        """Do `jobs` in threads, no more than `threads` ahead; their results in order.
+        """Do `jobs` in threads, some ahead; their results in order. All callers together hold 2 * `threads` results at most.
 
         What fails ends it, when those under way have ended. Ctrl-C waits for none of them.
         """
@@ -339,11 +340,16 @@ class S3ObjectStore:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="smlt-s3")
         under_way: deque[Future[T]] = deque()
+        held = 0
         try:
             for job in jobs:
-                under_way.append(self._executor.submit(job))
-                if len(under_way) == self.threads:
+                # Who has something to give does not wait for others: so there is always one who goes on.
+                while len(under_way) == self.threads or not self._places.acquire(blocking=not under_way):
                     yield under_way.popleft().result()
+                    held -= 1
+                    self._places.release()
+                held += 1
+                under_way.append(self._executor.submit(job))
             while under_way:
                 yield under_way.popleft().result()
         except BaseException as error:
@@ -351,6 +357,9 @@ class S3ObjectStore:
             if isinstance(error, Exception):
                 wait(running)
             raise
+        finally:
+            for _ in range(held):
+                self._places.release()
 
     def _count(self, event_name: str, **_: Any) -> None:
         with self._lock:

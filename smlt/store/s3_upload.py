@@ -5,6 +5,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html
 
 from __future__ import annotations
 
+import io
 from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +26,18 @@ _MIB = 1 << 20
 
 #: Gives the bytes of a part by its start and length.
 Content = Callable[[int, int], bytes]
+
+
+class _Body(io.BytesIO):
+    """A part on its way: `progress` is asked (with 0 bytes) before each piece, so that what it raises ends a slow part too."""
+
+    def __init__(self, data: bytes, progress: Progress) -> None:
+        super().__init__(data)
+        self._progress = progress
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._progress(0)
+        return super().read(size)
 
 
 def upload_bytes(objects: S3ObjectStore, key: str, data: bytes, progress: Progress | None) -> None:
@@ -114,7 +127,12 @@ def _send(
             tag = known["ETag"]
         else:
             sent = objects.client.upload_part(
-                **where, UploadId=upload, PartNumber=number, Body=data, ChecksumAlgorithm="SHA256", ChecksumSHA256=digest
+                **where,
+                UploadId=upload,
+                PartNumber=number,
+                Body=_Body(data, progress) if progress is not None else data,
+                ChecksumAlgorithm="SHA256",
+                ChecksumSHA256=digest,
             )
             tag = sent["ETag"]
         if progress is not None:

@@ -16,6 +16,9 @@ the URL. A secret URL is one of
     aws-secretsmanager://NAME[?region=eu-west-1&key=password]   key: of a secret that is a JSON object
     aws-ssm://NAME[?region=eu-west-1&key=password]              Parameter Store, decrypted
 
+    ?ssl_ca_secret=aws-secretsmanager://NAME%3Fkey=ca
+
+is where a rediss:// URL finds the certificate of a private authority as PEM text: for functions, which have no file of it.
 SMLT_STORE_CA_CERTS, SMLT_STORE_CERTFILE and SMLT_STORE_KEYFILE are the defaults of ssl_ca_certs, ssl_certfile and
 ssl_keyfile in a rediss:// URL. One line break at the end of a file is not part of a secret.
 
@@ -24,9 +27,13 @@ No message holds a secret, and none of what is raised here has a cause that does
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
+import ssl
 import stat
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,6 +57,7 @@ _TLS_DEFAULTS = {
 _PASSWORD_OPTIONS = ("password_file", "password_env", "password_secret")
 
 _kept: dict[str, tuple[float, str]] = {}
+_authorities: dict[str, str] = {}  # the file of each authority's certificate
 
 
 @dataclass(frozen=True)
@@ -99,16 +107,17 @@ def _resolved(url: str, where: str, warnings: list[str]) -> StoreAddress:
     parts = urlsplit(url)
     raw = [option for option in parts.query.split("&") if option]
     options = {name: unquote(value) for name, _, value in (option.partition("=") for option in raw)}
-    kept = [option for option in raw if option.partition("=")[0] not in _PASSWORD_OPTIONS]
+    kept = [option for option in raw if option.partition("=")[0] not in (*_PASSWORD_OPTIONS, "ssl_ca_secret")]
     asked = [name for name in _PASSWORD_OPTIONS if name in options]
     given = bool(parts.password or options.get("password"))
     if len(asked) + given > 1:
         named = " and ".join([*(["a password"] if given else []), *asked])
         raise ConfigError(f"store {redact(url)!r}: the URL has {named}: leave one of them")
     password = None
+    for name in ("password_secret", "ssl_ca_secret"):
+        if name in options and {"region", "key"} & options.keys():
+            raise ConfigError(f"store {redact(url)!r}: write the '&' inside {name} as %26")
     if asked:
-        if asked[0] == "password_secret" and {"region", "key"} & options.keys():
-            raise ConfigError(f"store {redact(url)!r}: write the '&' inside password_secret as %26")
         value = options[asked[0]]
         if asked[0] == "password_file":
             where, password = f"the file {value} (password_file)", _from_file(value, "password_file", warnings)
@@ -122,6 +131,9 @@ def _resolved(url: str, where: str, warnings: list[str]) -> StoreAddress:
         # Into the authority: releases of redis-py differ in how they unquote options.
         user, host = parts.username or "", parts.netloc.rpartition("@")[2]
         parts = parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}")
+    if "ssl_ca_secret" in options:
+        kept.append(_authority(url, parts.scheme, options))
+        options["ssl_ca_certs"] = ""
     if parts.scheme == "rediss":
         kept += _tls_options(options)
     # Not geturl(): it drops the // of unix:///path.
@@ -154,6 +166,37 @@ def _tls_options(options: Mapping[str, str]) -> list[str]:
                 raise ConfigError(f"{_TLS_DEFAULTS[name]}: there is no file {path}")
             found.append(f"{name}={quote(path)}")
     return found
+
+
+def _authority(url: str, scheme: str, options: Mapping[str, str]) -> str:
+    """The option that names a file with the certificate that `ssl_ca_secret` leads to."""
+    if scheme != "rediss" or "ssl_ca_certs" in options:
+        why = "is for rediss:// URLs" if scheme != "rediss" else "and ssl_ca_certs: leave one of them"
+        raise ConfigError(f"store {redact(url)!r}: ssl_ca_secret {why}")
+    secret = options["ssl_ca_secret"]
+    text = read_secret(secret)
+    if text not in _authorities:
+        try:
+            ssl.create_default_context(cadata=text)
+        except (ssl.SSLError, ValueError):
+            text = ""
+        if not text:
+            raise ConfigError(
+                f"{_shown(secret)} (ssl_ca_secret) holds no certificate in PEM form; is the store still starting?"
+            )
+        # In a folder of this process's own, so that nobody puts another certificate in its place.
+        folder = tempfile.mkdtemp(prefix="smlt-ca-")
+        path = os.path.join(folder, "ca.pem")
+        with open(path, "w") as file:
+            file.write(text)
+        atexit.register(_remove, folder, os.getpid())
+        _authorities[text] = path
+    return f"ssl_ca_certs={quote(_authorities[text])}"
+
+
+def _remove(folder: str, process: int) -> None:
+    if os.getpid() == process:  # not a child that was forked off
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def without_store_secrets(environment: Mapping[str, str]) -> dict[str, str]:

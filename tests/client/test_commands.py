@@ -21,7 +21,13 @@ def made_run(folder: Path, name: str, state: str, pid: int = 0, **more: object) 
     return run
 
 
-@pytest.mark.parametrize("command", ["train", "resume", "scale", "stop", "launch", "status", "runs", "logs", "doctor", "acl"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("train", "resume", "scale", "stop", "status", "runs", "bill", "logs", "deploy", "destroy", "policy"),
+        *("launch", "doctor", "acl", "lambda-local"),
+    ],
+)
 def test_each_command_has_help_with_examples(tmp_path: Path, command: str) -> None:
     shown = smlt(command, "--help", cwd=tmp_path)
     assert shown.returncode == 0

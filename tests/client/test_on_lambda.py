@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import keys_of, parameters, rows, smlt, status, steps, write_task
+from commandline import eventually, keys_of, parameters, rows, smlt, status, steps, write_task
 from functions import FUNCTION, Cloud, cloud
 
 from smlt.store.embedded import EmbeddedStore
@@ -71,16 +71,17 @@ def test_a_run_ends_in_the_bits_of_local_workers_and_is_billed(
     run = tmp_path / "smlt-runs" / "calm"
     same_end(deployed, run, expected)
     assert reasons(run) == []
-    mine = [record for record in deployed.local.invocations[before:] if record.kind == "RequestResponse"]
+    made = deployed.local.invocations[before:]
     written = [json.loads(line) for line in (run / "invocations.jsonl").read_text().splitlines()]
-    assert sorted(row["request_id"] for row in written) == sorted(
-        record.request_id for record in mine[1:]
-    )  # the probe is first
-    assert sorted(row["rank"] for row in written) == [0, 1, 2]
-    assert sum(row["billed_ms"] for row in written) == sum(record.billed_ms for record in mine[1:])
+    assert sorted(row["request_id"] for row in written) == sorted(record.request_id for record in made)
+    assert sorted(row["rank"] for row in written) == [-1, 0, 1, 2]  # first of all a probe
+    assert sum(row["billed_ms"] for row in written) == sum(record.billed_ms for record in made)
     bill = json.loads((run / "bill.json").read_text())
     assert bill["total_usd"] > 0
     assert f"{bill['total_usd']:.6f}" in smlt("status", "calm", cwd=tmp_path).stdout
+    again = smlt("bill", "calm", "--from-log", "--json", cwd=tmp_path, **deployed.environment)
+    assert json.loads(again.stdout) == bill
+    assert {"S3 writes", "S3 reads"} <= {item["name"] for item in bill["items"]}
 
 
 def test_throttled_duplicated_and_killed_invocations_and_time_limits_change_no_bit(
@@ -89,12 +90,16 @@ def test_throttled_duplicated_and_killed_invocations_and_time_limits_change_no_b
     deployed.deploy(script, "--timeout", 3)
     faults = deployed.local.faults
     faults.throttle, faults.duplicate, faults.kill, faults.kill_after_s = 0.2, 0.1, 0.05, (0.5, 2.5)
+    before = len(deployed.local.invocations)
     done = deployed.train(script, *JOB, "--name", "rough", "--max-restarts", 50, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     run = tmp_path / "smlt-runs" / "rough"
     same_end(deployed, run, expected)
     assert "time limit" in reasons(run)
     assert deployed.local.injected["throttle"] > 0
+    billed = [json.loads(line) for line in (run / "invocations.jsonl").read_text().splitlines()]
+    assert eventually(lambda: len(deployed.local.invocations) - before >= len(billed))  # a killed one is billed as well
+    assert {row["request_id"] for row in billed} <= {record.request_id for record in deployed.local.invocations[before:]}
 
 
 def test_functions_whose_scheduler_is_gone_stop_at_a_checkpoint_and_the_run_is_resumed(

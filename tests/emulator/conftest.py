@@ -72,7 +72,10 @@ class Account:
     def messages(self, name: str) -> list[str]:
         """All that its sandboxes have logged, stream by stream."""
         logs, group = self.client("logs"), f"/aws/lambda/{name}"
-        streams = logs.describe_log_streams(logGroupName=group)["logStreams"]
+        try:
+            streams = logs.describe_log_streams(logGroupName=group)["logStreams"]
+        except logs.exceptions.ResourceNotFoundException:
+            return []
         found = []
         for stream in streams:
             events = logs.get_log_events(logGroupName=group, logStreamName=stream["logStreamName"], startFromHead=True)

@@ -110,6 +110,23 @@ def test_creating_a_function_needs_to_pass_its_role_and_to_read_its_code(account
     assert "s3:GetObject" in denied(two.create_function, Code=code, **settings)
 
 
+def test_a_function_in_a_vpc_needs_a_role_that_makes_network_interfaces(account: Account) -> None:
+    vpc = {"SubnetIds": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}
+    with pytest.raises(ClientError, match="CreateNetworkInterface on EC2"):
+        account.deploy(RETURNING, VpcConfig=vpc)
+    trust = account.client("iam").get_role(RoleName="worker")["Role"]["AssumeRolePolicyDocument"]
+    role = account.client("iam").create_role(RoleName="in-vpc", AssumeRolePolicyDocument=json.dumps(trust))["Role"]["Arn"]
+    managed = "arn:aws:iam::aws:policy/service-role/AWSLambdaVPCAccessExecutionRole"
+    account.client("iam").attach_role_policy(RoleName="in-vpc", PolicyArn=managed)
+    account.deploy(RETURNING, VpcConfig=vpc, Role=role)
+
+
+def test_what_is_tagged_when_it_is_made_needs_the_right_to_tag(account: Account) -> None:
+    iam = account.client("iam", **user(account, "maker", allow("iam:CreateRole")))
+    arguments = {"RoleName": "tagged", "AssumeRolePolicyDocument": json.dumps({"Version": "2012-10-17", "Statement": []})}
+    assert "iam:TagRole" in denied(iam.create_role, Tags=[{"Key": "a", "Value": "b"}], **arguments)
+
+
 def test_a_functions_role_and_a_managed_policy_are_enforced(account: Account, bucket: str) -> None:
     iam, name = account.client("iam"), account.deploy(LISTING)
     answer = account.invoke(name, "mine/")
@@ -131,6 +148,11 @@ def test_logs_are_written_only_when_the_role_may(account: Account) -> None:
     account.client("iam").put_role_policy(RoleName="worker", PolicyName="logs", PolicyDocument=policy)
     account.invoke(name)
     assert account.messages(name)
+    other = account.deploy(RETURNING)
+    managed = "arn:aws:iam::aws:policy/service-role/AWSLambdaBasicExecutionRole"
+    account.client("iam").attach_role_policy(RoleName="worker", PolicyArn=managed)
+    account.invoke(other)
+    assert account.messages(other)
 
 
 def test_requests_are_logged_with_action_principal_and_resource(account: Account, bucket: str) -> None:

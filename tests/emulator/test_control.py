@@ -22,11 +22,15 @@ def refused(call: Any, *positional: Any, **arguments: Any) -> tuple[str, str]:
     return found["Code"], found["Message"]
 
 
-def of_zeros(megabytes: int) -> bytes:
+def claiming(megabytes: int) -> bytes:
+    """A small zip whose directory says that it unpacks to this much."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("zeros", b"\0" * (megabytes << 20))
-    return buffer.getvalue()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("large", b"")
+    content = bytearray(buffer.getvalue())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 24 : entry + 28] = (megabytes << 20).to_bytes(4, "little")  # the uncompressed size
+    return bytes(content)
 
 
 def test_an_environment_of_more_than_4_kb_is_refused_and_not_repeated(account: Account) -> None:
@@ -67,13 +71,13 @@ def test_a_direct_zip_of_more_than_50_mb_is_refused(account: Account) -> None:
 def test_unpacked_code_and_layers_of_more_than_250_mb_are_refused(account: Account) -> None:
     assert (
         "Unzipped size"
-        in refused(account.functions.publish_layer_version, LayerName="l", Content={"ZipFile": of_zeros(251)})[1]
+        in refused(account.functions.publish_layer_version, LayerName="l", Content={"ZipFile": claiming(251)})[1]
     )
-    layer = account.functions.publish_layer_version(LayerName="half", Content={"ZipFile": of_zeros(200)})["LayerVersionArn"]
-    both = {"Code": {"ZipFile": of_zeros(60)}, "Layers": [layer]}
+    layer = account.functions.publish_layer_version(LayerName="half", Content={"ZipFile": claiming(200)})["LayerVersionArn"]
+    both = {"Code": {"ZipFile": claiming(60)}, "Layers": [layer]}
     assert "combined with layers exceeds" in refused(account.deploy, "", **both)[1]
     name = account.deploy(RETURNING, Layers=[layer])
-    assert "combined" in refused(account.functions.update_function_code, FunctionName=name, ZipFile=of_zeros(60))[1]
+    assert "combined" in refused(account.functions.update_function_code, FunctionName=name, ZipFile=claiming(60))[1]
 
 
 def test_what_is_no_zip_and_an_object_that_is_not_there_are_refused(account: Account) -> None:

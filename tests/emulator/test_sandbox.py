@@ -27,7 +27,7 @@ def test_a_zip_function_sees_what_lambda_ships_and_nothing_else(account: Account
     assert {name for name, there in found.items() if there} == {"boto3", "botocore", "awslambdaric"}
 
 
-def test_the_environment_is_lambdas_and_the_functions_own(account: Account, monkeypatch: object) -> None:
+def test_the_environment_is_lambdas_and_the_functions_own(account: Account) -> None:
     name = account.deploy(LOOKING, Environment={"Variables": {"MINE": "yes"}}, MemorySize=256)
     seen = account.invoke(name, [])["value"]
     environment = seen["environment"]

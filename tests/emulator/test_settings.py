@@ -21,6 +21,24 @@ def test_loading_that_takes_too_long_begins_anew_within_the_timeout() -> None:
         assert account.invoke(slow)["value"]["errorType"] == "Sandbox.Timedout"
 
 
+def test_who_does_not_wait_for_a_change_is_refused() -> None:
+    with LambdaLocal(settle_s=1) as local:
+        account = Account(local)
+        functions, conflict = account.functions, account.functions.exceptions.ResourceConflictException
+        name = account.deploy("def handler(event, context): return 1")
+        assert functions.get_function_configuration(FunctionName=name)["State"] == "Pending"
+        with pytest.raises(conflict, match="state: Pending"):
+            account.invoke(name)
+        functions.get_waiter("function_active_v2").wait(FunctionName=name)
+        assert account.invoke(name)["value"] == 1
+        assert functions.update_function_configuration(FunctionName=name, Timeout=9)["LastUpdateStatus"] == "InProgress"
+        with pytest.raises(conflict, match="update is in progress"):
+            functions.update_function_configuration(FunctionName=name, Timeout=8)
+        assert account.invoke(name)["value"] == 1
+        functions.get_waiter("function_updated_v2").wait(FunctionName=name)
+        functions.update_function_configuration(FunctionName=name, Timeout=8)
+
+
 def test_an_idle_sandbox_ends_and_an_emulator_begins_empty() -> None:
     with LambdaLocal(idle_s=0.1) as local:
         account = Account(local)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import in_parallel
 from proxy import Connection, Proxy
 from s3server import PART, Answering, Bucket, settle
 
@@ -53,6 +54,17 @@ def test_a_large_object_goes_and_comes_in_parts(bucket: Bucket, large: Path, tmp
     assert objects.unfinished("") == []
 
 
+def test_many_large_files_at_a_time_come_whole_and_hold_few_parts(bucket: Bucket, large: Path, tmp_path: Path) -> None:
+    objects = bucket.store(threads=2)
+    objects.put("x", large)
+    outcomes = in_parallel([lambda n=n: objects.fetch("x", tmp_path / str(n)) for n in range(8)])  # type: ignore[misc]
+    assert [outcome.error for outcome in outcomes] == [None] * 8
+    assert {(tmp_path / str(number)).read_bytes() for number in range(8)} == {large.read_bytes()}
+    with pytest.raises(StoreError):
+        objects.fetch("x", tmp_path / "1")
+    assert objects._places._value == 4  # all were given back
+
+
 def test_parts_are_as_many_as_s3_takes() -> None:
     assert part_length(100, 8 << 20) == 8 << 20
     largest = 5 << 40
@@ -92,6 +104,20 @@ def test_an_interrupted_upload_is_gone_on_with_and_only_what_is_missing_is_sent(
     assert sum(progress) == large.stat().st_size
     assert objects.get("run/file") == large.read_bytes()
     assert objects.unfinished("") == []
+
+
+def test_ctrl_c_ends_a_part_that_is_on_its_way(bucket: Bucket, large: Path) -> None:
+    objects, asked = bucket.store(threads=1), list[int]()
+
+    def progress(count: int) -> None:
+        asked.append(count)
+        if len(asked) > 12:  # there are 11 parts
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        objects.put("run/file", large, progress)
+    assert sum(asked) < large.stat().st_size
+    assert len(objects.unfinished("a/prefix/run/file")) == 1
 
 
 def test_parts_of_another_content_are_sent_again(bucket: Bucket, large: Path) -> None:
@@ -206,7 +232,7 @@ def test_a_body_that_always_breaks_off_is_given_up(bucket: Bucket, proxy: Proxy,
 
     proxy.on_connect = cut
     objects = bucket.store(attempts=1)
-    with pytest.raises(StoreError, match="cannot read x in s3://"):
+    with pytest.raises(StoreUnavailable, match="cannot read x in s3://"):
         objects.get("x")
     assert objects.requests["get"] == 3
 
@@ -326,6 +352,7 @@ REFUSED = [
     (403, "InvalidAccessKeyId", StoreAuthError, "does not know these credentials|AWS denies it"),
     (400, "ExpiredToken", StoreAuthError, "have expired"),
     (301, "PermanentRedirect", ConfigError, "another region"),
+    (503, "SlowDown", StoreUnavailable, "try again later"),
 ]
 
 
@@ -336,7 +363,7 @@ def test_what_is_refused_is_told_in_one_sentence_by_every_method(
     headers = {"x-amz-bucket-region": "eu-west-1"} if status == 301 else {}
     with Answering(status, f"<Error><Code>{code}</Code><Message>of the test</Message></Error>", headers) as server:
         settle(monkeypatch, server.endpoint)
-        for operation in operations(bucket.store(), tmp_path).values():
+        for operation in operations(bucket.store(attempts=1), tmp_path).values():
             raised = told(operation)
             assert raised[0] is kind, raised
             assert re.search(text, raised[1]), raised

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trustme
 from conftest import Group, in_parallel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -342,3 +345,43 @@ def test_neither_a_region_nor_credentials_is_told(monkeypatch: pytest.MonkeyPatc
         read_secret("aws-ssm://x")
     with pytest.raises(StoreAuthError, match="no AWS credentials"):
         read_secret("aws-ssm://x?region=eu-west-1")
+
+
+def test_the_certificate_of_an_authority_may_come_from_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    pem = trustme.CA().cert_pem.bytes().decode()
+    monkeypatch.setenv("CA", pem)
+    resolved = resolve_store_url("rediss://:p@h:7?ssl_ca_secret=env:CA&socket_timeout=3")
+    path = Path(parse_url(resolved)["ssl_ca_certs"])
+    assert path.read_text() == pem
+    assert path.parent.stat().st_mode & 0o777 == 0o700  # nobody else can put another one there
+    assert parse_url(resolved)["socket_timeout"] == 3.0
+    assert resolve_store_url(resolved) == resolved
+    assert resolve_store_url("rediss://h?ssl_ca_secret=env:CA") == f"rediss://h?ssl_ca_certs={path}"  # one file for one
+    monkeypatch.setenv("SMLT_STORE_CA_CERTS", "/nonexistent")  # what the URL says comes before the environment
+    assert str(path) in resolve_store_url("rediss://h?ssl_ca_secret=env:CA")
+
+
+def test_the_file_of_an_authority_goes_with_its_process(tmp_path: Path) -> None:
+    script = "from smlt.store.secrets import resolve_store_url as r; print(r('rediss://h?ssl_ca_secret=env:CA'))"
+    environment = {**os.environ, "CA": trustme.CA().cert_pem.bytes().decode(), "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"rediss://h?ssl_ca_certs={tmp_path}/smlt-ca-")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://h?ssl_ca_secret=env:CA", "ssl_ca_secret is for rediss:// URLs"),
+        ("rediss://h?ssl_ca_secret=env:CA&ssl_ca_certs=/x", "ssl_ca_secret and ssl_ca_certs: leave one of them"),
+        ("rediss://h?ssl_ca_secret=env:CA&key=x", "write the '&' inside ssl_ca_secret as %26"),
+        ("rediss://h?ssl_ca_secret=env:CA", "holds no certificate in PEM form"),
+        ("rediss://h?ssl_ca_secret=/etc/ca.pem", "a secret URL begins with"),
+    ],
+)
+def test_an_authority_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch, url: str, said: str) -> None:
+    monkeypatch.setenv("CA", "certainly not")
+    with pytest.raises(ConfigError) as raised:
+        resolve_store_url(url)
+    assert said in str(raised.value)
+    assert "certainly" not in str(raised.value)

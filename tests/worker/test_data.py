@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -70,6 +70,21 @@ def test_batches_have_the_form_of_the_data_set(indices: list[int]) -> None:
     features, squares = take(Squares(), wanted)
     assert features.shape == (len(indices), 3)
     assert squares.tolist() == [i**2 for i in indices]
+
+
+def test_a_data_set_that_can_gives_a_batch_at_once() -> None:
+    class Together(Squares):
+        asked: ClassVar[list[list[int]]] = []
+
+        def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
+            self.asked.append(indices)
+            return [self[index] for index in indices]
+
+    features, squares = take(Together(), np.array([4, 0, 4]))
+    assert features[:, 0].tolist() == [4, 0, 4]
+    assert squares.tolist() == [16, 0, 16]
+    assert take(Together(), np.array([], np.int64))[0].shape == (0, 3)
+    assert Together.asked == [[4, 0, 4]]
 
 
 def test_parts_of_different_length_are_refused() -> None:

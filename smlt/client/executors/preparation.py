@@ -4,13 +4,14 @@ they reach the stores? What cannot work is said before anything is started."""
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from smlt._version import __version__
 from smlt.client.deployment.lookup import Deployment, find_deployment
 from smlt.client.executors.invocation import Invoker
+from smlt.client.invocations import Invocation
 from smlt.errors import ConfigError, DeployError
 from smlt.store.aws import aws_client, aws_errors
 from smlt.store.parameter import redact
@@ -110,8 +111,11 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return layers[0] == layers[1] and all(one.get(field) == other.get(field) for field in fields)
 
 
-def check_reach(invoker: Invoker, target: Target, store_url: str, object_store_url: str) -> None:
-    """Have the function look for the stores itself. DeployError or ConfigError with the one thing to change."""
+def check_reach(invoker: Invoker, target: Target, store_url: str, object_store_url: str) -> Invocation | None:
+    """Have the function look for the stores itself; returns that invocation, which is billed like any other.
+
+    DeployError or ConfigError with the one thing to change.
+    """
     event = {"smlt_probe": {"store_url": store_url, "object_store_url": object_store_url}}
     answer = invoker.invoke(event, threading.Event(), PROBE_PATIENCE_S)
     function = target.deployment.function
@@ -127,6 +131,7 @@ def check_reach(invoker: Invoker, target: Target, store_url: str, object_store_u
     if found["objects"]:
         way = ": its VPC needs a gateway endpoint for S3, and the role rights on it" if target.deployment.vpc else ""
         raise ConfigError(f"function {function} cannot use {object_store_url}{way}; it says: {found['objects']}")
+    return None if answer.row is None else replace(answer.row, worker_id="probe", outcome="probe")
 
 
 def _store_advice(target: Target, store_url: str, said: str) -> str:
