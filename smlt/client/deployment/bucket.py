@@ -39,7 +39,7 @@ class BucketFacts:
 
 def bucket_region(cloud: Cloud, bucket: str) -> str | None:
     """The bucket's region, None when there is no such bucket. DeployError when it belongs to somebody else."""
-    with asking(f"bucket {bucket}"), may_lack("NoSuchBucket", "404"):
+    with asking(f"cannot look at bucket {bucket} (is it yours?)"), may_lack("NoSuchBucket", "404"):
         place = cloud.client("s3").get_bucket_location(Bucket=bucket).get("LocationConstraint")
         # The oldest names of regions: https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetBucketLocation.html
         return {"": "us-east-1", "EU": "eu-west-1"}.get(place or "", str(place))

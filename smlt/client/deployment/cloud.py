@@ -20,25 +20,25 @@ class Cloud:
         self._account: Account | None = None
 
     def client(self, service: str) -> Any:
-        """The client for "lambda", "s3", "iam", "logs" or "sts". DeployError without a region."""
+        """The client for "lambda", "s3", "iam", "logs" or "sts". ConfigError without a region."""
         if service not in self._clients:
             # Lambda answers UpdateFunctionCode only when it has the whole package.
-            with asking("cannot ask AWS"):
-                self._clients[service] = aws_client(service, attempts=4, read_timeout=120)
+            self._clients[service] = aws_client(service, attempts=4, read_timeout=120)
         return self._clients[service]
 
     @property
     def account(self) -> Account:
         """DeployError when the credentials are none, unknown or expired, or AWS cannot be reached."""
         if self._account is None:
-            client = self.client("sts")
+            region, client = self.region, self.client("sts")
             with asking("cannot ask AWS who you are"):
                 caller = client.get_caller_identity()
-            self._account = Account(caller["Account"], self.region, caller["Arn"].split(":")[1])
+            self._account = Account(caller["Account"], region, caller["Arn"].split(":")[1])
         return self._account
 
     @property
     def region(self) -> str:
+        """The function's region, and that of all the rest."""
         return str(self.client("lambda").meta.region_name)
 
 

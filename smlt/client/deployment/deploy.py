@@ -52,11 +52,11 @@ def deploy(request: DeployRequest, report: Reporter, *, dry_run: bool = False, s
     with tempfile.TemporaryDirectory(prefix="smlt-deploy-") as folder:
         artifacts = prepare(request, Path(folder), report)
         cloud = Cloud()
+        arn = cloud.account.arn("lambda", f"function:{request.function}")  # credentials and region come before all else
         steps, warnings, work = plan(cloud, request, artifacts, report)
         report.planned(steps, warnings)
         if strict and warnings:
             raise DeployError(f"--strict: {warnings[0]}")
-        arn = cloud.account.arn("lambda", f"function:{request.function}")
         changes = [step for step in steps if step.action != "keep"]
         if not dry_run:
             carry_out(steps, work, f"deploy again to go on, or smlt destroy {request.function}")

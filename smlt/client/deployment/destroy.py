@@ -73,6 +73,7 @@ def plan_removal(
     cloud: Cloud, function: str, place: Place | None, role: RoleName | None, *, keep_logs: bool, data: bool
 ) -> list[Step]:
     """What would be removed, in its order, and what stays. The log group, whose tags lead to all, is last."""
+    assert cloud.account  # credentials and region come before all else
     found = find_function(cloud, function)
     if found is not None and not is_managed(dict(found.tags)):
         raise DeployError(f"function {function} was not made by smlt: delete it yourself")

@@ -37,8 +37,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Changes:
-    """What an existing function lacks: its code, fields of its configuration, tags."""
+    """What an existing function lacks: its code, fields of its configuration, tags. `busy`: an earlier change is under way."""
 
+    busy: bool
     code: bool
     fields: dict[str, Any]
     tags: dict[str, str]
@@ -94,7 +95,8 @@ def plan_function(
     differs = (*code, *_shown(fields, wanted, found.configuration), *sorted(wrong))
     if not differs:
         return Step("function", name, "keep")
-    changes = Changes(bool(code), {field: wanted[field] for field in fields}, wrong)
+    busy = found.configuration.get("State") == "Pending" or found.configuration.get("LastUpdateStatus") == "InProgress"
+    changes = Changes(busy, bool(code), {field: wanted[field] for field in fields}, wrong)
     return Step("function", name, "update", differs, lambda work: _update(cloud, request, package, changes, work))
 
 
@@ -183,6 +185,9 @@ def _create(
 
 def _update(cloud: Cloud, request: DeployRequest, package: Package | None, changes: Changes, work: Work) -> None:
     client, name, fields = cloud.client("lambda"), request.function, dict(changes.fields)
+    if changes.busy:  # Lambda refuses a change while it makes another one
+        _wait(cloud, name, "function_active_v2", work)
+        _wait(cloud, name, "function_updated_v2", work)
     if fields:
         if "Layers" in fields and work.layer_arn:
             fields["Layers"] = [work.layer_arn]

@@ -40,6 +40,8 @@ class Recorder:
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     #: By operation ("lambda.CreateFunction"): the answers to its next calls, None for the genuine one.
     faults: dict[str, list[tuple[int, str, str] | None]] = field(default_factory=dict)
+    #: By operation: the bodies of its next answers, which are no errors.
+    genuine: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     #: The credentials expire with the first call of this operation.
     expire_with: str | None = None
 
@@ -54,6 +56,9 @@ class Recorder:
         operation = event_name.removeprefix("before-send.").replace("cloudwatch-logs", "logs")
         if self.expire_with in self.names:
             return answer(request, 403, "ExpiredToken", "The security token included in the request is expired", operation)
+        if self.genuine.get(operation):
+            content = json.dumps(self.genuine[operation].pop(0), default=str).encode()
+            return botocore.awsrequest.AWSResponse(request.url, 200, {}, Raw(content))
         waiting = self.faults.get(operation)
         fault = waiting.pop(0) if waiting else None
         return answer(request, *fault, operation) if fault else None
@@ -199,7 +204,7 @@ def sandbox(moto_url: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> San
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("smlt.client.deployment.function.LOOK_EVERY_S", 0)
     recorder, session, own = _sessions()
-    recorder.calls, recorder.faults, recorder.expire_with = [], {}, None
+    recorder.calls, recorder.faults, recorder.genuine, recorder.expire_with = [], {}, {}, None
     monkeypatch.setattr(aws._sessions, "session", session, raising=False)
     monkeypatch.setattr(aws._sessions, "asked_for", (None, "testing", None), raising=False)
     return Sandbox(folder, recorder, own)

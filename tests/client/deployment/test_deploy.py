@@ -133,6 +133,16 @@ def test_a_changed_setting_updates_the_configuration_alone(
     assert aws.deploy(**changes).changed == 0
 
 
+def test_a_change_that_is_still_under_way_is_waited_for(aws: Sandbox) -> None:
+    aws.deploy()
+    there = function(aws)
+    there["Configuration"]["LastUpdateStatus"] = "InProgress"
+    aws.recorder.genuine["lambda.GetFunction"] = [there]
+    aws.deploy(memory_mb=3008)
+    # Planned with it, waited for twice, changed, waited for again.
+    assert aws.recorder.names.count("lambda.GetFunction") == 4
+
+
 def test_changed_code_is_sent_and_nothing_else(aws: Sandbox) -> None:
     aws.deploy()
     (aws.folder / "model.py").write_text("import math\n")

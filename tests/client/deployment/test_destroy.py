@@ -10,7 +10,7 @@ import pytest
 from cloud import NOTHING, Sandbox, sandbox
 
 from smlt.client.deployment.names import Place, RoleName
-from smlt.errors import ConfigError
+from smlt.errors import ConfigError, DeployError
 
 
 @pytest.fixture
@@ -66,6 +66,14 @@ def test_runs_go_only_when_asked_and_files_of_others_never(aws: Sandbox) -> None
     left = aws.everything()
     assert left["objects"] == sorted(f"bucket/{key}" for key in others)
     assert (left["uploads"], left["buckets"], left["log groups"]) == ([], ["bucket"], ["/aws/lambda/digits"])
+
+
+def test_a_bucket_in_another_region_is_told_before_anything_is_removed(aws: Sandbox) -> None:
+    aws.deploy()
+    aws.client("s3", "us-east-1").create_bucket(Bucket="american")
+    with pytest.raises(DeployError, match="lies in us-east-1: give --region us-east-1"):
+        aws.destroy(place=Place("american"))
+    assert aws.recorder.writes == []
 
 
 def test_where_aws_no_longer_tells_bucket_and_role_may_be_named(aws: Sandbox) -> None:

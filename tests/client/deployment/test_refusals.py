@@ -174,6 +174,13 @@ def test_no_and_wrong_credentials_are_told(aws: Sandbox, monkeypatch: pytest.Mon
     assert "no AWS credentials: set AWS_PROFILE" in refused(aws)
 
 
+def test_a_missing_region_is_told(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_REGION")
+    assert "no AWS region: set AWS_REGION, or give --region" in refused(aws, ConfigError)
+    with pytest.raises(ConfigError, match="no AWS region"):
+        aws.destroy()
+
+
 def test_an_endpoint_that_cannot_be_reached_is_told(aws: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
