@@ -55,6 +55,9 @@ class Front:
         self._settling = Settling(settle_s)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if _from_a_browser(environ):
+            start_response("403 Forbidden", [("Content-Type", "text/plain")])
+            return [b"lambda-local answers AWS clients on this machine, no web pages\n"]
         if environ["PATH_INFO"].startswith("/moto-api"):
             return self._moto(environ, start_response)
         operation = classify(environ, self._account)
@@ -141,6 +144,14 @@ class Front:
         if environ.get("HTTP_X_AMZ_LOG_TYPE") == "Tail":
             headers["X-Amz-Log-Result"] = base64.b64encode(answer.log_tail).decode()
         return 200, headers, answer.outcome.body
+
+
+def _from_a_browser(environ: dict[str, Any]) -> bool:
+    """Whether a web page asks, which could otherwise deploy code here and run it: moto lets all origins in, and a name that
+    leads to 127.0.0.1 is anyone's to make."""
+    host = environ.get("HTTP_HOST", "").rpartition(":")[0] or environ.get("HTTP_HOST", "")
+    local = host in ("127.0.0.1", "localhost") or host.endswith((".localhost", ".amazonaws.com"))
+    return "HTTP_ORIGIN" in environ or "HTTP_SEC_FETCH_SITE" in environ or not local
 
 
 def _refused(operation: Operation, refusal: authorization.Refusal) -> Reply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import zipfile
@@ -119,9 +120,17 @@ def test_ephemeral_storage_can_be_updated(account: Account) -> None:
     assert updated["EphemeralStorage"] == {"Size": 1024}
 
 
-def test_bodies_in_chunks_and_empty_answers_keep_the_connection(account: Account) -> None:
-    import http.client
+@pytest.mark.parametrize("headers", [{"Origin": "https://example.org"}, {"Host": "rebound.example.org"}])
+def test_web_pages_are_not_answered(account: Account, headers: dict[str, str]) -> None:
+    connection = http.client.HTTPConnection(account.local.endpoint_url.removeprefix("http://"), timeout=20)
+    connection.request("OPTIONS", "/2015-03-31/functions", headers=headers)
+    response = connection.getresponse()
+    assert response.status == 403
+    assert "Access-Control-Allow-Origin" not in response.headers
+    connection.close()
 
+
+def test_bodies_in_chunks_and_empty_answers_keep_the_connection(account: Account) -> None:
     s3 = account.client("s3")
     s3.create_bucket(Bucket="raw-requests")
     connection = http.client.HTTPConnection(account.local.endpoint_url.removeprefix("http://"), timeout=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import venv
 from pathlib import Path
 
 import pytest
@@ -62,5 +63,11 @@ def test_a_second_emulator_in_a_process_a_taken_port_and_a_missing_environment_a
         LambdaLocal(taken.getsockname()[1]).__enter__()
     with LambdaLocal():  # the one that failed has left nothing behind
         pass
+
+
+def test_an_environment_that_cannot_stand_for_an_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no Python environment"):
-        LambdaLocal(images={"image:1": Path("/nonexistent")})
+        LambdaLocal(images={"image:1": tmp_path / "none"})
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    with pytest.raises(ConfigError, match="has no awslambdaric"):
+        LambdaLocal(images={"image:1": tmp_path / "bare"})
