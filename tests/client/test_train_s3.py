@@ -62,30 +62,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def train(folder: Path, name: str, *options: str, **environment: str) -> Path:
-    done = smlt(
-        *(
-            "train",
-            "line.py",
-            "--runs-dir",
-            "runs",
-            "-n",
-            "2",
-            "--epochs",
-            "2",
-            "--global-batch-size",
-            "32",
-            "--data",
-            "data",
-            "--name",
-            name,
-        ),
-        *options,
-        cwd=folder,
-        **environment,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "runs" / name
+OPTIONS = ("-n", "2", "--global-batch-size", "32", "--data", "data", "--runs-dir", "runs")
 
 
 def seen_by_workers(run: Path) -> set[str]:
@@ -93,27 +70,30 @@ def seen_by_workers(run: Path) -> set[str]:
     return {line.removeprefix("data is ") for line in text.splitlines() if line.startswith("data is ")}
 
 
-def test_a_run_in_s3_fetched_or_streamed_is_as_in_a_directory_and_goes_on_from_there(folder: Path, bucket: Bucket) -> None:
-    plain = train(folder, "plain")
-    objects = bucket.store()
-    for name, environment, kind in (("fetched", {}, "LocalFiles"), ("streamed", {"TIGHT": "1"}, "StreamedFiles")):
-        run = train(folder, name, "--object-store", bucket.url, **environment)
-        assert seen_by_workers(run) == {kind}
-        assert steps(run) == steps(plain)
-        metrics = [[row["metrics"] for row in rows(one) if row["kind"] == "epoch"] for one in (run, plain)]
-        assert metrics[0] == metrics[1]
-        newest = max(key for key in objects.list(f"{name}/checkpoints/") if key.endswith("tensors.safetensors"))
-        assert objects.get(newest) == (plain / newest.removeprefix(f"{name}/")).read_bytes()
-        assert not [path for path in (run / "code", run / "data", run / "checkpoints") if path.exists()]
-    assert objects.list("streamed/snapshots/") == []
+def test_a_run_in_s3_is_as_in_a_directory_whether_it_fetches_or_streams(folder: Path, bucket: Bucket) -> None:
+    def run(*arguments: str, **environment: str) -> None:
+        done = smlt(*arguments, cwd=folder, **environment)
+        assert done.returncode == 0, done.stderr
+
+    run("train", "line.py", *OPTIONS, "--epochs", "4", "--name", "plain")
+    run("train", "line.py", *OPTIONS, "--epochs", "2", "--name", "far", "--object-store", bucket.url)
+    objects, plain, far = bucket.store(), folder / "runs/plain", folder / "runs/far"
+    assert seen_by_workers(far) == {"LocalFiles"}
     (folder / "line.py").unlink()  # to go on, its copy in the bucket will do
-    objects.delete("fetched/data/MANIFEST.json", "fetched/data/train/2.npz")  # as an interrupted upload leaves it
-    done = smlt("train", "--resume", "fetched", "--epochs", "3", "--runs-dir", "runs", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    run = folder / "runs/fetched"
-    assert status(run)["state"] == "done"
-    assert objects.get("fetched/data/train/2.npz") == (folder / "data/train/2.npz").read_bytes()
-    assert [row["epoch"] for row in rows(run) if row["kind"] == "epoch"] == [0, 1, 2]
+    objects.delete("far/data/MANIFEST.json", "far/data/train/2.npz")  # as an interrupted upload leaves it
+    run("resume", "far", "--epochs", "4", "--runs-dir", "runs", TIGHT="1")
+    assert seen_by_workers(far) == {"LocalFiles", "StreamedFiles"}
+
+    assert status(far)["state"] == "done"
+    assert len(steps(far)) == 4 * 8
+    assert steps(far) == steps(plain)
+    metrics = [[row["metrics"] for row in rows(one) if row["kind"] == "epoch"] for one in (far, plain)]
+    assert metrics[0] == metrics[1]
+    newest = max(key for key in objects.list("far/checkpoints/") if key.endswith("tensors.safetensors"))
+    assert objects.get(newest) == (plain / newest.removeprefix("far/")).read_bytes()
+    assert objects.get("far/data/train/2.npz") == (folder / "data/train/2.npz").read_bytes()
+    assert objects.list("far/snapshots/") == []
+    assert not [path for path in (far / "code", far / "data", far / "checkpoints") if path.exists()]
     assert steps(plain)[-1][1] < steps(plain)[0][1]
 
 
