@@ -3,13 +3,15 @@
     .venv/bin/python release/wheels.py [--arch x86_64] [--arch aarch64] [--out dist]
 
 One wheel an architecture serves every Python from 3.11 on (the stable ABI) and every Linux with glibc 2.17 or newer. The
-wheel is built from the source distribution; auditwheel reads from the binary what it needs, and no wheel is left when that
-is not what its name says. The extra `wheels` has the tools. The same sources and tools give the same bytes.
+wheel is built from the source distribution; auditwheel and abi3audit read from the binary what it needs of the system and of
+Python, and no wheel is left when that is not what its name says. The extra `wheels` has the tools. The same sources and tools
+give the same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import subprocess
@@ -100,6 +102,12 @@ def audited(wheel: Path, arch: str) -> Path:
         raise Refused(
             f"{wheel.name} needs glibc {needs[0]}.{needs[1]}, it may need {GLIBC[0]}.{GLIBC[1]} at most:\n{shown.stdout}"
         )
+    if importlib.util.find_spec("abi3audit") is None:
+        print("wheels: abi3audit is not installed, the use of the stable ABI is not audited", file=sys.stderr)
+    else:
+        audit = subprocess.run([sys.executable, "-m", "abi3audit", "--strict", str(wheel)], capture_output=True, text=True)
+        if audit.returncode:
+            raise Refused(f"abi3audit: {audit.stdout}{audit.stderr}")
     if not wheel.name.endswith(f"-cp311-abi3-linux_{arch}.whl"):
         raise Refused(f"{wheel.name} is not for the stable ABI")
     if wheel.stat().st_size > WHEEL_BYTES_MAX:

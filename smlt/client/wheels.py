@@ -12,13 +12,17 @@ from email.parser import BytesParser
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from packaging.markers import default_environment
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.tags import Tag, compatible_tags, cpython_tags
-from packaging.utils import InvalidWheelFilename, NormalizedName, canonicalize_name, parse_wheel_filename
-
 from smlt.client.layer_check import ARCHITECTURES, GLIBC
 from smlt.errors import ConfigError, DeployError
+
+try:
+    from packaging.markers import default_environment
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.tags import Tag, compatible_tags, cpython_tags
+    from packaging.utils import InvalidWheelFilename, NormalizedName, canonicalize_name, parse_wheel_filename
+except ImportError as error:
+    raise ConfigError("packaging is not installed: pip install 'smlt[aws]'") from error
+
 
 _ROUNDS = 8
 #: manylinux tags that were named before their numbers.
