@@ -89,6 +89,9 @@ def plan_function(
         raise DeployError(
             f"function {name}: Lambda cannot change a function between a zip and an image: smlt destroy {name} first"
         )
+    if found.configuration.get("State") == "Failed":
+        reason = found.configuration.get("StateReason", "Lambda does not say why")
+        raise DeployError(f"function {name} cannot run: {reason}; mend that, smlt destroy {name}, and deploy again")
     code = _code_differs(request, package, found)
     fields = _differing(wanted, found.configuration, new_layer)
     wrong = {key: value for key, value in tags.items() if found.tags.get(key) != value}

@@ -135,6 +135,14 @@ def test_a_function_that_smlt_has_not_made_is_not_touched(aws: Sandbox) -> None:
     assert aws.everything()["functions"] == ["digits"]
 
 
+def test_a_function_that_cannot_run_is_not_taken_for_a_deployed_one(aws: Sandbox) -> None:
+    aws.deploy()
+    there = aws.client("lambda").get_function(FunctionName="digits")
+    there["Configuration"] |= {"State": "Failed", "StateReason": "the subnet has no free address"}
+    aws.recorder.genuine["lambda.GetFunction"] = [there]
+    assert "function digits cannot run: the subnet has no free address; mend that, smlt destroy digits" in refused(aws)
+
+
 def test_a_zip_does_not_become_an_image(aws: Sandbox) -> None:
     aws.deploy()
     image = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/smlt:1"
