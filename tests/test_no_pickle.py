@@ -135,7 +135,7 @@ def test_a_runs_folder_holds_json_and_safetensors_and_text(tmp_path: Path) -> No
     files = [path for path in run.rglob("*") if path.is_file()]
     checkpoints = [path for path in files if "checkpoints" in path.parts]
     assert {path.suffix for path in checkpoints} == {".safetensors", ".json"}
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jsonl", ".log", ".py"}
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jsonl", ".lock", ".log", ".py"}
     for path in checkpoints:
         content = path.read_bytes()
         if path.suffix == ".safetensors":  # a length, a JSON header, numbers: https://github.com/huggingface/safetensors

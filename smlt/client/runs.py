@@ -4,7 +4,7 @@
                  status.json       state, progress, process; rewritten as the run goes on
                  metrics.jsonl     a row for each step and each epoch
                  logs/             worker-<rank>.log, store.log
-                 .scheduler        locked by the process that schedules the run, as long as it lives
+                 scheduler.lock    locked by the process that schedules the run, as long as it lives
                  invocations.jsonl, bill.json   of a run on Lambda: every invocation, and what they cost
                  code/, data/, checkpoints/   the object store's, when it is the default directory
 """
@@ -25,7 +25,7 @@ from typing import Any
 from smlt.errors import CheckpointError, ConfigError, StoreError
 
 DEFAULT_RUNS_DIR = Path("smlt-runs")
-_LOCK = ".scheduler"
+_LOCK = "scheduler.lock"
 
 
 class Run:

@@ -16,9 +16,7 @@ from smlt.client.bill import StoreUse, estimate
 from smlt.client.prices import PRICES
 
 GUIDE = (REPOSITORY / "docs" / "aws.md").read_text()
-#: Commands of the guide that are not there yet: what follows "smlt".
-NOT_YET = ("layer", "deploy", "lambda-local", "stop", "destroy", "train examples/digits_numpy.py --on lambda")
-
+#: What the guide runs.
 WORDS = ("--version", "store", "doctor", "layer", "deploy", "lambda-local", "train", "logs", "status", "stop", "destroy")
 
 
@@ -57,18 +55,7 @@ def problem(line: str) -> str:
     return f"missing: {missing}" if missing else ""
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        pytest.param(
-            line,
-            marks=[pytest.mark.xfail(strict=True, reason="this command of the guide is not there yet")]
-            if line.startswith(NOT_YET)
-            else [],
-        )
-        for line in commands()
-    ],
-)
+@pytest.mark.parametrize("line", commands())
 def test_a_command_of_the_guide_is_one(line: str) -> None:
     assert problem(line) == ""
 

@@ -43,7 +43,7 @@ def test_configuration_and_status_come_back_and_nothing_half_written_is_seen(tmp
     with run.hold():
         assert again.status == {"state": "running", "pid": os.getpid(), "step": 2}
     assert Run.open(Path("elsewhere"), str(run.path)).path == run.path  # by its folder
-    assert sorted(path.name for path in run.path.iterdir()) == [".scheduler", "config.json", "logs", "status.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.json", "logs", "scheduler.lock", "status.json"]
 
 
 def test_a_run_is_scheduled_by_one_process_at_a_time(tmp_path: Path) -> None:

@@ -352,7 +352,7 @@ REFUSED = [
     (403, "InvalidAccessKeyId", StoreAuthError, "does not know these credentials|AWS denies it"),
     (400, "ExpiredToken", StoreAuthError, "have expired"),
     (301, "PermanentRedirect", ConfigError, "another region"),
-    (503, "SlowDown", StoreUnavailable, "try again later"),
+    (503, "SlowDown", StoreUnavailable, "try again in a minute"),
 ]
 
 
