@@ -17,7 +17,20 @@ from smlt.client.prices import PRICES
 
 GUIDE = (REPOSITORY / "docs" / "aws.md").read_text()
 #: What the guide runs.
-WORDS = ("--version", "store", "doctor", "layer", "deploy", "lambda-local", "train", "logs", "status", "stop", "destroy")
+WORDS = (
+    "--version",
+    "store",
+    "doctor",
+    "layer",
+    "deploy",
+    "lambda-local",
+    "train",
+    "logs",
+    "status",
+    "bill",
+    "stop",
+    "destroy",
+)
 
 
 def commands() -> list[str]:

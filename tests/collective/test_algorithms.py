@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
-from conftest import Group
+from groups import Group
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

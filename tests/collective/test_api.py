@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import Group, in_parallel
+from groups import Group, in_parallel
 
 import smlt
 from smlt.errors import CollectiveError, ConfigError

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import Group
+from groups import Group
 from test_tls import TlsProxy, authority  # noqa: F401  (fixture)
 
 from smlt import Communicator

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from conftest import in_parallel
+from groups import in_parallel
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from proxy import Connection, End, Proxy

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import redis
 from by_hand import DOWN, TOKENS, UP, ByHand, finish
-from conftest import Group
+from groups import Group
 from proxy import Proxy
 
 from smlt import Communicator

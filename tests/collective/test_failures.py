@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
-from conftest import Group, in_parallel
+from groups import Group, in_parallel
 from proxy import Connection, Proxy
 
 from smlt import Communicator

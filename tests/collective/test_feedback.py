@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import Group
+from groups import Group
 
 import smlt
 from smlt import Communicator

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import trustme
-from conftest import Group, in_parallel
+from groups import Group, in_parallel
 from test_tls import TlsProxy
 
 import smlt

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import redis
-from conftest import Group, in_parallel
+from groups import Group, in_parallel
 
 from smlt import Communicator
 from smlt.errors import CollectiveError, SmltError, WorkerLostError

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pytest
-from conftest import in_parallel
+from groups import in_parallel
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import redis
-from conftest import Group, in_parallel
+from groups import Group, in_parallel
 from proxy import Connection, Proxy
 
 from smlt import Communicator

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trustme
-from conftest import in_parallel
+from groups import in_parallel
 from proxy import Connection, Proxy
 from test_tls import TlsProxy
 

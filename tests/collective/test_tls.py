@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trustme
-from conftest import Group
+from groups import Group
 
 from smlt.errors import StoreUnavailable
 from smlt.store.embedded import EmbeddedStore

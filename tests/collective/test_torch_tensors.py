@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import Group
+from groups import Group
 
 from smlt import Communicator
 from smlt.errors import ConfigError

@@ -61,7 +61,7 @@ def test_workers_with_other_constants_take_those_of_the_first(store: EmbeddedSto
 
 
 def test_a_trace_tells_what_time_was_spent_on(store: EmbeddedStore, job: str) -> None:
-    from conftest import Group
+    from groups import Group
 
     workers = Group(store.url, job, 2, codec="fp16")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
-from conftest import Group
+from groups import Group
 
 from smlt.store.embedded import EmbeddedStore
 from smlt.store.parameter import ParameterStore

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import in_parallel
+from groups import in_parallel
 from proxy import Connection, Proxy
 from s3server import PART, Answering, Bucket, settle
 

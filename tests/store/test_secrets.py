@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import trustme
-from conftest import Group, in_parallel
+from groups import Group, in_parallel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.connection import parse_url

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Group
-from test_trainer import Line, Sequential, configure, train
+from groups import Group
+from training import Line, Sequential, configure, train
 
 from smlt import Communicator
 from smlt.store.object import DirectoryObjectStore

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Group
-from test_trainer import configure, losses, train
+from groups import Group
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from training import configure, losses, train
 
 from smlt import Communicator, Task
 from smlt.errors import TaskError
