@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable
@@ -24,14 +26,15 @@ def build_layer(arch: str, python: str, out: Path, *, wheel: Path | None = None,
 
     It holds python/ with smlt, NumPy, redis-py, hiredis, safetensors, what these need, and `packages` ("scikit-learn>=1.3").
     boto3 is not in it: Lambda's runtime has it. `wheel`: smlt's own, or a folder of wheels, into which pip then looks too;
-    None: that in dist/ (of the checkout, or here). The same wheels give the same bytes: names in order, fixed times and modes.
+    None: that in dist/ (of the checkout, where one is made if need be, or here). The same wheels give the same bytes: names
+    in order, fixed times and modes.
     DeployError when a wheel is missing or the layer is too large or does not fit the runtime, ConfigError for a wrong
     argument; `out` is then as it was.
     """
     check_target(arch, python)
     target = Target(arch, python)
     extra = [parsed(package) for package in packages]
-    own = find_wheel(wheel, arch, python)
+    own = find_wheel(wheel, arch, python) if wheel is not None else _own_wheel(arch, python)
     roots = [parsed(f"smlt[worker] @ {own.path.resolve().as_uri()}"), *extra]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".smlt-layer-", dir=out.parent) as scratch:
@@ -42,6 +45,25 @@ def build_layer(arch: str, python: str, out: Path, *, wheel: Path | None = None,
         check_sizes(str(out), made.stat().st_size, report.unpacked_bytes, report.packages)
         made.replace(out)
     return LayerReport(**{**vars(report), "path": out})
+
+
+def _own_wheel(arch: str, python: str) -> Wheel:
+    """The wheel in dist/; in a checkout one is made when there is none that is of these sources."""
+    try:
+        return find_wheel(None, arch, python)
+    except DeployError as error:
+        checkout = Path(smlt.__file__).parents[1]
+        script = checkout / "release" / "wheels.py"
+        if not script.is_file():
+            raise
+        machine = {"arm64": "aarch64"}.get(arch, arch)
+        command = [sys.executable, str(script), "--arch", machine, "--out", str(checkout / "dist")]
+        made = subprocess.run(command, capture_output=True, text=True)
+        if made.returncode:
+            said = (made.stderr.strip() or made.stdout.strip() or "it said nothing").splitlines()[-1]
+            tools = "pip install 'smlt[wheels]' has the tools"
+            raise DeployError(f"{error}; it could not be made just now: {said} ({tools})") from error
+        return find_wheel(None, arch, python)
 
 
 def find_wheel(where: Path | None, arch: str, python: str) -> Wheel:

@@ -85,7 +85,7 @@ def test_packages_and_layers_that_cannot_run_are_refused_before_any_request(
     (aws.folder / "broken.py").write_text("def")
     with zipfile.ZipFile(aws.folder / "flat.zip", "w") as archive:
         archive.writestr("smlt/__init__.py", "")
-    monkeypatch.setattr("smlt.client.layers.find_wheel", no_wheel)
+    monkeypatch.setattr("smlt.client.layers._own_wheel", no_wheel)
     for changes, told in (
         ({"package": aws.folder / "none.py"}, "there is no such script or folder"),
         ({"package": aws.folder / "empty"}, "there is no Python file"),
