@@ -83,11 +83,8 @@ def main() -> None:
                     times[name] += [float(record.init_ms or 0) + record.duration_ms for record in made]
                     inits[name] += [float(record.init_ms or 0) for record in made]
     for name in HANDLERS:
-        quartiles = [round(value) for value in statistics.quantiles(times[name], n=4)]
-        init = round(statistics.median(inits[name]))
-        print(
-            f"{name}: median {round(statistics.median(times[name]))} ms (quartiles {quartiles[0]} to {quartiles[2]}), init {init}"
-        )
+        low, middle, high = (round(value) for value in statistics.quantiles(times[name], n=4))
+        print(f"{name}: median {middle} ms (quartiles {low} to {high}), init {round(statistics.median(inits[name]))}")
 
 
 if __name__ == "__main__":

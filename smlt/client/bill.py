@@ -138,7 +138,9 @@ class Bill:
 
 def shown(quantity: Fraction) -> str:
     """A quantity for people: whole numbers whole, others to six significant digits."""
-    return f"{quantity.numerator:,}" if quantity.denominator == 1 else f"{float(quantity):.6g}"
+    if quantity.denominator == 1:
+        return f"{quantity.numerator:,}"
+    return f"{Decimal(f'{float(quantity):.6g}'):f}"  # never 3e-06
 
 
 def shown_usd(usd: Fraction) -> str:

@@ -137,7 +137,10 @@ def _place(name: str) -> str | None:
         return place if len(parts) > 2 or parts[-1] != "RECORD" else None
     if _KEPT.search(parts[-1]) and not place.endswith((".py", ".so")):
         return place
-    if "tests" in parts[1:-1] or "__pycache__" in parts or place.endswith(_BUILT_AGAINST):
+    # Not all in a folder of tests is one: numpy.testing imports numpy._core.tests._natype.
+    if "tests" in parts[1:-1] and (not place.endswith(".py") or parts[-1].startswith(("test_", "conftest."))):
+        return None
+    if "__pycache__" in parts or place.endswith(_BUILT_AGAINST):
         return None
     return place
 

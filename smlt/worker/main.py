@@ -19,11 +19,12 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 
 from smlt.errors import FencedError, SmltError, StoreError, TaskError
 from smlt.store.coordination import Coordination
-from smlt.store.object import open_object_store
+from smlt.store.object import ObjectStore, open_object_store
 from smlt.store.parameter import ParameterStore
 from smlt.worker.config import WorkerConfig
 from smlt.worker.data import fetch_code
@@ -51,6 +52,8 @@ class Sandbox:
         self.trainer: Trainer | None = None
         self.member: Member | None = None
         self.scratch: tempfile.TemporaryDirectory[str] | None = None
+        self.objects: ObjectStore | None = None
+        self._asked_before = Counter[str]()  # of object stores of earlier runs
         self.orphaned = False
 
     def invoke(self, config: WorkerConfig) -> tuple[int, str]:
@@ -100,23 +103,29 @@ class Sandbox:
                 parameters.close()
 
     def forget(self) -> None:
-        """What another job has left, or one that has failed, is of no use for the next."""
+        """What another job has left, or one that has failed, is of no use for the next: model, data, and the code itself."""
         self.trainer = None
-        if self.scratch is not None:
-            self.scratch.cleanup()
-            self.scratch = None
+        if self.scratch is None:
+            return
+        folder = Path(self.scratch.name).resolve()
+        sys.path[:] = [place for place in sys.path if not Path(place).is_relative_to(folder)]
+        for name, module in list(sys.modules.items()):
+            if Path(getattr(module, "__file__", None) or "/").is_relative_to(folder):
+                del sys.modules[name]
+        self.scratch.cleanup()
+        self.scratch = None
 
     def requests(self) -> dict[str, int]:
         """Requests to the object store so far, by kind; a directory counts none."""
-        objects = self.trainer.objects if self.trainer is not None else None
-        return dict(getattr(objects, "requests", {}))
+        return dict(self._asked_before + Counter(getattr(self.objects, "requests", {})))
 
     def _trainer(self, config: WorkerConfig, member: Member) -> Trainer:
         """The trainer that is here already, or a new one with the task from the object store."""
         if self.trainer is not None:
             self.trainer.enlist(config, member.report, member.confirm)
             return self.trainer
-        objects = open_object_store(config.object_store_url)
+        self._asked_before = Counter(self.requests())
+        objects = self.objects = open_object_store(config.object_store_url)
         self.scratch = tempfile.TemporaryDirectory(prefix="smlt-worker-")
         folder = Path(self.scratch.name)
         code = fetch_code(objects, f"{config.run}/code", folder / "code", config.code_sha256)

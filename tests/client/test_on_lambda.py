@@ -153,3 +153,17 @@ def test_another_memory_is_an_alias_and_leaves_the_function_as_it_is(deployed: C
     assert [alias["Name"] for alias in aliases] == ["smlt-512mb"]
     versions = client.list_versions_by_function(FunctionName=FUNCTION)["Versions"]
     assert [version["Version"] for version in versions] == ["$LATEST", aliases[0]["FunctionVersion"]]  # none for "again"
+
+
+def test_a_warm_sandbox_runs_the_code_of_each_run(deployed: Cloud, tmp_path: Path) -> None:
+    script = write_task(tmp_path, "\n        import sizes\n        print('size', sizes.SIZE)\n")
+    job = ("--workers", 2, "--epochs", 1, "--global-batch-size", 16)
+    before = len(deployed.local.invocations)
+    for size in (1, 2):
+        (tmp_path / "sizes.py").write_text(f"SIZE = {size}\n")
+        assert deployed.train(script, *job, "--name", f"size-{size}", cwd=tmp_path).returncode == 0
+        printed = "".join(path.read_text() for path in (tmp_path / "smlt-runs" / f"size-{size}" / "logs").glob("worker-*"))
+        assert f"size {size}" in printed
+        assert f"size {3 - size}" not in printed
+    cold = [record for record in deployed.local.invocations[before:] if record.init_ms is not None]
+    assert len(cold) < len(deployed.local.invocations[before:]) / 2
