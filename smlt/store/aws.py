@@ -111,7 +111,7 @@ def _explained(error: BaseException) -> tuple[type[SmltError], str]:
     if code == "NoSuchBucket":
         return StoreError, "there is no such bucket"
     if code in _BUSY:
-        return StoreUnavailable, f"AWS does not keep up ({code}): try again later"
+        return StoreUnavailable, f"AWS does not keep up ({code}): try again in a minute"
     if isinstance(error, exceptions.ClientError):
         message = error.response.get("Error", {}).get("Message", "")
         return StoreError, f"AWS answered {code}: {message}" if message else f"AWS answered {code}"

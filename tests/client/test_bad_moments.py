@@ -210,20 +210,25 @@ def test_a_cold_worker_whose_time_limit_comes_before_it_can_train_ends_the_run(s
 # ---- Ctrl-C, and a scheduler that dies, while they gather ----
 
 
-def frozen(run: Going) -> None:
-    """Kill a worker, and wait until the others gather."""
+@contextmanager
+def frozen(run: Going) -> Iterator[None]:
+    """Kill a worker, and wait until the others gather. Until the end one of them does not: with a spare it would be over."""
     with coordination_of(run) as coordination:
-        run.workers()[1][1].kill()
+        held, killed = (process for _, process in run.workers()[:2])
+        held.suspend()
+        killed.kill()
         assert eventually(lambda: coordination.plan() is None)
         # A spare may gather too, and another change may follow.
         assert eventually(lambda: len(coordination.acks(coordination.generation() or 0)) >= 2)
+    yield
+    held.resume()
 
 
 def test_ctrl_c_while_they_gather_leaves_a_checkpoint(store: EmbeddedStore, tmp_path: Path) -> None:
     with Going(store, tmp_path, write_task(tmp_path, PACED), pace=0.1) as run:
         run.at_step(6)
-        frozen(run)
-        run.process.send_signal(signal.SIGINT)
+        with frozen(run):
+            run.process.send_signal(signal.SIGINT)
         assert run.finish() == 130
     assert status(run.folder)["state"] == "stopped"
     assert status(run.folder)["checkpoint_step"] >= 6
@@ -237,9 +242,9 @@ def test_a_scheduler_that_dies_while_they_gather_leaves_a_whole_checkpoint(
     with Going(store, tmp_path, write_task(tmp_path, PACED), *spares, pace=0.1) as run:
         run.at_step(6)
         processes = run.descendants()
-        frozen(run)
-        run.process.kill()
-        run.process.wait()
+        with frozen(run):
+            run.process.kill()
+            run.process.wait()
         assert all_gone(processes)
     objects = DirectoryObjectStore(run.folder.parent)
     newest = max(path.parent.name for path in (run.folder / "checkpoints").glob("*/MANIFEST.json"))

@@ -9,6 +9,8 @@ import pytest
 from commandline import rows, smlt, status, steps
 from s3server import Bucket
 
+from smlt.worker.stamped import split_stamp
+
 pytest_plugins = ["s3fixtures"]
 
 TASK = """
@@ -67,7 +69,8 @@ OPTIONS = ("-n", "2", "--global-batch-size", "32", "--data", "data", "--runs-dir
 
 def seen_by_workers(run: Path) -> set[str]:
     text = "".join(path.read_text() for path in run.rglob("*.log"))
-    return {line.removeprefix("data is ") for line in text.splitlines() if line.startswith("data is ")}
+    lines = [split_stamp(line)[1] for line in text.splitlines()]
+    return {line.removeprefix("data is ") for line in lines if line.startswith("data is ")}
 
 
 def test_a_run_in_s3_is_as_in_a_directory_whether_it_fetches_or_streams(folder: Path, bucket: Bucket) -> None:
