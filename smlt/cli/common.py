@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from smlt._version import __version__
+from smlt.client.runs import Run
 from smlt.store.secrets import resolve_store_url
 
 
@@ -46,12 +47,12 @@ StoreReference = Annotated[str | None, typer.Option("--store", **_STORE)]  # as 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on stdout, nothing else.")]
 
 
-def _into_environment(variable: str) -> Callable[[str | None], str | None]:
+def _into_environment(*variables: str) -> Callable[[str | None], str | None]:
     """Every client of AWS in this process and its children reads it there."""
 
     def take(value: str | None) -> str | None:
         if value:
-            os.environ[variable] = value
+            os.environ.update(dict.fromkeys(variables, value))
         return value
 
     return take
@@ -69,12 +70,30 @@ EndpointUrl = Annotated[
 ]
 Region = Annotated[
     str | None,
-    typer.Option("--region", envvar="AWS_REGION", callback=_into_environment("AWS_REGION"), help="AWS region."),
+    typer.Option(
+        "--region", envvar="AWS_REGION", callback=_into_environment("AWS_REGION", "AWS_DEFAULT_REGION"), help="AWS region."
+    ),
 ]
 Profile = Annotated[
     str | None,
     typer.Option("--profile", envvar="AWS_PROFILE", callback=_into_environment("AWS_PROFILE"), help="AWS profile."),
 ]
+
+
+#: What leads to the AWS that a run is on.
+_WHERE = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_PROFILE")
+
+
+def where_aws_is() -> dict[str, str]:
+    """For a run to remember; credentials are not among it."""
+    return {name: os.environ[name] for name in _WHERE if os.environ.get(name)}
+
+
+def go_where(run: Run) -> None:
+    """Ask the AWS that a run is on, where nothing else is said now."""
+    for name, value in dict(run.status.get("aws") or {}).items():
+        if name in _WHERE:
+            os.environ.setdefault(name, str(value))
 
 
 def _version(wanted: bool) -> None:

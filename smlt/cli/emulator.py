@@ -18,6 +18,8 @@ import typer
 from smlt.cli.common import AsJson, app, examples
 from smlt.errors import ConfigError
 
+_writing = threading.Lock()
+
 if TYPE_CHECKING:
     from smlt.emulator import Faults, LambdaLocal, Record
 
@@ -131,12 +133,7 @@ def _image(text: str) -> tuple[str, Path]:
 
 def _introduce(local: LambdaLocal, *, as_json: bool) -> None:
     """The endpoint on stdout; what to do with it on stderr."""
-    needed = {"AWS_ENDPOINT_URL": local.endpoint_url}
-    profile = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser()
-    if local.authorize or not (os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE") or profile.exists()):
-        needed |= {name.upper(): value for name, value in local.credentials.items()}
-    if not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
-        needed["AWS_REGION"] = "us-east-1"
+    needed = local.environment(os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1")
     if as_json:
         print(json.dumps({"endpoint_url": local.endpoint_url, "environment": needed}), flush=True)
         return
@@ -156,8 +153,15 @@ def _say(record: Record) -> None:
     parts += ["event"] if record.kind == "Event" else []
     parts += [f"attempt {record.attempt}"] if record.attempt > 1 else []
     parts += ["duplicate"] if record.duplicate else []
-    print("  ".join(parts), flush=True)
+    _write("  ".join(parts))
 
 
 def _say_json(record: Record) -> None:
-    print(json.dumps(asdict(record)), flush=True)
+    _write(json.dumps(asdict(record)))
+
+
+def _write(line: str) -> None:
+    """In one piece: invocations end at the same time, in threads of their own."""
+    with _writing:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()

@@ -9,7 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from smlt.cli.common import AsJson, EndpointUrl, Profile, Region, RunsDir, StoreReference, app, examples, resolved
+from smlt.cli.common import (
+    AsJson,
+    EndpointUrl,
+    Profile,
+    Region,
+    RunsDir,
+    StoreReference,
+    app,
+    examples,
+    go_where,
+    resolved,
+    where_aws_is,
+)
 from smlt.client.artifacts import local_modules
 from smlt.client.lambda_runs import place, through
 from smlt.client.progress import make_progress
@@ -181,6 +193,8 @@ def train(
     request, url = _placed(request, store)
     _check_surroundings(request, url)  # what cannot work leaves no run folder behind
     run = Run.create(runs_dir, Path(script), asdict(request), name)
+    if request.on == "lambda":
+        run.write_status(aws=where_aws_is())
     TaskScheduler(run, request, make_progress(as_json=as_json), store_url=url).run()
 
 
@@ -190,6 +204,7 @@ def _placed(request: RunRequest, store: str | None) -> tuple[RunRequest, str | N
 
 
 def _resume(run: Run, chosen: dict[str, Any], store: str | None, as_json: bool) -> None:
+    go_where(run)
     request, url = _placed(_resumed(run, chosen), store)
     if url is not None:
         take_over(run, url)
@@ -252,6 +267,7 @@ def stop(
     When its scheduler is gone, workers that are still there are stopped through the store.
     """
     found = Run.open(runs_dir, run)
+    go_where(found)
     typer.echo(stop_run(found, lambda: _reached(found, store), now=now))
 
 

@@ -81,7 +81,7 @@ def check(
     )
 )
 def dockerfile(
-    python: Python = "3.12",
+    python: Python = _HERE,
     packages: Annotated[
         list[str] | None,
         typer.Option(

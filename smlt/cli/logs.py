@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from smlt.cli.common import AsJson, EndpointUrl, Profile, Region, RunsDir, app, examples
+from smlt.cli.common import AsJson, EndpointUrl, Profile, Region, RunsDir, app, examples, go_where
 from smlt.client.logs import LogLine, follow, logs, parse_since
 from smlt.client.runs import DEFAULT_RUNS_DIR, Run
 from smlt.worker.stamped import stamp
@@ -45,6 +45,7 @@ def show_logs(
     A line's worker stands before it; what a worker prints without a time counts to the line before. --json has the time too.
     """
     found = Run.open(runs_dir, run)
+    go_where(found)
     after = parse_since(since) if since is not None else 0.0
     write = _json if as_json else _writer()
     for line in (follow if follow_it else logs)(found, since=after, worker=worker):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from smlt.cli.common import AsJson, EndpointUrl, Profile, Region, RunsDir, app, examples
+from smlt.cli.common import AsJson, EndpointUrl, Profile, Region, RunsDir, app, examples, go_where
 from smlt.client.progress import metrics_text, resume_line
 from smlt.client.runs import DEFAULT_RUNS_DIR, Run, list_runs
 from smlt.client.settling import settle
@@ -103,5 +103,7 @@ def show_bill(
 
     A run looks into its log when it ends, but lines come some seconds late: --from-log looks again.
     """
-    made = settle(Run.open(runs_dir, run), from_log=from_log, prices=prices)
+    found = Run.open(runs_dir, run)
+    go_where(found)
+    made = settle(found, from_log=from_log, prices=prices)
     typer.echo(json.dumps(made.to_dict()) if as_json else made.to_text())

@@ -79,6 +79,8 @@ def check_request(request: RunRequest) -> None:
         raise ConfigError(f"--on-failure {request.on_failure!r}: choose one of {', '.join(ON_FAILURE)}")
     if request.on not in PLACES:
         raise ConfigError(f"--on {request.on!r}: choose one of {', '.join(PLACES)}")
+    if request.on == "lambda" and request.memory_mb is not None and not 128 <= request.memory_mb <= 10_240:
+        raise ConfigError(f"--memory {request.memory_mb}: a function has 128 to 10240 MB")
     if request.replace_stragglers is not None and not request.replace_stragglers > 1:
         raise ConfigError(f"--replace-stragglers {request.replace_stragglers} is not above 1: how many times the others' step")
     check_workers(request.workers, request.global_batch_size)

@@ -18,6 +18,7 @@ from smlt.errors import CollectiveError, ConfigError
 from smlt.store.secrets import resolve_store_url
 
 _current: Communicator | None = None
+_asked: dict[str, Any] = {}  # what it was joined by
 
 _SETTINGS = {
     "store": str,
@@ -50,7 +51,7 @@ def init(event: Mapping[str, Any] | None = None, **settings: Any) -> Communicato
     A job joined before is left first, unless it is this very one, which is kept: a warm Lambda sandbox stays connected.
     Raises ConfigError for values that cannot work, and what `Communicator` raises.
     """
-    global _current
+    global _current, _asked
     unknown = set(settings) - set(_SETTINGS)
     if unknown:
         raise ConfigError(f"unknown setting {', '.join(sorted(unknown))}; known: {', '.join(_SETTINGS)}")
@@ -66,15 +67,13 @@ def init(event: Mapping[str, Any] | None = None, **settings: Any) -> Communicato
     store = resolve_store_url(chosen.get("store"))
     if store is not None:
         chosen["store"] = store
+    if isinstance(event, Mapping) and "smlt" not in event and "world_size" not in chosen:
+        raise ConfigError('the event has no "smlt" with store, job, rank and world_size, and SMLT_WORLD_SIZE is not set either')
     if _current is not None:
-        same = all(
-            getattr(_current, name) == chosen.get(name, getattr(_current, name))
-            for name in ("job", "rank", "world_size", "generation", "timeout_s", "codec")
-        )
-        url = _current.parameter_store.url if _current.parameter_store is not None else None
-        if same and chosen.get("store", url) == url and _current.usable:
+        if _asked == chosen and _current.usable:
             return _current
         finalize()
+    _asked = dict(chosen)
     _current = Communicator(chosen.pop("store", None), worker_id=uuid.uuid4().hex, **chosen)
     return _current
 

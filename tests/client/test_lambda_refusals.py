@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +43,26 @@ def test_a_function_that_is_not_there_is_named_with_what_makes_it(deployed: Clou
     assert "nobody" in done.stderr
     assert "smlt deploy" in done.stderr
     assert not (tmp_path / "smlt-runs").exists()
+
+
+def test_a_function_with_a_handler_of_its_own_is_not_invoked(deployed: Cloud, script: Path, tmp_path: Path) -> None:
+    client, before = deployed.client("lambda"), len(deployed.local.invocations)
+    role = client.get_function_configuration(FunctionName=FUNCTION)["Role"]
+    package = io.BytesIO()
+    with zipfile.ZipFile(package, "w") as archive:
+        archive.writestr("mine.py", "def handler(event, context):\n    return {}\n")
+    client.create_function(
+        FunctionName="mine",
+        Runtime=f"python{sys.version_info[0]}.{sys.version_info[1]}",
+        Role=role,
+        Handler="mine.handler",
+        Code={"ZipFile": package.getvalue()},
+        Environment={"Variables": {"SMLT_OBJECT_STORE": f"s3://{BUCKET}"}},
+    )
+    done = smlt("train", script, *JOB, "--on", "lambda", "--function", "mine", cwd=tmp_path, **deployed.environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("smlt: function mine runs mine.handler, not SMLT's workers: ")
+    assert len(deployed.local.invocations) == before
 
 
 def test_more_workers_than_may_run_at_once_are_refused(deployed: Cloud, script: Path, tmp_path: Path) -> None:

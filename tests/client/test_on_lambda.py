@@ -81,6 +81,8 @@ def test_a_run_ends_in_the_bits_of_local_workers_and_is_billed(
     assert f"{bill['total_usd']:.6f}" in smlt("status", "calm", cwd=tmp_path).stdout
     again = smlt("bill", "calm", "--from-log", "--json", cwd=tmp_path, **deployed.environment)
     assert json.loads(again.stdout) == bill
+    keys = {name: value for name, value in deployed.environment.items() if "KEY" in name}
+    assert smlt("bill", "calm", "--from-log", cwd=tmp_path, **keys).returncode == 0  # the run knows which AWS it is on
     assert {"S3 writes", "S3 reads"} <= {item["name"] for item in bill["items"]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,18 @@ def test_arguments_come_before_the_event_and_the_event_before_the_environment(
 def test_settings_that_cannot_work(arguments: list[Any], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         smlt.init(*arguments, **settings)
+
+
+def test_a_warm_process_takes_no_place_from_the_event_before(store: EmbeddedStore) -> None:
+    first = {"smlt": {"store": store.url, "job": f"warm-{os.getpid()}", "rank": 0, "world_size": 1, "generation": 2}}
+    joined = smlt.init(first)
+    assert smlt.init(first) is joined
+    with pytest.raises(ConfigError, match='the event has no "smlt"'):
+        smlt.init({"smtl": first["smlt"]})
+    again = smlt.init({"smlt": {"job": first["smlt"]["job"]}})
+    assert again is not joined
+    assert again.generation == 1
+    smlt.finalize()
 
 
 def test_importing_smlt_pulls_in_nothing_heavy() -> None:

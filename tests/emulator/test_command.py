@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,7 +95,14 @@ def test_it_prints_the_endpoint_what_to_export_and_a_line_for_each_invocation(tm
         command.process.terminate()
         _, explained = command.process.communicate(timeout=20)
     assert command.process.returncode == 0
-    assert f"export AWS_ENDPOINT_URL={endpoint} AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test" in explained
+    (exports,) = re.findall("export (.*)", explained)
+    assert dict(one.split("=", 1) for one in exports.split()) == {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
 
 
 @pytest.mark.parametrize(

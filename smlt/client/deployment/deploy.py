@@ -11,10 +11,10 @@ from smlt.client.deployment.bucket import plan_bucket
 from smlt.client.deployment.cloud import Cloud
 from smlt.client.deployment.extras import install_extras
 from smlt.client.deployment.function import plan_function, plan_invocation, wanted_environment
-from smlt.client.deployment.layer import LayerZip, plan_layer, read_layer
+from smlt.client.deployment.layer import LayerZip, is_layer_arn, plan_layer, read_layer
 from smlt.client.deployment.limits import DIRECT_BYTES, check_unpacked
 from smlt.client.deployment.logs import plan_log_group
-from smlt.client.deployment.package import Package, collect, imports_of, pack
+from smlt.client.deployment.package import PRELOADABLE, Package, collect, imports_of, pack
 from smlt.client.deployment.request import DeployRequest
 from smlt.client.deployment.role import plan_role
 from smlt.client.deployment.steps import Reporter, Step, Work, carry_out
@@ -40,6 +40,7 @@ class Artifacts:
     package: Package | None
     layer: LayerZip | None
     variables: dict[str, str]
+    warnings: tuple[str, ...]
 
 
 def deploy(request: DeployRequest, report: Reporter, *, dry_run: bool = False, strict: bool = False) -> Deployed:
@@ -75,7 +76,7 @@ def prepare(request: DeployRequest, folder: Path, report: Reporter) -> Artifacts
         report.note("building the layer; --layer takes one that is built")
     layer = read_layer(request, folder)
     if request.image is not None:
-        return Artifacts(None, None, wanted_environment(request, imports, frozenset()))
+        return Artifacts(None, None, wanted_environment(request, imports, frozenset()), ())
     extras: dict[str, Path] = {}
     if request.extras:
         extras = install_extras(request.extras, request.arch, request.python, layer.holds if layer else {}, folder)
@@ -87,7 +88,14 @@ def prepare(request: DeployRequest, folder: Path, report: Reporter) -> Artifacts
     if request.no_layer and "smlt" not in package.modules:
         raise DeployError("--no-layer: the package holds no smlt: add it by --with, or give --layer")
     modules = package.modules | (layer.modules if layer else frozenset())
-    return Artifacts(package, layer, wanted_environment(request, imports, modules))
+    # A published layer may hold whatever it likes.
+    missing = () if is_layer_arn(request.layer or "") else sorted((imports & set(PRELOADABLE)) - modules)
+    warnings = tuple(
+        f"{request.package.name} imports {name}, which neither package nor layer has: add it by --with, or take an image "
+        "(smlt layer dockerfile)"
+        for name in missing
+    )
+    return Artifacts(package, layer, wanted_environment(request, imports, modules), warnings)
 
 
 def plan(
@@ -109,7 +117,7 @@ def plan(
         new_layer=artifacts.layer is not None and layer_arn is None,
     )
     invocation = plan_invocation(cloud, request, function.action == "create")
-    warnings = facts.warnings
+    warnings = (*facts.warnings, *artifacts.warnings)
     if request.image is not None and "@sha256:" not in request.image:
         warnings = (
             *warnings,

@@ -60,7 +60,7 @@ def destroy(
         carry_out(steps, Work(report), "destroy again to go on")
     removals = [step for step in removals if step.action == "delete"]
     if not removals:
-        line = f"there is nothing of {function} to remove"
+        line = f"there is nothing of {function} to remove" + ("" if place else "; what runs have left: --bucket BUCKET --data")
     elif dry_run:
         line = f"dry run: {len(removals)} to remove, nothing was touched"
     else:
@@ -145,12 +145,12 @@ def _bucket_steps(cloud: Cloud, function: str, place: Place, *, data: bool) -> l
     tags = bucket_tags(cloud, place.bucket)
     if is_managed(tags) and tags.get(FUNCTION_TAG) == function:
         step = Step("bucket", place.bucket, "delete", ("if it is empty then",))
-        step.run = lambda work: _delete_bucket(cloud, place, step, work)
+        step.run = lambda work: _delete_bucket(cloud, place, function, step, work)
         steps.append(step)
     return steps
 
 
-def _delete_bucket(cloud: Cloud, place: Place, step: Step, work: Work) -> None:
+def _delete_bucket(cloud: Cloud, place: Place, function: str, step: Step, work: Work) -> None:
     from botocore.exceptions import ClientError
 
     with asking(f"cannot remove bucket {place.bucket}"), may_lack("NoSuchBucket"):
@@ -160,13 +160,16 @@ def _delete_bucket(cloud: Cloud, place: Place, step: Step, work: Work) -> None:
             if error_code(error) != "BucketNotEmpty":
                 raise
             step.action = "keep"
-            work.report.note(f"bucket {place.bucket} is not empty and stays")
+            how = f"smlt destroy {function} --bucket {place.url} --data"
+            work.report.note(f"bucket {place.bucket} is not empty and stays, with what runs have left: {how}")
 
 
 def _role_steps(cloud: Cloud, function: str, name: RoleName) -> list[Step]:
     role, iam, own = find_role(cloud, name), cloud.client("iam"), policy_name(function)
     if role is None or not is_managed(role.tags):
         return [] if role is None else [Step("role", name.name, "keep", ("not made by smlt",))]
+    if users := _functions_with(cloud, role.arn, function):
+        return [Step("role", name.name, "keep", (f"{', '.join(users)} has it",))]
     with asking(f"cannot look at the policies of role {name.name}"):
         inline = iam.list_role_policies(RoleName=name.name)["PolicyNames"]
         others = [policy for policy in inline if policy != own]
@@ -185,6 +188,14 @@ def _role_steps(cloud: Cloud, function: str, name: RoleName) -> list[Step]:
     if others:
         return [_removal(cloud, "policy", f"{name.name}/{own}", remove, f"the role stays: {keeps}")]
     return [_removal(cloud, "role", name.name, remove)]
+
+
+def _functions_with(cloud: Cloud, role_arn: str, but: str) -> list[str]:
+    """The other functions that have a role."""
+    with asking("cannot list the functions"):
+        pages = cloud.client("lambda").get_paginator("list_functions").paginate()
+        found = [one for page in pages for one in page["Functions"]]
+    return [one["FunctionName"] for one in found if one.get("Role") == role_arn and one["FunctionName"] != but]
 
 
 def _log_step(cloud: Cloud, function: str, group: LogGroup, *, keep_logs: bool) -> Step:

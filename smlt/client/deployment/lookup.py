@@ -14,9 +14,10 @@ from smlt.errors import DeployError
 class Deployment:
     """A function that SMLT's workers run in.
 
-    `runtime`: "python3.12", "" for an image. `object_store`: s3://bucket/prefix. `store`: the parameter store's URL with the
-    reference to its password, None when runs bring their own. `vpc`: whether it is in a VPC. `reserved_concurrency`: sandboxes
-    that are set aside for it, None when it shares the account's.
+    `runtime`: "python3.12", "" for an image. `handler`: what Lambda calls, "" for an image, which says it itself.
+    `object_store`: s3://bucket/prefix. `store`: the parameter store's URL with the reference to its password, None when runs
+    bring their own. `vpc`: whether it is in a VPC. `reserved_concurrency`: sandboxes that are set aside for it, None when it
+    shares the account's.
     """
 
     function: str
@@ -25,6 +26,7 @@ class Deployment:
     timeout_s: int
     arch: str
     runtime: str
+    handler: str
     package_type: str
     object_store: str
     store: str | None
@@ -51,6 +53,7 @@ def find_deployment(function: str) -> Deployment:
         timeout_s=int(there["Timeout"]),
         arch=there.get("Architectures", ["x86_64"])[0],
         runtime=there.get("Runtime") or "",
+        handler=there.get("Handler") or "",
         package_type=there.get("PackageType", "Zip"),
         object_store=variables["SMLT_OBJECT_STORE"],
         store=variables.get("SMLT_STORE"),

@@ -52,6 +52,7 @@ RIGHTS: tuple[Right, ...] = (
     *_of("lambda", "function", "GetFunctionConfiguration PublishVersion CreateAlias UpdateAlias", "train"),
     Right("lambda:InvokeFunction", "function", ("lambda.Invoke",), "train"),
     *_of("lambda", "any", "GetAccountSettings", "train"),
+    *_of("lambda", "any", "ListFunctions", "destroy", "create_role"),
     *_of("lambda", "layer", "PublishLayerVersion", "deploy"),
     *_of("lambda", "layer", "ListLayerVersions", "deploy destroy"),
     *_of("lambda", "layer version", "GetLayerVersion", "deploy"),

@@ -17,6 +17,7 @@ from smlt.store.aws import aws_client, aws_errors
 from smlt.store.parameter import redact
 from smlt.worker.processors import threads_of
 
+HANDLER = "smlt.worker.handler.handler"
 #: How long Lambda may take to change a function's configuration.
 CHANGE_S = 120
 #: Over the wire an invocation may take as long as the longest function, and some.
@@ -47,6 +48,11 @@ def lambda_client(connections: int) -> Any:
 def prepare(function: str, workers: int, memory_mb: int | None) -> Target:
     """Find the function, give it the memory, see that `workers` can run at once. DeployError or ConfigError otherwise."""
     deployment = find_deployment(function)
+    if deployment.handler not in ("", HANDLER):
+        raise ConfigError(
+            f"function {function} runs {deployment.handler}, not SMLT's workers: name another --function, or deploy it without "
+            "--handler"
+        )
     client = aws_client("lambda")
     concurrency = available(client, deployment)
     if workers > concurrency:

@@ -243,3 +243,14 @@ def test_a_bucket_with_a_key_of_its_own_lets_the_role_use_that_key(aws: Sandbox)
     policy = aws.client("iam").get_role_policy(RoleName="digits-role", PolicyName="smlt-digits")["PolicyDocument"]
     statement = next(statement for statement in policy["Statement"] if statement["Resource"] == key)
     assert statement["Action"] == ["kms:Decrypt", "kms:GenerateDataKey"]
+
+
+def test_a_module_that_no_zip_has_is_a_warning_with_the_ways_out(aws: Sandbox) -> None:
+    script = aws.folder / "heavy.py"
+    script.write_text("import torch\nimport json\n")
+    aws.deploy(package=script, dry_run=True)
+    warned = [row["text"] for row in aws.rows if row["event"] == "warning"]
+    (told,) = [text for text in warned if "torch" in text]
+    assert told.startswith("heavy.py imports torch, which neither package nor layer has: add it by --with, or take an image")
+    aws.deploy(package=script, layer=None, image="123456789012.dkr.ecr.eu-west-1.amazonaws.com/smlt:1", dry_run=True)
+    assert [row for row in aws.rows if row["event"] == "warning" and "torch" in row["text"]] == []

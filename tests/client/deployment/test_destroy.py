@@ -118,3 +118,12 @@ def test_thousands_of_objects_are_deleted_by_the_thousand(aws: Sandbox, monkeypa
     aws.destroy(data=True)
     assert aws.recorder.names.count("s3.DeleteObjects") == 3
     assert aws.everything() == NOTHING
+
+
+def test_a_role_that_another_function_has_stays(aws: Sandbox) -> None:
+    aws.deploy()
+    aws.deploy(function="second")
+    aws.destroy(keep_logs=True)
+    kept = [row for row in aws.rows if row["event"] == "plan" and row["kind"] == "role"]
+    assert [(row["action"], row["details"]) for row in kept] == [("keep", ["second has it"])]
+    assert aws.client("iam").get_role(RoleName="digits-role")["Role"]["RoleName"] == "digits-role"

@@ -28,6 +28,7 @@ def test_a_deployment_is_found_as_it_was_made(aws: Sandbox) -> None:
         timeout_s=900,
         arch="x86_64",
         runtime="python3.12",
+        handler="smlt.worker.handler.handler",
         package_type="Zip",
         object_store="s3://bucket/team",
         store=STORE,

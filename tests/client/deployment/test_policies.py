@@ -44,7 +44,7 @@ def resource_of(name: str, asked: dict[str, Any]) -> str:
     if "LayerName" in asked:
         version = f":{asked['VersionNumber']}" if "VersionNumber" in asked else ""
         return f"arn:aws:lambda:{REGION}:{ACCOUNT}:layer:{asked['LayerName']}{version}"
-    return str(asked.get("Resource") or f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{asked['FunctionName']}")
+    return str(asked.get("Resource") or f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{asked.get('FunctionName')}")
 
 
 def allows(policy: dict[str, Any], action: str, resource: str, context: dict[str, str]) -> bool:
