@@ -248,7 +248,7 @@ class Crew:
             raise self.policy.loss(rank, f"worker {rank} {how}, and no worker is left", start, self.records.done_step)
 
     def _let_go(self, worker_id: str) -> Started | None:
-        """End what is left of a worker; what is known of it. A spare that cannot be ended would wait for a place: it is told."""
+        """End what is left of a worker; what is known of it. A spare that goes on would wait for a place: it is told."""
         start = self.started.lose(worker_id)
         if start is not None and start.config.spare and start.handle is not None:
             with suppress(StoreUnavailable, StoreFull):
