@@ -6,14 +6,15 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from smlt.client.policy import FailurePolicy, reraised
 from smlt.client.records import Records
 from smlt.client.request import RunRequest
-from smlt.client.starts import Starts
-from smlt.errors import StoreUnavailable
+from smlt.client.starts import Started, Starts
+from smlt.errors import StoreFull, StoreUnavailable
 from smlt.store.coordination import Coordination
 from smlt.store.membership import Coordinator
 from smlt.store.object import open_object_store
@@ -228,7 +229,7 @@ class Crew:
         needed = worker_id in self.coordinator.expected if frozen else takes_part and not self.records.ended
         if needed:
             self._end_if_the_job_failed()  # before anything is changed: when the store is away, this is all done again
-        start = self.started.lose(worker_id)
+        start = self._let_go(worker_id)
         if takes_part and not needed:
             # Someone has ended in order, so the last checkpoint is written: this one is no more needed.
             self._finished.add(worker_id)
@@ -245,6 +246,14 @@ class Crew:
         self.coordinator.replace(worker_id, self._successor(rank))
         if not self.coordinator.expected:
             raise self.policy.loss(rank, f"worker {rank} {how}, and no worker is left", start, self.records.done_step)
+
+    def _let_go(self, worker_id: str) -> Started | None:
+        """End what is left of a worker; what is known of it. A spare that goes on would wait for a place: it is told."""
+        start = self.started.lose(worker_id)
+        if start is not None and start.config.spare and start.handle is not None:
+            with suppress(StoreUnavailable, StoreFull):
+                self.coordination.release(worker_id)
+        return start
 
     def _lose_one_beside(self, worker_id: str, code: int | None) -> None:
         """A spare, or one that was to join, has ended: start another, unless they do not come up."""
@@ -412,7 +421,7 @@ class Crew:
         """
         for worker_id in [w for w, instead_of in self._joining.items() if instead_of is None]:
             del self._joining[worker_id]  # of an earlier call
-            self.started.lose(worker_id)
+            self._let_go(worker_id)
         members = self._members()
         if size < len(members):
             self._freeze(members[:size])

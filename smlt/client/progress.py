@@ -41,7 +41,8 @@ class JsonLines:
         self.out = out
 
     def _write(self, event: str, values: dict[str, Any]) -> None:
-        print(json_line({"event": event, **values}), file=self.out, flush=True)
+        self.out.write(json_line({"event": event, **values}) + "\n")  # at once: a Ctrl-C in between would leave half a line
+        self.out.flush()
 
     def uploading(self, sent: int, total: int) -> None:
         self._write("uploading", {"bytes": sent, "total_bytes": total})
@@ -83,7 +84,8 @@ class PlainLines:
         self.epochs = 0
 
     def _say(self, text: str) -> None:
-        print(text, file=self.out, flush=True)
+        self.out.write(f"{text}\n")
+        self.out.flush()
         self.said = time.monotonic()
 
     def uploading(self, sent: int, total: int) -> None:

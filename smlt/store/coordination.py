@@ -8,7 +8,7 @@
     smlt:{J.0}:worker:<id>    a worker's metadata after its last iteration; expires when it is not renewed
     smlt:{J.0}:meta:<rank>    stream of a rank's reports
     smlt:{J.0}:events         stream: acknowledgements and faults, for the scheduler to wake up by
-    smlt:{J.0}:ctl            stream that wakes workers: kind ("abort" | "generation" | "plan" | "over"), text
+    smlt:{J.0}:ctl            stream that wakes workers: kind ("abort" | "generation" | "plan" | "released" | "over"), text
     smlt:{J.0}:control        "stop": end together at the next step boundary
     smlt:{J.0}:failure        the first error that ends the job, as JSON
 
@@ -306,6 +306,10 @@ class Coordination:
         """Ask the workers to stop together at the next step boundary."""
         self._patiently(lambda: self.parameters.client.set(self.parameters.key("control"), "stop", px=self._ttl_ms))
 
+    def release(self, worker_id: str) -> None:
+        """Let a worker go that waits for a place, and that nobody can end from outside."""
+        self._say("released", worker_id, "ctl")
+
     def end_job(self) -> None:
         """The job is over: whoever still works for it is fenced, and leaves. Nothing where the store does not have the job."""
         self._run(_END, ["generation", "plan", "ctl"], self._ttl_ms)
@@ -398,8 +402,8 @@ class Coordination:
         """Tell the scheduler that this worker's time limit comes before the next plan: it waits to be invoked again."""
         self._say("paused", worker_id)
 
-    def _say(self, kind: str, text: str) -> None:
-        key = self.parameters.key("events")
+    def _say(self, kind: str, text: str, stream: str = "events") -> None:
+        key = self.parameters.key(stream)
         with self.parameters.client.pipeline(transaction=True) as pipe:
             pipe.xadd(key, {"kind": kind, "text": text}, maxlen=WORDS_KEPT, approximate=True)
             pipe.pexpire(key, self._ttl_ms)

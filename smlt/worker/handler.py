@@ -71,10 +71,11 @@ def _work(values: Mapping[str, Any], context: Any) -> dict[str, Any]:
     config = WorkerConfig.from_json(json.dumps(dict(values)))
     # The truth about who this invocation was, also where its answer is lost, or it is a duplicate.
     print(f"smlt run={config.run} worker={config.worker_id} rank={config.rank}", flush=True)
+    store_url = resolve_store_url(config.store_url)  # may ask a secret manager: that is of the function's time, too
     left_s = context.get_remaining_time_in_millis() / 1000 - MARGIN_S
     if config.time_limit_s is not None:
         left_s = min(left_s, config.time_limit_s)
-    config = replace(config, store_url=resolve_store_url(config.store_url), time_limit_s=max(0.1, left_s))
+    config = replace(config, store_url=store_url, time_limit_s=max(0.1, left_s))
     before = _sandbox.requests()
     code, ended = _sandbox.invoke(config)
     after = _sandbox.requests()

@@ -59,6 +59,7 @@ class Sandbox:
     def invoke(self, config: WorkerConfig) -> tuple[int, str]:
         """Work as `config` says; returns the exit code and how it ended. What went wrong is told to the store and to stderr."""
         parameters: ParameterStore | None = None
+        self.member = None  # that of the invocation before is not who tells what goes wrong in this one
         began = time.monotonic()
         limit = _end_at_the_limit(config) if self.ends_itself else None
         if self.trainer is not None and (self.trainer.config.run, self.trainer.config.job) != (config.run, config.job):
@@ -110,7 +111,8 @@ class Sandbox:
         folder = Path(self.scratch.name).resolve()
         sys.path[:] = [place for place in sys.path if not Path(place).is_relative_to(folder)]
         for name, module in list(sys.modules.items()):
-            if Path(getattr(module, "__file__", None) or "/").is_relative_to(folder):
+            places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]  # a namespace package has no file
+            if any(Path(place).is_relative_to(folder) for place in places if place):
                 del sys.modules[name]
         self.scratch.cleanup()
         self.scratch = None

@@ -47,7 +47,7 @@ class Orphaned(Exception):
 
 
 class JobIsOver(Exception):
-    """The scheduler has ended the job, and waits for nobody."""
+    """The scheduler has ended the job, or this worker's part in it, and waits for nobody."""
 
 
 class TimeIsUp(Exception):
@@ -166,7 +166,8 @@ class Member:
             return "released"
         except TimeIsUp:
             if not self.config.warm:  # what is in memory goes with the process
-                trainer.save_alone()
+                with suppress(FencedError):  # a newer generation has begun: it goes on there, in another invocation
+                    trainer.save_alone()
             self.coordination.pause(self.config.worker_id)
             return "paused"
 
@@ -235,9 +236,9 @@ class Member:
                     text = f"rank {self.rank}: {type(error).__name__}: {error}"
                     self.coordination.fault(self.config.worker_id, self.generation, text, blamed)
                 return
-            except StoreUnavailable:
+            except StoreUnavailable as unreachable:
                 self._check_scheduler()
-                pause.wait()
+                pause.wait(unreachable)
 
     def _can_be_mended(self, error: SmltError) -> bool:
         """Whether a new generation may help. A wrong password, or workers that call different things: it cannot."""
@@ -284,7 +285,7 @@ class Member:
             for kind, text in words:
                 if kind == "abort":
                     raise CollectiveError(f"the job was ended: {text}")
-                if kind == "over":
+                if kind == "over" or (kind == "released" and text == self.config.worker_id):
                     raise JobIsOver
 
     def _acknowledge(self, generation: int, ack: Ack) -> int:

@@ -71,6 +71,7 @@ class Trainer:
         self.adapter = make_adapter(task, config.seed, config.threads, config.bucket_mb)
         self._under_way: StepUnderWay | None = None
         self._feedback: dict[str, ErrorFeedback] | None = None  # by bucket; "last"
+        self._rank = -1  # of the last communicator
         self._saved_step = -1
         self._longest_s = deque[float](maxlen=20)
         self._epoch_end_s = self._save_s = 0.0
@@ -97,12 +98,17 @@ class Trainer:
     def attach(self, comm: Communicator) -> None:
         """Take part in `comm` from now on: its rank and world size cut the batches."""
         self.comm = comm
+        before, self._rank = self._rank, comm.rank
         config = self.config
         self.iterator = DataIterator(
             dataset_length(self.train), config.global_batch_size, config.seed, comm.rank, comm.world_size
         )
         if config.error_feedback and comm.world_size > 1 and self._feedback is None:  # alone nothing is encoded
             self._feedback = defaultdict(ErrorFeedback)
+        elif self._feedback is not None and before != comm.rank:  # a warm sandbox: the rank that it had holds another shard
+            self._feedback = defaultdict(ErrorFeedback)
+            if self.has_state and self._saved_step == self.step:
+                self._restore_feedback(self.step)
         self.state = "running"
 
     def enlist(self, config: WorkerConfig, report: Report, confirm: Callable[[], None]) -> None:

@@ -157,15 +157,41 @@ def test_another_memory_is_an_alias_and_leaves_the_function_as_it_is(deployed: C
     assert [version["Version"] for version in versions] == ["$LATEST", aliases[0]["FunctionVersion"]]  # none for "again"
 
 
-def test_a_warm_sandbox_runs_the_code_of_each_run(deployed: Cloud, tmp_path: Path) -> None:
-    script = write_task(tmp_path, "\n        import sizes\n        print('size', sizes.SIZE)\n")
+@pytest.mark.parametrize("package", ["", "pieces"])
+def test_a_warm_sandbox_runs_the_code_of_each_run(deployed: Cloud, tmp_path: Path, package: str) -> None:
+    """A package without an __init__.py, too."""
+    wanted = f"from {package} import sizes" if package else "import sizes"
+    script = write_task(tmp_path, f"\n        {wanted}\n        print('size', sizes.SIZE)\n")
+    (tmp_path / package).mkdir(exist_ok=True)
     job = ("--workers", 2, "--epochs", 1, "--global-batch-size", 16)
     before = len(deployed.local.invocations)
     for size in (1, 2):
-        (tmp_path / "sizes.py").write_text(f"SIZE = {size}\n")
-        assert deployed.train(script, *job, "--name", f"size-{size}", cwd=tmp_path).returncode == 0
-        printed = "".join(path.read_text() for path in (tmp_path / "smlt-runs" / f"size-{size}" / "logs").glob("worker-*"))
+        (tmp_path / package / "sizes.py").write_text(f"SIZE = {size}\n")
+        assert deployed.train(script, *job, "--name", f"size{package}-{size}", cwd=tmp_path).returncode == 0
+        logs = tmp_path / "smlt-runs" / f"size{package}-{size}" / "logs"
+        printed = "".join(path.read_text() for path in logs.glob("worker-*"))
         assert f"size {size}" in printed
         assert f"size {3 - size}" not in printed
     cold = [record for record in deployed.local.invocations[before:] if record.init_ms is not None]
     assert len(cold) < len(deployed.local.invocations[before:]) / 2
+
+
+def test_a_worker_whose_twin_was_first_is_not_lost(deployed: Cloud, script: Path, tmp_path: Path) -> None:
+    """Whose answer comes is Lambda's choice: that of the one that trains, or of the one that was refused."""
+    deployed.local.faults.duplicate = 1.0
+    job = (*JOB, "--epochs", 2, "--on-failure", "stop", "--name", "twins")
+    done = deployed.train(script, *job, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_worker_that_is_not_needed_any_more_leaves(deployed: Cloud, script: Path, tmp_path: Path) -> None:
+    before = len(deployed.local.invocations)
+    with deployed.running(script, *JOB, "--epochs", 1000, "--name", "scaled", cwd=tmp_path) as run:
+        run.wait_for(lambda event: event["event"] == "step" and event["step"] == 5)
+        for workers in (4, 3):
+            assert smlt("scale", "scaled", "--workers", workers, cwd=tmp_path).returncode == 0
+            run.wait_for(lambda event, size=workers: event["event"] == "membership" and event["world_size"] == size)
+        assert eventually(lambda: len(deployed.local.invocations) == before + 2, 10.0)  # a probe, and the fourth worker
+        assert smlt("stop", "scaled", cwd=tmp_path, **deployed.environment).returncode == 0
+        run.finish()
+    assert len(deployed.local.invocations) == before + 5

@@ -103,3 +103,22 @@ def test_where_it_cannot_be_used_the_run_goes_on_without(
     assert found[0][0].step == 18
     warned = [record for record in caplog.records if "feedback begins anew" in record.message]
     assert len(warned) == (change in ("damaged", "missing"))
+
+
+def test_trainers_that_go_on_under_other_ranks_take_over_what_those_had_cut_off(
+    group: Callable[..., Group], tmp_path: Path
+) -> None:
+    """As warm sandboxes are invoked again: whose place one of them gets is Lambda's choice."""
+    objects = DirectoryObjectStore(tmp_path)
+    workers = group(3)
+    through = [parameters(t) for t, _ in workers.run(lambda comm: train(comm, configure(**SETTINGS), None, Wide()))]
+    paused = [t for t, _ in workers.run(lambda comm: train(comm, configure(**SETTINGS), objects, Wide(), stop_at=STOP_AT))]
+
+    def go_on(comm: Communicator) -> bytes:
+        trainer = paused[(comm.rank + 1) % 3]
+        trainer.enlist(trainer.config, lambda row: "", lambda: None)
+        trainer.attach(comm)
+        assert trainer.run() == "done"
+        return parameters(trainer)
+
+    assert workers.run(go_on) == through

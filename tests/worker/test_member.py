@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
+from smlt.errors import StoreUnavailable
 from smlt.store.coordination import LEASE_S, Answer
 from smlt.store.embedded import EmbeddedStore
 from smlt.store.parameter import ParameterStore
@@ -28,3 +31,12 @@ def test_a_scheduler_is_gone_when_its_lease_is_missing_for_long_not_when_it_was_
     assert not member.orphaned
     member.hear(Answer(scheduled=False))
     assert member.orphaned
+
+
+def test_a_worker_whose_store_stays_away_gives_up() -> None:
+    """A function has no life line: without this it would ask, and be billed, until Lambda ends it."""
+    nowhere = "redis://127.0.0.1:1"
+    config = WorkerConfig("run", "job", 0, 1, "", "", 1, 1, store_url=nowhere, timeout_s=0.3)
+    member = Member(config, ParameterStore(nowhere, job="job", retries=0))
+    with pytest.raises(StoreUnavailable):
+        member._ask_for_a_new_generation(StoreUnavailable("gone"))

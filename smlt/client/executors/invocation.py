@@ -40,7 +40,7 @@ TIMED_OUT, KILLED = 124, -9
 
 @dataclass
 class Answer:
-    """What came of an invocation. `code` None: its connection was lost, and it may run on, or it was given up unstarted."""
+    """What came of an invocation. `code` None: its worker may run on out of sight, or it was given up unstarted."""
 
     code: int | None = None
     ended: str = ""
@@ -113,6 +113,8 @@ class Invoker:
         elif isinstance(answer.payload.get("exit_code"), int):
             answer.code, answer.ended = answer.payload["exit_code"], str(answer.payload.get("ended", ""))
             answer.account = f"ended with exit code {answer.code}"
+            if answer.ended == "fenced":  # Lambda has invoked twice, and it is the other one that goes by the worker's name
+                answer.code = None
         else:
             answer.code, answer.ended = 0, "answered"
         answer.row = _row(request_id, started, answer.ended, report)
