@@ -3,7 +3,10 @@ they reach the stores? What cannot work is said before anything is started."""
 
 from __future__ import annotations
 
+import re
 import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +23,8 @@ from smlt.worker.processors import threads_of
 HANDLER = "smlt.worker.handler.handler"
 #: How long Lambda may take to change a function's configuration.
 CHANGE_S = 120
+#: How long a function may be seen with the memory of another run's version, and how often it is looked at.
+LENT_S, REST_EVERY_S = 10.0, 0.5
 #: Over the wire an invocation may take as long as the longest function, and some.
 READ_TIMEOUT_S = 960
 PROBE_PATIENCE_S = 30.0
@@ -61,8 +66,10 @@ def prepare(function: str, workers: int, memory_mb: int | None) -> Target:
             f"{workers} workers are as many invocations at once, but function {function} may have {concurrency} ({limit} "
             "concurrency): raise that, or give fewer --workers"
         )
-    memory = memory_mb or deployment.memory_mb
-    qualifier = None if memory == deployment.memory_mb else alias_with_memory(client, function, memory)
+    with aws_errors(f"cannot look at function {function}", DeployError):
+        own: int = at_rest(client, function)["MemorySize"]
+    memory = memory_mb or own
+    qualifier = None if memory == own else alias_with_memory(client, function, memory)
     return Target(deployment, qualifier, memory, concurrency)
 
 
@@ -77,44 +84,90 @@ def available(client: Any, deployment: Deployment) -> int:
 def alias_with_memory(client: Any, function: str, memory_mb: int) -> str:
     """The alias that runs the function as it is now with another memory, made where it is missing or older.
 
-    The function itself has its memory back afterwards; runs under way notice nothing.
+    A version is published of the function as it is: it has that memory meanwhile, and its own again afterwards. A run that
+    is to begin meanwhile waits (`at_rest`).
     """
     alias = f"smlt-{memory_mb}mb"
-    doing = f"cannot give function {function} {memory_mb} MB"
-    with aws_errors(doing, DeployError):
-        latest = client.get_function_configuration(FunctionName=function)
-        try:
-            there = client.get_function_configuration(FunctionName=function, Qualifier=alias)
-        except client.exceptions.ResourceNotFoundException:
-            there = None
-        if there is not None and _same(there, latest) and there["MemorySize"] == memory_mb:
-            return alias
-        try:
-            _set_memory(client, function, memory_mb)
-            version = client.publish_version(FunctionName=function, Description=f"smlt: {memory_mb} MB")["Version"]
-        finally:
-            _set_memory(client, function, latest["MemorySize"])
+    deadline = time.monotonic() + CHANGE_S
+    with aws_errors(f"cannot give function {function} {memory_mb} MB", DeployError):
+        while True:
+            latest = at_rest(client, function)
+            try:
+                there = client.get_function_configuration(FunctionName=function, Qualifier=alias)
+            except client.exceptions.ResourceNotFoundException:
+                there = None
+            if there is not None and _same(there, latest) and there["MemorySize"] == memory_mb:
+                return alias
+            try:
+                version = _publish(client, function, latest, memory_mb)
+                break
+            except client.exceptions.ResourceConflictException:  # somebody else changes it at this moment
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(REST_EVERY_S)
         client.get_waiter("published_version_active").wait(FunctionName=function, Qualifier=version, WaiterConfig=_WAIT)
+        point = {"FunctionName": function, "Name": alias, "FunctionVersion": version}
         if there is None:
-            client.create_alias(FunctionName=function, Name=alias, FunctionVersion=version)
-        else:
-            client.update_alias(FunctionName=function, Name=alias, FunctionVersion=version)
+            with suppress(client.exceptions.ResourceConflictException):  # another run has made it meanwhile
+                client.create_alias(**point)
+        client.update_alias(**point)
     return alias
 
 
 _WAIT = {"Delay": 1, "MaxAttempts": CHANGE_S}
+#: A function's description while it has another memory than its own. Whoever wrote it may have been ended since.
+_LENT = "smlt: {} MB for a moment, {} MB of its own"
+_LENT_PATTERN = re.compile(r"smlt: (\d+) MB for a moment, (\d+) MB of its own")
 
 
-def _set_memory(client: Any, function: str, memory_mb: int) -> None:
-    client.update_function_configuration(FunctionName=function, MemorySize=memory_mb)
+def at_rest(client: Any, function: str) -> dict[str, Any]:
+    """The function's configuration when nobody is changing it, and with its own memory, as far as SMLT knows."""
+    since: float | None = None
+    while True:
+        client.get_waiter("function_updated_v2").wait(FunctionName=function, WaiterConfig=_WAIT)
+        found: dict[str, Any] = client.get_function_configuration(FunctionName=function)
+        lent = _LENT_PATTERN.fullmatch(found.get("Description") or "")
+        if lent is None or int(lent[1]) != found["MemorySize"]:
+            return found
+        since = since or time.monotonic()
+        if time.monotonic() - since > LENT_S:  # a publication takes less: who has borrowed it will not give it back
+            _configure(client, function, MemorySize=int(lent[2]), Description="")
+        time.sleep(REST_EVERY_S)
+
+
+def _publish(client: Any, function: str, latest: dict[str, Any], memory_mb: int) -> str:
+    """A version with that memory; the function has its own again behind it, also behind a Ctrl-C."""
+    own: int = latest["MemorySize"]
+    client.update_function_configuration(FunctionName=function, MemorySize=memory_mb, Description=_LENT.format(memory_mb, own))
+    try:
+        client.get_waiter("function_updated_v2").wait(FunctionName=function, WaiterConfig=_WAIT)
+        made = client.publish_version(FunctionName=function, Description=f"smlt: {memory_mb} MB")
+    finally:
+        client.get_waiter("function_updated_v2").wait(FunctionName=function, WaiterConfig=_WAIT)
+        _configure(client, function, MemorySize=own, Description=latest.get("Description") or "")
+    if made["MemorySize"] != memory_mb:
+        raise DeployError(f"function {function} was changed while it was given {memory_mb} MB: try again")
+    return str(made["Version"])
+
+
+def _configure(client: Any, function: str, **changes: Any) -> None:
+    client.update_function_configuration(FunctionName=function, **changes)
     client.get_waiter("function_updated_v2").wait(FunctionName=function, WaiterConfig=_WAIT)
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two versions differ in nothing but their memory."""
-    fields = ("CodeSha256", "Runtime", "Handler", "Timeout", "Role", "Environment", "Architectures", "EphemeralStorage")
+    fields = (
+        *("CodeSha256", "Runtime", "Handler", "ImageConfigResponse", "Timeout", "Role", "Environment", "Architectures"),
+        *("EphemeralStorage", "LoggingConfig"),
+    )
     layers = [[layer["Arn"] for layer in version.get("Layers", [])] for version in (one, other)]
-    return layers[0] == layers[1] and all(one.get(field) == other.get(field) for field in fields)
+    networks = [
+        [sorted(version.get("VpcConfig", {}).get(kind) or []) for kind in ("SubnetIds", "SecurityGroupIds")]
+        for version in (one, other)
+    ]
+    alike = layers[0] == layers[1] and networks[0] == networks[1]
+    return alike and all(one.get(field) == other.get(field) for field in fields)
 
 
 def check_reach(invoker: Invoker, target: Target, store_url: str, object_store_url: str) -> Invocation | None:
