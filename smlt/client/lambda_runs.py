@@ -64,7 +64,13 @@ def lambda_executor(request: RunRequest, run: Run, store_url: str, object_store_
     if probe is not None:
         append_invocation(run.path, probe)
     found = target.deployment
-    run.write_status(function=request.function, log_group=found.log_group, memory_mb=target.memory_mb, architecture=found.arch)
+    run.write_status(
+        function=request.function,
+        log_group=found.log_group,
+        memory_mb=target.memory_mb,
+        tmp_mb=found.tmp_mb,
+        architecture=found.arch,
+    )
     return LambdaExecutor(invoker, at_once, target.threads, lambda row: append_invocation(run.path, row))
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, replace
@@ -74,6 +75,7 @@ class TaskScheduler:
         self.crew: Crew | None = None
         self.records: Records | None = None
         self._store: EmbeddedStore | None = None
+        self._objects: ObjectStore | None = None
         self._stop_by: float | None = None  # monotonic: Ctrl-C was seen; then the workers are killed
         self._stop_said = False  # to the workers of this generation
         self._told_of_upload = 0.0  # monotonic
@@ -127,7 +129,7 @@ class TaskScheduler:
 
     def _run(self, stack: ExitStack) -> str:
         request = self.request
-        objects = open_object_store(self.object_store_url)
+        objects = self._objects = open_object_store(self.object_store_url)
         artifacts = ArtifactManager(objects, self.folder.name, self._uploading)
         script = Path(request.script).name
         records = self.records = Records(self.folder, self.progress, request.workers)
@@ -232,7 +234,10 @@ class TaskScheduler:
         if not isinstance(self.executor, LambdaExecutor):
             return
         try:
-            add_use(self.folder, self.executor.requests, time.time() - float(self.folder.status["started"]))
+            requests = self.executor.requests + Counter(
+                getattr(self._objects, "requests", {})
+            )  # code and data were sent from here
+            add_use(self.folder, requests, time.time() - float(self.folder.status["started"]))
             try:
                 settle(self.folder, from_log=True)
             except StoreError as error:  # no right to read the log, say

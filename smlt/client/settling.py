@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from smlt.client.bill import Bill, ObjectUse, StoreUse, bill, write_bill
+from smlt.client.bill import FREE_EPHEMERAL_MB, Bill, ObjectUse, StoreUse, bill, write_bill
 from smlt.client.invocations import Invocation, append_invocation, read_invocations, with_reports
 from smlt.client.logs import is_on_lambda, reports
 from smlt.client.prices import load_prices
@@ -41,6 +41,7 @@ def settle(run: Run, *, from_log: bool, prices: Path | None = None) -> Bill:
     made = bill(
         rows,
         architecture=str(status.get("architecture") or "x86_64"),
+        ephemeral_mb=int(status.get("tmp_mb") or FREE_EPHEMERAL_MB),
         objects=ObjectUse(puts=requests["put"] + requests["list"], gets=requests["get"]),
         store=StoreUse(str(node), float(status.get("store_s") or 0.0)) if node else None,
         prices=load_prices(prices),

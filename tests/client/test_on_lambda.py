@@ -83,7 +83,21 @@ def test_a_run_ends_in_the_bits_of_local_workers_and_is_billed(
     assert json.loads(again.stdout) == bill
     keys = {name: value for name, value in deployed.environment.items() if "KEY" in name}
     assert smlt("bill", "calm", "--from-log", cwd=tmp_path, **keys).returncode == 0  # the run knows which AWS it is on
-    assert {"S3 writes", "S3 reads"} <= {item["name"] for item in bill["items"]}
+    quantities = {item["name"]: item["quantity"] for item in bill["items"]}
+    code = len(deployed.objects("calm/code/"))
+    checkpoints = 20 * 4  # state, tensors, manifest and a look for older ones
+    assert quantities["S3 writes"] * 1000 >= code + checkpoints  # what this machine has sent, too
+    assert quantities["S3 reads"] > 0
+
+
+def test_a_larger_tmp_is_on_the_bill(deployed: Cloud, script: Path, tmp_path: Path) -> None:
+    deployed.deploy(script, "--tmp", 2048)
+    try:
+        assert deployed.train(script, *JOB, "--epochs", 1, "--name", "large-tmp", cwd=tmp_path).returncode == 0
+    finally:
+        deployed.deploy(script)
+    bill = json.loads((tmp_path / "smlt-runs" / "large-tmp" / "bill.json").read_text())
+    assert "function disk" in {item["name"] for item in bill["items"]}
 
 
 def test_throttled_duplicated_and_killed_invocations_and_time_limits_change_no_bit(

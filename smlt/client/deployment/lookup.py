@@ -23,6 +23,7 @@ class Deployment:
     function: str
     arn: str
     memory_mb: int
+    tmp_mb: int
     timeout_s: int
     arch: str
     runtime: str
@@ -50,6 +51,7 @@ def find_deployment(function: str) -> Deployment:
         function=function,
         arn=there["FunctionArn"],
         memory_mb=int(there["MemorySize"]),
+        tmp_mb=int(there.get("EphemeralStorage", {}).get("Size", 512)),
         timeout_s=int(there["Timeout"]),
         arch=there.get("Architectures", ["x86_64"])[0],
         runtime=there.get("Runtime") or "",

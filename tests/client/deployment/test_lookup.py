@@ -25,6 +25,7 @@ def test_a_deployment_is_found_as_it_was_made(aws: Sandbox) -> None:
         function="digits",
         arn=done.arn,
         memory_mb=2048,
+        tmp_mb=512,
         timeout_s=900,
         arch="x86_64",
         runtime="python3.12",
