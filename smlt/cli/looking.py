@@ -13,7 +13,7 @@ from smlt.cli.common import AsJson, EndpointUrl, Profile, Region, RunsDir, app, 
 from smlt.client.progress import metrics_text, resume_line
 from smlt.client.runs import DEFAULT_RUNS_DIR, Run, list_runs
 from smlt.client.settling import settle
-from smlt.errors import CheckpointError
+from smlt.errors import CheckpointError, SmltError
 from smlt.store.object import open_object_store
 from smlt.worker.checkpoint import latest_step
 
@@ -50,8 +50,13 @@ def status(
     if state.get("error"):
         typer.echo(f"error    {state['error'].splitlines()[0]}")
     if state["state"] in ("stopped", "lost", "failed"):
-        objects = open_object_store(config.get("object_store") or str(found.runs_dir))
-        typer.echo(resume_line(found, {"checkpoint_step": latest_step(objects, f"{found.name}/checkpoints")}))
+        go_where(found)
+        try:
+            objects = open_object_store(config.get("object_store") or str(found.runs_dir))
+            newest = latest_step(objects, f"{found.name}/checkpoints")
+        except SmltError:  # AWS is not to be reached from here: as the run has written it down
+            newest = state.get("checkpoint_step")
+        typer.echo(resume_line(found, {"checkpoint_step": newest}))
 
 
 @app.command(epilog=examples("smlt runs", "smlt runs --json | jq .state"))

@@ -81,7 +81,7 @@ class Run:
     def status(self) -> dict[str, Any]:
         """State ("running", "done", "stopped", "failed", "lost"), progress and metrics. Lost: its process is gone."""
         status = self._read("status.json")
-        if status.get("state") == "running" and not self._is_held():
+        if status.get("state") == "running" and not self.is_held:
             status = self._read("status.json")  # it may have ended in order between the two looks
             if status.get("state") == "running":
                 status["state"] = "lost"
@@ -102,7 +102,9 @@ class Run:
                     time.sleep(0.02)  # whoever looks at the status has it for a moment
             yield
 
-    def _is_held(self) -> bool:
+    @property
+    def is_held(self) -> bool:
+        """Whether a process schedules the run, or is at its last words."""
         try:
             with (self.path / _LOCK).open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

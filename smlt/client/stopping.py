@@ -58,6 +58,8 @@ def _by_the_scheduler(run: Run, pid: int, host: str, now: bool) -> str:
         if time.monotonic() > deadline:
             raise StoreUnavailable(f"run {run.name} has not ended within {STOP_S:g} s: process {pid}; try --now")
         time.sleep(0.05)
+    while run.is_held and time.monotonic() < deadline:  # it still makes the bill: `smlt resume` would find it running
+        time.sleep(0.05)
     step = run.status.get("checkpoint_step")
     where = f", with a checkpoint of step {step}" if step else ", without a checkpoint"
     return f"run {run.name} is {run.status['state']}{where}"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from threading import Timer
+from threading import Event, Thread, Timer
 
 import pytest
 from commandline import HOLD, PACED, Running, all_gone, keys_of, smlt, status, write_task
 
+from smlt.client.runs import Run
+from smlt.client.stopping import stop_run
 from smlt.store.embedded import EmbeddedStore
 
 JOB = ("--workers", 2, "--epochs", 400, "--global-batch-size", 16, "--codec", "fp32", "--json")
@@ -75,3 +79,29 @@ def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = smlt("stop", "none", cwd=tmp_path)
     assert done.returncode == 6
     assert done.stderr.startswith("smlt: there is no run none in ")
+
+
+def test_a_run_that_still_makes_its_bill_is_waited_for(tmp_path: Path) -> None:
+    """`smlt stop RUN && smlt resume RUN`: a run is stopped when another process may go on with it."""
+    run = Run.create(tmp_path, Path("script.py"), {}, "one")
+    ended = Event()
+
+    def schedule(process: subprocess.Popen[bytes]) -> None:
+        with run.hold():
+            run.write_status(state="running", pid=process.pid)
+            held.set()
+            process.wait()
+            run.write_status(state="stopped")
+            ended.wait(0.5)
+            ended.set()
+
+    held, process = Event(), subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    scheduler = Thread(target=schedule, args=(process,))
+    scheduler.start()
+    assert held.wait(10)
+    try:
+        stop_run(run, lambda: None)
+        assert ended.is_set()
+    finally:
+        process.kill()
+        scheduler.join()
