@@ -17,7 +17,7 @@ from smlt.errors import ConfigError
 from smlt.store.parameter import redact
 from smlt.store.secrets import resolve_store_url
 
-#: More connections at once than that are of no use to one scheduler.
+#: More connections at once are kept for workers that the run begins with only.
 CONNECTIONS_MAX = 1000
 
 
@@ -58,7 +58,7 @@ def through(url: str, tunnel: str) -> str:
 def lambda_executor(request: RunRequest, run: Run, store_url: str, object_store_url: str) -> LambdaExecutor:
     """The executor for a run, when its function is there, has room for all workers, and reaches the stores."""
     target = prepare(request.function, request.workers + request.spares, request.memory_mb)
-    at_once = min(target.concurrency, CONNECTIONS_MAX)
+    at_once = min(target.concurrency, max(CONNECTIONS_MAX, request.workers + request.spares))
     invoker = Invoker(lambda_client(at_once), request.function, target.qualifier)
     probe = check_reach(invoker, target, store_url, object_store_url)
     if probe is not None:

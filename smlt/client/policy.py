@@ -54,7 +54,11 @@ class FailurePolicy:
         self._pauses[rank] += not start.config.warm
         if self._pauses[rank] > self.request.max_restarts:
             what = f"worker {rank}: its time limit comes before it can train, {self._pauses[rank]} times in a row"
-            raise self.loss(rank, f"{what}; give a larger --time-limit, or keep workers --warm", start, step)
+            if self.request.on == "lambda":
+                advice = "deploy the function with a larger --timeout"
+            else:
+                advice = "give a larger --time-limit, or keep workers --warm"
+            raise self.loss(rank, f"{what}; {advice}", start, step)
 
     def loss(self, rank: int, what: str, start: Started | None, step: int) -> WorkerLostError:
         """The error that tells how a worker was lost, where its log is, and how that ends."""

@@ -349,6 +349,8 @@ class TaskScheduler:
             return
         try:
             check_workers(wanted, self.request.global_batch_size)
+            if isinstance(self.executor, LambdaExecutor) and wanted + self.request.spares > self.executor.concurrency:
+                raise ConfigError(f"{wanted} workers: the function may have {self.executor.concurrency} invocations at once")
         except ConfigError as error:
             self.progress.warning(f"smlt scale: {error}")
             return

@@ -144,7 +144,11 @@ def test_a_stopped_run_leaves_no_invocation_under_way(deployed: Cloud, script: P
         run.wait_for(lambda event: event["event"] == "step" and event["step"] == 5)
         assert smlt("stop", "stopped", cwd=tmp_path, **deployed.environment).returncode == 0
         run.finish()
-    assert status(tmp_path / "smlt-runs" / "stopped")["checkpoint_step"] >= 5
+    step = status(tmp_path / "smlt-runs" / "stopped")["checkpoint_step"]
+    assert step >= 5
+    away = smlt("status", "stopped", cwd=tmp_path, AWS_ENDPOINT_URL="http://127.0.0.1:1", AWS_REGION="us-east-1")
+    assert (away.returncode, away.stderr) == (0, "")  # AWS is not needed to tell what is known here
+    assert f"step {step}" in away.stdout
     assert len(deployed.local.invocations) == before + 4  # a probe and three workers: all are over
 
 
@@ -209,3 +213,18 @@ def test_a_worker_that_is_not_needed_any_more_leaves(deployed: Cloud, script: Pa
         assert smlt("stop", "scaled", cwd=tmp_path, **deployed.environment).returncode == 0
         run.finish()
     assert len(deployed.local.invocations) == before + 5
+
+
+def test_more_workers_than_may_run_at_once_are_not_waited_for(deployed: Cloud, script: Path, tmp_path: Path) -> None:
+    client = deployed.client("lambda")
+    client.put_function_concurrency(FunctionName=FUNCTION, ReservedConcurrentExecutions=3)
+    try:
+        with deployed.running(script, *JOB, "--epochs", 1000, "--name", "many", cwd=tmp_path) as run:
+            run.wait_for(lambda event: event["event"] == "step" and event["step"] == 5)
+            assert smlt("scale", "many", "--workers", 4, cwd=tmp_path).returncode == 0
+            said = run.wait_for(lambda event: event["event"] == "warning" or event.get("step", 0) > 200)
+            assert smlt("stop", "many", cwd=tmp_path, **deployed.environment).returncode == 0
+            run.finish()
+    finally:
+        client.delete_function_concurrency(FunctionName=FUNCTION)
+    assert said.get("text") == "smlt scale: 4 workers: the function may have 3 invocations at once"

@@ -18,6 +18,7 @@ from typing import Any
 
 from smlt.client.executors import account_of
 from smlt.client.executors.invocation import Answer, Invoker, Keep
+from smlt.errors import SmltError, StoreError
 from smlt.worker.config import WorkerConfig
 
 #: So long workers that are told that the job is over may take to leave: a step, at most.
@@ -60,10 +61,13 @@ class LambdaWorker:
         self._given_up.set()
 
     def _run(self) -> None:
-        answer = self._executor.invoke(self.config, self._given_up)
-        if answer.log:
-            with self._log_path.open("a") as file:
-                file.write(answer.log)
+        try:
+            answer = self._executor.invoke(self.config, self._given_up)
+            if answer.log:
+                with self._log_path.open("a") as file:
+                    file.write(answer.log)
+        except (SmltError, OSError) as error:  # nothing more can be written down: the disk is full, say
+            answer = Answer(error=error if isinstance(error, SmltError) else StoreError(f"{self._log_path}: {error.strerror}"))
         self._answer = answer
 
 
@@ -76,6 +80,7 @@ class LambdaExecutor:
 
     def __init__(self, invoker: Invoker, concurrency: int, threads: int, keep: Keep, patience_s: float = 60.0) -> None:
         self.invoker, self._threads, self._keep, self._patience_s = invoker, threads, keep, patience_s
+        self.concurrency = concurrency
         self._slots = threading.BoundedSemaphore(concurrency)
         self._lock = threading.Lock()
         self._running: set[LambdaWorker] = set()

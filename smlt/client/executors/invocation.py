@@ -89,7 +89,7 @@ class Invoker:
             passes = throttled or code in PASSING or status >= 500
         elif isinstance(error, (exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError)):
             passes = True
-        elif isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError)):
+        elif isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError)):
             return Answer(account="runs out of sight: the connection to its invocation was lost")
         else:
             passes = False

@@ -1,0 +1,70 @@
+"""What is made of an invocation that goes wrong on this side. The client and the function are fakes here."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import IncompleteReadError
+from commandline import eventually
+
+from smlt.client.executors.aws_lambda import LambdaExecutor
+from smlt.client.executors.invocation import Invoker
+from smlt.client.invocations import Invocation
+from smlt.client.policy import FailurePolicy
+from smlt.client.request import RunRequest
+from smlt.client.starts import Started
+from smlt.errors import CheckpointError, WorkerLostError
+from smlt.worker.config import WorkerConfig
+
+CONFIG = WorkerConfig("run", "job", 0, 1, "", "", 1, 1, warm=False)
+
+
+class Body:
+    """An answer; or what is left of one when the connection is cut in the middle of it."""
+
+    def __init__(self, content: bytes | None) -> None:
+        self.content = content
+
+    def read(self) -> bytes:
+        if self.content is None:
+            raise IncompleteReadError(actual_bytes=1, expected_bytes=2)
+        return self.content
+
+
+class Client:
+    def __init__(self, content: bytes | None) -> None:
+        self.content = content
+
+    def invoke(self, **_: Any) -> dict[str, Any]:
+        return {"ResponseMetadata": {"RequestId": "one"}, "Payload": Body(self.content)}
+
+
+def test_an_answer_that_is_cut_off_is_out_of_sight_and_ends_no_run() -> None:
+    answer = Invoker(Client(None), "function").invoke({}, threading.Event(), 1.0)
+    assert (answer.code, answer.error) == (None, None)
+    assert "out of sight" in answer.account
+
+
+def test_an_invocation_that_cannot_be_written_down_ends_the_run(tmp_path: Path) -> None:
+    def keep(row: Invocation) -> None:
+        raise CheckpointError("the disk is full")
+
+    executor = LambdaExecutor(Invoker(Client(b'{"exit_code": 0, "ended": "done"}'), "function"), 1, 1, keep)
+    worker = executor.start(CONFIG, tmp_path / "log")
+    assert eventually(lambda: not worker.runs)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        worker.poll()
+
+
+@pytest.mark.parametrize(
+    ("on", "advice"), [("local", "--time-limit"), ("lambda", "deploy the function with a larger --timeout")]
+)
+def test_a_time_limit_that_comes_before_training_is_told_with_what_makes_it_longer(
+    tmp_path: Path, on: str, advice: str
+) -> None:
+    policy = FailurePolicy(RunRequest("script", on=on, max_restarts=0))
+    with pytest.raises(WorkerLostError, match=f"its time limit comes before it can train.*{advice}"):
+        policy.count_pause(0, Started(CONFIG, tmp_path / "log", 0.0), 0)
