@@ -41,7 +41,10 @@ class Started:
     @property
     def overdue(self) -> bool:
         """Whether it should have acknowledged, or given a sign of life, by now."""
-        return self.handle is not None and not self.ready and time.monotonic() - self.started > self.start_s
+        if self.handle is None or self.ready:
+            return False
+        since = max(self.started, self.handle.refused())  # throttled, it could not come yet: how long, its executor says
+        return time.monotonic() - since > self.start_s
 
     @property
     def start_s(self) -> float:

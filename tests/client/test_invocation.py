@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import IncompleteReadError
+from botocore.exceptions import ClientError, IncompleteReadError
 from commandline import eventually
 
 from smlt.client.executors.aws_lambda import LambdaExecutor
@@ -68,3 +69,23 @@ def test_a_time_limit_that_comes_before_training_is_told_with_what_makes_it_long
     policy = FailurePolicy(RunRequest("script", on=on, max_restarts=0))
     with pytest.raises(WorkerLostError, match=f"its time limit comes before it can train.*{advice}"):
         policy.count_pause(0, Started(CONFIG, tmp_path / "log", 0.0), 0)
+
+
+class Throttled:
+    def invoke(self, **_: Any) -> dict[str, Any]:
+        raise ClientError({"Error": {"Code": "TooManyRequestsException"}}, "Invoke")
+
+
+def test_a_worker_that_is_throttled_for_long_is_lost_for_that_not_for_its_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smlt.client.starts.SIGN_S", 0.6)
+    monkeypatch.setattr("smlt.client.executors.invocation.PAUSE_MAX_S", 0.2)
+    executor = LambdaExecutor(Invoker(Throttled(), "function"), 1, 1, lambda row: None, patience_s=0.9)
+    worker = executor.start(CONFIG, tmp_path / "log")
+    start = Started(CONFIG, tmp_path / "log", 0.0, worker, time.monotonic())
+    while worker.runs:
+        assert not start.overdue
+        time.sleep(0.01)
+    assert start.code == 1
+    assert "could not be invoked: function: AWS is asked too often" in worker.account()

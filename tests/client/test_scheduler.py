@@ -80,6 +80,9 @@ class Scripted:
     def say(self, plan: Plan, row: dict[str, Any]) -> None:
         self.coordination.report(plan.generation, self.config.worker_id, row["rank"], row, 10)
 
+    def refused(self) -> float:
+        return 0.0
+
     def account(self) -> str:
         return account_of(self.code or 0)
 

@@ -15,6 +15,9 @@ class Worker(Protocol):
     def poll(self) -> int | None:
         """Its exit code, None while it runs. Raises the SmltError that keeps any worker from being started."""
 
+    def refused(self) -> float:
+        """When (monotonic) it was last refused a place to run, and is to be tried again; 0: never."""
+
     def account(self) -> str:
         """How it has ended, behind "worker 3": "was killed by signal 9"."""
 

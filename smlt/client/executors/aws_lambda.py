@@ -34,6 +34,7 @@ class LambdaWorker:
         self.config, self._executor, self._log_path = config, executor, log_path
         self._given_up = threading.Event()
         self._answer: Answer | None = None
+        self._refused = 0.0
         threading.Thread(target=self._run, name=f"smlt-{config.worker_id}", daemon=True).start()
 
     @property
@@ -49,6 +50,9 @@ class LambdaWorker:
             raise answer.error
         return answer.code  # None when it is out of sight: its metadata key tells
 
+    def refused(self) -> float:
+        return self._refused
+
     def account(self) -> str:
         answer = self._answer
         return account_of(0) if answer is None else answer.account
@@ -62,13 +66,16 @@ class LambdaWorker:
 
     def _run(self) -> None:
         try:
-            answer = self._executor.invoke(self.config, self._given_up)
+            answer = self._executor.invoke(self.config, self._given_up, self._was_refused)
             if answer.log:
                 with self._log_path.open("a") as file:
                     file.write(answer.log)
         except (SmltError, OSError) as error:  # nothing more can be written down: the disk is full, say
             answer = Answer(error=error if isinstance(error, SmltError) else StoreError(f"{self._log_path}: {error.strerror}"))
         self._answer = answer
+
+    def _was_refused(self) -> None:
+        self._refused = time.monotonic()
 
 
 class LambdaExecutor:
@@ -92,13 +99,13 @@ class LambdaExecutor:
         self._running = {other for other in self._running if other.runs} | {worker}
         return worker
 
-    def invoke(self, config: WorkerConfig, given_up: threading.Event) -> Answer:
+    def invoke(self, config: WorkerConfig, given_up: threading.Event, refused: Callable[[], None]) -> Answer:
         """One worker's invocation, to its end."""
         while not self._slots.acquire(timeout=0.1):
             if given_up.is_set():
                 return Answer()
         try:
-            answer = self.invoker.invoke({"smlt_worker": json.loads(config.to_json())}, given_up, self._patience_s)
+            answer = self.invoker.invoke({"smlt_worker": json.loads(config.to_json())}, given_up, self._patience_s, refused)
         finally:
             self._slots.release()
         if answer.row is not None:

@@ -58,8 +58,17 @@ class Invoker:
         self.client, self.function, self.qualifier = client, function, qualifier
         self.throttled = 0  # times, since whoever looks has set it back
 
-    def invoke(self, event: Mapping[str, Any], given_up: threading.Event, patience_s: float) -> Answer:
-        """Invoke, and wait for the end. Tries again for `patience_s`, or until it is given up, while nothing has begun."""
+    def invoke(
+        self,
+        event: Mapping[str, Any],
+        given_up: threading.Event,
+        patience_s: float,
+        refused: Callable[[], None] = lambda: None,
+    ) -> Answer:
+        """Invoke, and wait for the end. Tries again for `patience_s`, or until it is given up, while nothing has begun.
+
+        `refused` is called each time that it is to be tried again.
+        """
         payload = json.dumps(event).encode()
         asked: dict[str, Any] = {"FunctionName": self.function, "LogType": "Tail", "Payload": payload}
         if self.qualifier is not None:
@@ -73,6 +82,7 @@ class Invoker:
                 answer = self._failed(error, time.monotonic() > deadline)
                 if answer is not None:
                     return answer
+            refused()
             given_up.wait(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, PAUSE_MAX_S)
         return Answer()

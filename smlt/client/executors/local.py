@@ -29,6 +29,9 @@ class LocalWorker:
             self._end_group()
         return code
 
+    def refused(self) -> float:
+        return 0.0
+
     def account(self) -> str:
         return account_of(self.process.returncode or 0)
 
