@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, IncompleteReadError
+from botocore.exceptions import ClientError, ConnectionClosedError, ConnectTimeoutError, IncompleteReadError
 from commandline import eventually
 
 from smlt.client.executors.aws_lambda import LambdaExecutor
@@ -69,6 +69,27 @@ def test_a_time_limit_that_comes_before_training_is_told_with_what_makes_it_long
     policy = FailurePolicy(RunRequest("script", on=on, max_restarts=0))
     with pytest.raises(WorkerLostError, match=f"its time limit comes before it can train.*{advice}"):
         policy.count_pause(0, Started(CONFIG, tmp_path / "log", 0.0), 0)
+
+
+class Unreachable:
+    """Lambda, that a first try does not reach, and whose second answer does not come."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = [
+            ConnectTimeoutError(endpoint_url="http://lambda"),
+            ConnectionClosedError(endpoint_url="http://lambda"),
+        ]
+
+    def invoke(self, **_: Any) -> dict[str, Any]:
+        raise self.errors.pop(0)
+
+
+def test_a_connection_that_never_was_is_tried_again_and_one_that_is_lost_is_not() -> None:
+    client = Unreachable()
+    answer = Invoker(client, "function").invoke({}, threading.Event(), 1.0)
+    assert client.errors == []
+    assert (answer.code, answer.error) == (None, None)
+    assert "out of sight" in answer.account
 
 
 class Throttled:

@@ -71,6 +71,7 @@ def test_a_run_whose_invocations_are_out_of_sight_ends_as_any_other(tmp_path: Pa
             run.wait_for(lambda event: event["event"] == "step" and event["step"] == 5)
             cut.cut()
             assert run.finish() == 0, run.errors.read_text()
+            assert run.errors.read_text() == ""
         assert len(made.local.invocations) == before + 3  # a probe and two workers: none a second time
     folder = tmp_path / "smlt-runs" / "cut"
     assert status(folder)["state"] == "done"

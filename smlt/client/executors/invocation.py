@@ -92,8 +92,8 @@ class Invoker:
         from botocore import exceptions
 
         code = error_code(error)
-        status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if isinstance(error, exceptions.ClientError):
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             throttled = code in THROTTLED or status == 429
             self.throttled += throttled
             passes = throttled or code in PASSING or status >= 500
