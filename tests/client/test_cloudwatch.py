@@ -7,13 +7,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from smlt import cli
 from smlt.client.bill import bill
@@ -27,19 +25,10 @@ GROUP = "/aws/lambda/smlt"
 ONE, TWO = "2026/01/02/[$LATEST]aaaa", "2026/01/02/[$LATEST]bbbb"
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def cloud(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def cloud(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     settings = {
-        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ENDPOINT_URL": moto_url,
         "AWS_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
