@@ -201,11 +201,11 @@ def test_following_shows_each_line_once_and_ends_with_the_run(cloud: Any, tmp_pa
 
 
 def test_the_command_reads_cloudwatch(
-    cloud: Any, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cloud: Any, moto_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(cloud, ONE, *invocation("a", 1, "hello\n", rank=3))
     made_run(tmp_path)
-    arguments = ["smlt", "logs", "run", "--json", "--endpoint-url", endpoint, "--runs-dir", str(tmp_path / "smlt-runs")]
+    arguments = ["smlt", "logs", "run", "--json", "--endpoint-url", moto_url, "--runs-dir", str(tmp_path / "smlt-runs")]
     monkeypatch.setattr(sys, "argv", arguments)
     assert cli.run() == 0
     first, _ = map(json.loads, capsys.readouterr().out.splitlines())
