@@ -13,7 +13,7 @@ from typing import Any
 from smlt.client.policy import FailurePolicy, reraised
 from smlt.client.records import Records
 from smlt.client.request import RunRequest
-from smlt.client.starts import Started, Starts
+from smlt.client.starts import END_S, Started, Starts
 from smlt.errors import StoreFull, StoreUnavailable
 from smlt.store.coordination import Coordination
 from smlt.store.membership import Coordinator
@@ -397,7 +397,8 @@ class Crew:
 
     def _invoke_again(self) -> None:
         """All have paused at their time limit: they go on in another invocation."""
-        successors = {w: self.started.invoke_again(w, self.coordinator.ranks[w]) for w in self._members()}
+        end_by = time.monotonic() + END_S  # for all of them: who is out of sight is not seen to end
+        successors = {w: self.started.invoke_again(w, self.coordinator.ranks[w], end_by) for w in self._members()}
         self._freeze(list(successors.values()), successors)
         self.change.reasons.append("time limit")
         self.started.start_what_is_due()

@@ -18,7 +18,6 @@ from typing import Any
 from smlt.client.artifacts import ArtifactManager
 from smlt.client.crew import Crew
 from smlt.client.executors import Executor
-from smlt.client.executors.aws_lambda import LambdaExecutor
 from smlt.client.executors.local import LocalExecutor
 from smlt.client.lambda_runs import lambda_executor
 from smlt.client.records import Records
@@ -48,8 +47,6 @@ STOP_GRACE_S = 30.0
 ORPHANS_STOP_S = 20.0
 #: Between two tries to reach the store: doubled each time up to the last, and drawn between half and the whole.
 PAUSE_S, PAUSE_MAX_S = 0.05, 1.0
-
-
 #: How often the progress of an upload that takes long is told.
 UPLOAD_EVERY_S = 2.0
 
@@ -231,7 +228,7 @@ class TaskScheduler:
         )
 
     def _write_bill(self) -> None:
-        if not isinstance(self.executor, LambdaExecutor):
+        if self.request.on != "lambda" or self.executor is None:
             return
         try:
             requests = self.executor.requests + Counter(
@@ -349,8 +346,9 @@ class TaskScheduler:
             return
         try:
             check_workers(wanted, self.request.global_batch_size)
-            if isinstance(self.executor, LambdaExecutor) and wanted + self.request.spares > self.executor.concurrency:
-                raise ConfigError(f"{wanted} workers: the function may have {self.executor.concurrency} invocations at once")
+            limit = self.executor.concurrency if self.executor is not None else None
+            if limit is not None and wanted + self.request.spares > limit:
+                raise ConfigError(f"{wanted} workers: the function may have {limit} invocations at once")
         except ConfigError as error:
             self.progress.warning(f"smlt scale: {error}")
             return

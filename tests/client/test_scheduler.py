@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -101,6 +102,8 @@ Report = Callable[[Scripted, Plan], int | None]
 class ScriptedExecutor:
     def __init__(self, report: Report) -> None:
         self.report, self.workers = report, list[Scripted]()
+        self.concurrency: int | None = None
+        self.requests: Counter[str] = Counter()
 
     def start(self, config: WorkerConfig, log_path: Path) -> Scripted:
         self.workers.append(Scripted(config, len(self.workers), self.report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -29,7 +30,14 @@ class Worker(Protocol):
 
 
 class Executor(Protocol):
-    """Starts workers somewhere."""
+    """Starts workers somewhere.
+
+    `concurrency`: how many may run at once; None: as many as are wanted. `requests`: what all of them have asked of the object
+    store, by kind, where that is billed.
+    """
+
+    concurrency: int | None
+    requests: Counter[str]
 
     def start(self, config: WorkerConfig, log_path: Path) -> Worker:
         """Start a worker; what it prints goes to `log_path`."""

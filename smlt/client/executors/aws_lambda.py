@@ -42,6 +42,11 @@ class LambdaWorker:
         """Whether its function may still be running."""
         return self._answer is None
 
+    @property
+    def is_out_of_sight(self) -> bool:
+        """Whether its connection is lost: it may run on, and its end will not be seen."""
+        return self._answer is not None and self._answer.code is None and self._answer.error is None
+
     def poll(self) -> int | None:
         answer = self._answer
         if answer is None:
@@ -87,7 +92,7 @@ class LambdaExecutor:
 
     def __init__(self, invoker: Invoker, concurrency: int, threads: int, keep: Keep, patience_s: float = 60.0) -> None:
         self.invoker, self._threads, self._keep, self._patience_s = invoker, threads, keep, patience_s
-        self.concurrency = concurrency
+        self.concurrency: int | None = concurrency
         self._slots = threading.BoundedSemaphore(concurrency)
         self._lock = threading.Lock()
         self._running: set[LambdaWorker] = set()
@@ -96,7 +101,7 @@ class LambdaExecutor:
 
     def start(self, config: WorkerConfig, log_path: Path) -> LambdaWorker:
         worker = LambdaWorker(self, config, log_path)
-        self._running = {other for other in self._running if other.runs} | {worker}
+        self._running = {other for other in self._running if other.runs or other.is_out_of_sight} | {worker}
         return worker
 
     def invoke(self, config: WorkerConfig, given_up: threading.Event, refused: Callable[[], None]) -> Answer:
@@ -122,7 +127,7 @@ class LambdaExecutor:
         return self._threads
 
     def drain(self, tell: Callable[[], None]) -> None:
-        if not any(worker.runs for worker in self._running):
+        if not any(worker.runs or worker.is_out_of_sight for worker in self._running):
             return
         tell()
         deadline = time.monotonic() + DRAIN_S

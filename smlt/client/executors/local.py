@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -65,6 +66,8 @@ class LocalExecutor:
 
     def __init__(self, shared: Sequence[int] = ()) -> None:
         self.shared = list(shared)
+        self.concurrency: int | None = None
+        self.requests: Counter[str] = Counter()
 
     def start(self, config: WorkerConfig, log_path: Path) -> LocalWorker:
         threads = str(config.threads)
