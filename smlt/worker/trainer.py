@@ -55,6 +55,7 @@ class Trainer:
     ) -> None:
         self.config, self.task, self.objects, self.report, self.confirm = config, task, objects, report, confirm
         self.stop_requested = False
+        self.pause_requested = False
         self.deadline = math.inf  # monotonic: the worker's time limit
         self.step = 0  # global steps committed
         self.epoch = 0
@@ -98,6 +99,7 @@ class Trainer:
     def attach(self, comm: Communicator) -> None:
         """Take part in `comm` from now on: its rank and world size cut the batches."""
         self.comm = comm
+        self.pause_requested = False  # if it still holds, the next report brings it
         before, self._rank = self._rank, comm.rank
         config = self.config
         self.iterator = DataIterator(
@@ -244,6 +246,7 @@ class Trainer:
             )
         )
         self.stop_requested |= answer == "stop"
+        self.pause_requested |= answer == "pause"
         return asked
 
     def _send(self, bucket: Any) -> None:
@@ -276,8 +279,8 @@ class Trainer:
         return self.deadline - time.monotonic() - 2 * self._save_s - SPARE_TIME_S
 
     def _must_pause(self) -> bool:
-        """Whether the next step might not end before the time limit."""
-        return self.time_left_s() < STEPS_AHEAD * max(self._longest_s, default=0.0) + self._epoch_end_s
+        """Whether it was asked for, or the next step might not end before the time limit."""
+        return self.pause_requested or self.time_left_s() < STEPS_AHEAD * max(self._longest_s, default=0.0) + self._epoch_end_s
 
     # ---- the end of an epoch ----
 

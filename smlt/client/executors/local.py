@@ -95,6 +95,12 @@ class LocalExecutor:
     def threads(self, world_size: int) -> int:
         return threads_per_worker(world_size)
 
+    def make_ready(self, memory_mb: int) -> bool:
+        return True
+
+    def use(self, memory_mb: int) -> None:
+        """A process takes the memory that it needs."""
+
     def drain(self, tell: Callable[[], None]) -> None:
         """Nothing runs on behind `kill`."""
 
