@@ -44,6 +44,9 @@ from smlt.store.parameter import ParameterStore
         "SMLT_STORE_PASSWORD=... smlt train task.py --store rediss://store.example:6380",
         "smlt train task.py --store 'rediss://store.example:6380?password_file=/run/secrets/store' --json",
         "smlt train task.py --on lambda --function digits --workers 32 --memory 1769",
+        "smlt train task.py --on lambda --deadline 2h --max-workers 64",
+        "smlt train task.py --on lambda --budget 5.00 --on-miss stop",
+        "smlt train task.py --deadline 10m --json",
     )
 )
 def train(
@@ -138,6 +141,30 @@ def train(
     store_node: Annotated[
         str | None, typer.Option(metavar="NODE", help="What that store runs on, for the bill: cache.t4g.small, t4g.small, ...")
     ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="End within 90m, 2h, 1h30m: workers are chosen, and changed, toward that."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="USD", help="Cost no more than that: workers are chosen, and changed, toward that.")
+    ] = None,
+    tune: Annotated[
+        bool | None,
+        typer.Option("--tune", help="Choose workers, and change them, for the best trade of time and cost.", show_default=False),
+    ] = None,
+    on_miss: Annotated[
+        str | None,
+        typer.Option(
+            help="When the goal cannot be kept: ask, stop at a checkpoint, continue without it, or best-effort.",
+            show_default="ask; where nobody is to be asked, best-effort",
+        ),
+    ] = None,
+    max_workers: Annotated[
+        int | None, typer.Option(metavar="K", help="No more than so many are chosen.", show_default="what there is room for")
+    ] = None,
+    learn_from: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Begin with what an earlier run of the same task has observed.")
+    ] = None,
     endpoint_url: EndpointUrl = None,
     region: Region = None,
     profile: Profile = None,
@@ -178,6 +205,11 @@ def train(
         "function": function,
         "store_tunnel": store_tunnel,
         "store_node": store_node,
+        "deadline_s": None if deadline is None else parse_duration(deadline),
+        "budget_usd": None if budget is None else parse_usd(budget),
+        "tune": tune or deadline is not None or budget is not None or None,
+        "on_miss": on_miss,
+        "max_workers": max_workers,
     }
     chosen = {key: value for key, value in given.items() if value is not None}
     if resume is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -19,6 +20,8 @@ from smlt.store.parameter import ServerInfo
 
 #: A plain line at least this often while an epoch goes on.
 LINE_EVERY_S = 10.0
+#: A forecast at least this often, though nothing has been changed.
+FORECAST_EVERY_S = 60.0
 
 
 def make_progress(*, as_json: bool, stream: TextIO | None = None) -> Progress:
@@ -63,6 +66,9 @@ class JsonLines:
     def membership(self, row: dict[str, Any]) -> None:
         self._write("membership", row)
 
+    def decision(self, row: dict[str, Any]) -> None:
+        self._write("decision", row)
+
     def warning(self, text: str) -> None:
         self._write("warning", {"text": text})
 
@@ -82,6 +88,7 @@ class PlainLines:
         self.seconds = [0.0, 0.0]  # compute, communication: of the slowest worker, this epoch
         self.samples, self.began, self.said = 0, time.monotonic(), time.monotonic()
         self.epochs = 0
+        self.foretold = -math.inf  # monotonic
 
     def _say(self, text: str) -> None:
         self.out.write(f"{text}\n")
@@ -120,6 +127,11 @@ class PlainLines:
     def membership(self, row: dict[str, Any]) -> None:
         self._say(change_line(row))
 
+    def decision(self, row: dict[str, Any]) -> None:
+        if row["action"] != "keep" or time.monotonic() - self.foretold > FORECAST_EVERY_S:
+            self.foretold = time.monotonic()
+            self._say(decision_line(row))
+
     def warning(self, text: str) -> None:
         self._say(f"warning: {text}")
 
@@ -152,6 +164,36 @@ def change_line(row: dict[str, Any]) -> str:
     return f"step {row['step']}: {reasons}: {row['world_size']} workers go on after {row['recovery_s']:.1f} s"
 
 
+def decision_line(row: dict[str, Any]) -> str:
+    """What was decided at a round's end, and how the run is expected to end, in a line."""
+    chosen = f"{row['chosen']['workers']} workers of {row['chosen']['memory_mb']} MB"
+    if not row["on_lambda"]:
+        chosen = f"{row['chosen']['workers']} workers"
+    verb = {"keep": "stays with", "switch": "goes on with", "stop": "stops:", "ask": "asks:"}[row["action"]]
+    what = row["reason"] if row["action"] in ("stop", "ask") else f"{chosen}: {row['reason']}"
+    return f"step {row['step']}: {verb} {what}; {forecast_text(row)}"
+
+
+def forecast_text(row: dict[str, Any]) -> str:
+    """ends after 1 h 12 min (1 h 05 min to 1 h 20 min), costing 2.31 USD (2.20 to 2.50)"""
+    found = row["forecast"]
+    low, high = duration_text(found["seconds_low"]), duration_text(found["seconds_high"])
+    text = f"it will take {duration_text(found['seconds'])} ({low} to {high}) in all"
+    if row["on_lambda"]:
+        text += f" and cost {found['usd']:.4g} USD ({found['usd_low']:.4g} to {found['usd_high']:.4g})"
+    return text
+
+
+def duration_text(seconds: float) -> str:
+    """8.1 s, 3 min 20 s, 2 h 05 min"""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
 def resume_line(run: Run, status: dict[str, Any]) -> str:
     """How to go on with a run, and from where."""
     step = status.get("checkpoint_step")
@@ -166,7 +208,7 @@ class LiveView:
         self.console = console
         self.live = Live(console=console, refresh_per_second=8, transient=False)
         self.title, self.epochs = "", 0
-        self.warned = self.changed = ""
+        self.warned = self.changed = self.decided = ""
         self.row: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
         self.recent: deque[dict[str, Any]] = deque(maxlen=50)
@@ -198,6 +240,10 @@ class LiveView:
         self.changed = change_line(row)
         self.live.update(self._picture())
 
+    def decision(self, row: dict[str, Any]) -> None:
+        self.decided = decision_line(row)
+        self.live.update(self._picture())
+
     def warning(self, text: str) -> None:
         self.warned = text
         self.live.update(self._picture())
@@ -224,7 +270,7 @@ class LiveView:
             metrics = metrics_text(self.metrics)
             parts.append(Text(line + (f"  {metrics}" if metrics else "")))
             parts.append(self._workers())
-        for text in filter(None, (self.changed, self.warned, self.note)):
+        for text in filter(None, (self.changed, self.decided, self.warned, self.note)):
             parts.append(Text(text, style="yellow"))
         return Group(*parts)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from typing import Any, TextIO
 
 from smlt.client.runs import Run
 from smlt.client.watching import Progress
+
+
+#: Rows that are kept for whoever looks at the last while only.
+ROUND_ROWS = 100_000
 
 
 class Records:
@@ -26,6 +30,7 @@ class Records:
         self._steps: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)  # by step, then rank: until all have reported
         self._epoch_rows: dict[int, dict[str, Any]] = {}  # by step: until that step is complete
         self._last_step_time = 0.0
+        self._round: deque[dict[str, Any]] = deque(maxlen=ROUND_ROWS)
         self._warned = False  # of a loss that is not finite
 
     def begin_generation(self, generation: int) -> None:
@@ -66,6 +71,12 @@ class Records:
             self._complete_step(pending)
             self._complete_epochs()  # behind its last step, not behind all of them
         self._complete_epochs()
+
+    def take_round(self) -> list[dict[str, Any]]:
+        """The rows that were written since this was called last, the newest ROUND_ROWS of them."""
+        rows = list(self._round)
+        self._round.clear()
+        return rows
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
@@ -137,6 +148,7 @@ class Records:
         if self._file is None:
             self._file = (self.folder.path / "metrics.jsonl").open("a", buffering=1)
         self._file.write(json_line(row) + "\n")
+        self._round.append(row)
 
 
 def json_line(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from smlt.client.optimizer.goals import Goal, check_goal
 from smlt.collective.codecs import check_codec
 from smlt.errors import ConfigError
 from smlt.worker.buckets import BUCKET_MB, BUCKET_MB_MAX
@@ -45,7 +46,18 @@ class RunRequest:
     # With "lambda", as functions are given it: its password is in a secret manager, not here.
     store: str | None = None
     store_tunnel: str | None = None  # host:port at which this machine reaches that store
+    # Workers, and with "lambda" their memory, are chosen and changed while the run goes on; with a goal, toward it.
+    tune: bool = False
+    deadline_s: float | None = None
+    budget_usd: float | None = None
+    on_miss: str = "ask"
+    max_workers: int | None = None
     store_node: str | None = None  # what that store runs on ("cache.t4g.small"): its hours are on the bill
+
+    @property
+    def goal(self) -> Goal:
+        """What the run is to keep to."""
+        return Goal(self.deadline_s, self.budget_usd, self.on_miss)
 
 
 def check_request(request: RunRequest) -> None:
@@ -84,7 +96,18 @@ def check_request(request: RunRequest) -> None:
     if request.replace_stragglers is not None and not request.replace_stragglers > 1:
         raise ConfigError(f"--replace-stragglers {request.replace_stragglers} is not above 1: how many times the others' step")
     check_workers(request.workers, request.global_batch_size)
+    _check_goal(request)
     check_codec(request.codec)
+
+
+def _check_goal(request: RunRequest) -> None:
+    check_goal(request.goal)
+    if request.goal.is_set and not request.tune:
+        raise ConfigError("a deadline or a budget needs a run that tunes itself")
+    if request.budget_usd is not None and request.on == "local":
+        raise ConfigError("--budget is for --on lambda: on this machine a run costs nothing")
+    if request.max_workers is not None:
+        check_workers(request.max_workers, request.global_batch_size)
 
 
 def check_workers(workers: int, global_batch_size: int) -> None:

@@ -26,8 +26,9 @@ from smlt.client.resources import ResourceManager
 from smlt.client.runs import Run
 from smlt.client.settling import add_use, settle
 from smlt.client.starts import Starts
+from smlt.client.steering import Steering
 from smlt.client.watching import Progress, Unwatched
-from smlt.errors import CheckpointError, ConfigError, SmltError, StoreError, StoreUnavailable, WorkerLostError
+from smlt.errors import CheckpointError, ConfigError, GoalMissed, SmltError, StoreError, StoreUnavailable, WorkerLostError
 from smlt.store.coordination import Coordination
 from smlt.store.embedded import EmbeddedStore
 from smlt.store.object import ObjectStore, open_object_store
@@ -63,9 +64,10 @@ class TaskScheduler:
         store_url: str | None = None,
         executor: Executor | None = None,
         resume: bool = False,
+        steering: Steering | None = None,
     ) -> None:
         self.folder, self.request, self.progress = run, request, progress
-        self.store_url, self.resume = store_url, resume
+        self.store_url, self.resume, self.steering = store_url, resume, steering
         self.executor = executor
         self.scheduler_id = f"{os.getpid()}-{os.urandom(4).hex()}"
         self.object_store_url = request.object_store or str(run.runs_dir)
@@ -94,6 +96,8 @@ class TaskScheduler:
             with ExitStack() as stack:
                 state = self._run(stack)
             if state == "stopped":
+                if self.steering is not None and self.steering.stopped_for:
+                    raise GoalMissed(self.steering.stopped_for)
                 raise KeyboardInterrupt
         except (KeyboardInterrupt, BrokenPipeError):  # a pipe: nobody reads the progress any more
             state = "stopped"
@@ -297,6 +301,7 @@ class TaskScheduler:
                     self._after_a_change(crew, resources)
                 self._check_resources(crew, resources)
                 self._take_requests(crew)
+                self._steer(crew)
                 pause, since = PAUSE_S, 0.0
             except StoreUnavailable as error:
                 since = since or time.monotonic()
@@ -345,6 +350,8 @@ class TaskScheduler:
         if wanted is None:
             return
         try:
+            if self.steering is not None:
+                raise ConfigError("the run chooses its workers itself, toward its goal")
             check_workers(wanted, self.request.global_batch_size)
             limit = self.executor.concurrency if self.executor is not None else None
             if limit is not None and wanted + self.request.spares > limit:
@@ -353,8 +360,25 @@ class TaskScheduler:
             self.progress.warning(f"smlt scale: {error}")
             return
         crew.resize(wanted)
-        self.request = replace(self.request, workers=wanted)
-        self.folder.write_config(asdict(self.request))  # resumed, it goes on with as many
+        self._go_on_with(workers=wanted)
+
+    def _go_on_with(self, **changes: Any) -> None:
+        """Resumed, the run goes on as it is now."""
+        self.request = replace(self.request, **changes)
+        self.folder.write_config(asdict(self.request))
+
+    def _steer(self, crew: Crew) -> None:
+        """Let the controller look whether a round is over, and write down what it has changed."""
+        if self.steering is None or self._stop_by is not None:
+            return
+        assert self.executor is not None
+        if not self.steering.tick(crew, self.executor, crew.records, self.progress):
+            self._stop_by = time.monotonic() + STOP_GRACE_S
+            self.progress.stopping()
+        chosen = self.steering.choice
+        memory_mb = chosen.memory_mb if self.request.on == "lambda" else self.request.memory_mb
+        if (chosen.workers, memory_mb) != (self.request.workers, self.request.memory_mb):
+            self._go_on_with(workers=chosen.workers, memory_mb=memory_mb)
 
     def _clean(self, parameters: ParameterStore, crew: Crew) -> None:
         """No worker, no key and no snapshot is left, however the run ended."""

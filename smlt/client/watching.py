@@ -26,6 +26,9 @@ class Progress(Protocol):
     def membership(self, row: dict[str, Any]) -> None:
         """Training goes on with a changed membership: generation, world_size, reason, recovery_s."""
 
+    def decision(self, row: dict[str, Any]) -> None:
+        """A round is over: the row of decisions.jsonl, with what was decided and the forecast."""
+
     def warning(self, text: str) -> None:
         """Something a user should know while the run goes on."""
 
@@ -52,6 +55,9 @@ class Unwatched:
         """See Progress."""
 
     def membership(self, row: dict[str, Any]) -> None:
+        """See Progress."""
+
+    def decision(self, row: dict[str, Any]) -> None:
         """See Progress."""
 
     def warning(self, text: str) -> None:

@@ -70,6 +70,10 @@ class LocalExecutor:
         self.requests: Counter[str] = Counter()
 
     def start(self, config: WorkerConfig, log_path: Path) -> LocalWorker:
+        return self.start_in(config, log_path)
+
+    def start_in(self, config: WorkerConfig, log_path: Path, before: Sequence[str] = ()) -> LocalWorker:
+        """Start a worker by the command `before`, which replaces itself by what follows it, as `ip netns exec` does."""
         threads = str(config.threads)
         environment = {
             **without_store_secrets(os.environ),  # the worker has the store's URL from its configuration
@@ -80,7 +84,7 @@ class LocalExecutor:
         }
         with log_path.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "smlt.worker.main"],
+                [*before, sys.executable, "-m", "smlt.worker.main"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
