@@ -123,7 +123,8 @@ def train(
         bool | None,
         typer.Option(
             "--warm/--cold",
-            help="Invoked anew, a worker still has model and data in memory, or has to load them.",
+            help="With --time-limit: invoked anew, a local worker still has model and data in memory, or has to load them. "
+            "With --on lambda it does nothing: which sandbox is warm is Lambda's choice.",
             show_default="warm",
         ),
     ] = None,
