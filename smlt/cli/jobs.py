@@ -29,6 +29,8 @@ from smlt.client.request import FUNCTION, RunRequest, check_request, check_worke
 from smlt.client.runs import DEFAULT_RUNS_DIR, Run
 from smlt.client.scheduler import TaskScheduler, take_over
 from smlt.client.stopping import stop_run
+from smlt.client.tuned_runs import chosen_line, steered, steered_again
+from smlt.client.optimizer.goals import parse_duration, parse_usd
 from smlt.errors import CheckpointError, ConfigError, TaskError
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
@@ -216,6 +218,8 @@ def train(
     if resume is not None:
         if script is not None or data is not None or name is not None:
             raise ConfigError("--resume goes on with the run's own script and data: give no SCRIPT, --data or --name")
+        if learn_from is not None:
+            raise ConfigError("--resume goes on with what the run has observed itself: give no --learn-from")
         _resume(Run.open(runs_dir, resume), chosen, store, as_json)
         return
     if script is None:
@@ -225,10 +229,20 @@ def train(
     local_modules(Path(script))
     request, url = _placed(request, store)
     _check_surroundings(request, url)  # what cannot work leaves no run folder behind
+    progress = make_progress(as_json=as_json)
+    tuned = None
+    if request.tune:
+        before = None if learn_from is None else Run.open(runs_dir, learn_from)
+        tuned = steered(request, workers=workers, learn_from=before, progress=progress)
+        request = tuned.request
+        progress.preparing(chosen_line(tuned))
+    elif learn_from is not None:
+        raise ConfigError("--learn-from is for a run that chooses its workers: give --deadline, --budget or --tune")
     run = Run.create(runs_dir, Path(script), asdict(request), name)
     if request.on == "lambda":
         run.write_status(aws=where_aws_is())
-    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=url).run()
+    steering = None if tuned is None else tuned.begin(run)
+    TaskScheduler(run, request, progress, store_url=url, steering=steering).run()
 
 
 def _placed(request: RunRequest, store: str | None) -> tuple[RunRequest, str | None]:
@@ -241,7 +255,12 @@ def _resume(run: Run, chosen: dict[str, Any], store: str | None, as_json: bool) 
     request, url = _placed(_resumed(run, chosen), store)
     if url is not None:
         take_over(run, url)
-    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=url, resume=True).run()
+    steering = None
+    if request.tune and "workers" not in chosen:
+        steering = steered_again(run, request).go_on(run, anew="deadline_s" in chosen)
+    elif request.tune:  # whoever says how many wants as many
+        request = replace(request, tune=False, deadline_s=None, budget_usd=None)
+    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=url, resume=True, steering=steering).run()
 
 
 @app.command(epilog=examples("smlt resume 20260102-153000-digits", "smlt resume 20260102-153000-digits --epochs 50 --json"))

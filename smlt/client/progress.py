@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from smlt.client.optimizer.goals import duration_text
 from smlt.client.records import json_line
 from smlt.client.runs import Run
 from smlt.client.watching import Progress
@@ -49,6 +50,9 @@ class JsonLines:
 
     def uploading(self, sent: int, total: int) -> None:
         self._write("uploading", {"bytes": sent, "total_bytes": total})
+
+    def preparing(self, text: str) -> None:
+        self._write("preparing", {"text": text})
 
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         version = ".".join(map(str, server.version))
@@ -97,6 +101,9 @@ class PlainLines:
 
     def uploading(self, sent: int, total: int) -> None:
         self._say(upload_line(sent, total))
+
+    def preparing(self, text: str) -> None:
+        self._say(text)
 
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         self.epochs = int(config["epochs"])
@@ -175,23 +182,13 @@ def decision_line(row: dict[str, Any]) -> str:
 
 
 def forecast_text(row: dict[str, Any]) -> str:
-    """ends after 1 h 12 min (1 h 05 min to 1 h 20 min), costing 2.31 USD (2.20 to 2.50)"""
+    """it will take 1h 12m (1h 05m to 1h 20m) in all and cost 2.31 USD (2.2 to 2.5)"""
     found = row["forecast"]
-    low, high = duration_text(found["seconds_low"]), duration_text(found["seconds_high"])
-    text = f"it will take {duration_text(found['seconds'])} ({low} to {high}) in all"
+    middle, low, high = (duration_text(found[name]) for name in ("seconds", "seconds_low", "seconds_high"))
+    text = f"it will take {middle} ({low} to {high}) in all"
     if row["on_lambda"]:
         text += f" and cost {found['usd']:.4g} USD ({found['usd_low']:.4g} to {found['usd_high']:.4g})"
     return text
-
-
-def duration_text(seconds: float) -> str:
-    """8.1 s, 3 min 20 s, 2 h 05 min"""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def resume_line(run: Run, status: dict[str, Any]) -> str:
@@ -218,6 +215,9 @@ class LiveView:
         self.note = upload_line(sent, total)
         self.live.start()
         self.live.update(self._picture())
+
+    def preparing(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         self.epochs = int(config["epochs"])

@@ -24,6 +24,8 @@ class Records:
         self.generation = 0
         self.done_step = 0
         self.epoch = 0
+        self.epoch_step = 0  # the last step of the epoch before
+        self.global_batch_size: int | None = None  # in force, as far as the workers have said
         self.metrics: dict[str, float] = {}
         self.ended: dict[int, str] = {}  # by rank: the state it ended in
         self._file: TextIO | None = None
@@ -90,6 +92,7 @@ class Records:
         self._epoch_rows.clear()
         self.close()
         self.folder.truncate_metrics(step)
+        self.epoch_step = max((row["step"] for row in self.folder.metrics() if row.get("kind") == "epoch"), default=0)
         self.done_step, self.epoch, self.metrics = step, epoch, metrics
 
     def catch_up(self, step: int, epoch: int, metrics: dict[str, float], recent: Iterable[dict[str, Any]]) -> None:
@@ -127,6 +130,7 @@ class Records:
             "rss_mb": [row["rss_mb"] for row in rows],
             "time": now,
         }
+        self.global_batch_size = rows[0].get("global_batch_size")
         self._record(record)
         self.progress.step(record)
         if not math.isfinite(record["loss"]) and not self._warned:
@@ -138,7 +142,7 @@ class Records:
             row = self._epoch_rows.pop(step)
             if int(row["epoch"]) < self.epoch:
                 continue
-            self.epoch, self.metrics = int(row["epoch"]) + 1, row["metrics"]
+            self.epoch, self.epoch_step, self.metrics = int(row["epoch"]) + 1, int(row["step"]), row["metrics"]
             record = {"kind": "epoch", "epoch": row["epoch"], "step": row["step"], "metrics": row["metrics"]}
             self._record(record)
             self.folder.write_status(epoch=self.epoch, step=row["step"], metrics=self.metrics)

@@ -38,13 +38,15 @@ class Steering:
         controller: Controller,
         choice: Choice,
         spending: Spending,
-        left: Callable[[int, int], tuple[Phase, ...]],
+        left: Callable[[int, int, int], tuple[Phase, ...]],
         from_s: float,
         *,
+        global_batch_size: int,
         on_lambda: bool,
     ) -> None:
         self.run, self.goal, self.controller, self.choice = run, goal, controller, choice
         self.spending, self.left, self.from_s, self.on_lambda = spending, left, from_s, on_lambda
+        self.global_batch_size = global_batch_size  # at the beginning
         self.stopped_for = ""  # why the goal has ended the run
         self._wanted: Choice | None = None  # its memory is being made ready
         self._began: float | None = None  # monotonic: this round; None: none is under way
@@ -79,7 +81,9 @@ class Steering:
         self._rows, self._began = [], now
 
     def _standing(self, records: Records) -> Standing:
-        return Standing(time.time() - self.from_s, self.spending.usd, self.left(records.epoch, records.done_step))
+        batch = records.global_batch_size or self.global_batch_size
+        left = self.left(records.epoch, records.done_step - records.epoch_step, batch)
+        return Standing(time.time() - self.from_s, self.spending.usd, left)
 
     def _end_round(
         self, crew: Crew, executor: Executor, records: Records, progress: Progress, standing: Standing

@@ -14,6 +14,9 @@ class Progress(Protocol):
     def uploading(self, sent: int, total: int) -> None:
         """Of the data, so many bytes have been sent. Told when that takes long."""
 
+    def preparing(self, text: str) -> None:
+        """Something has begun that takes some seconds, before the run does."""
+
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         """The workers are being started."""
 
@@ -43,6 +46,9 @@ class Unwatched:
     """A run that nobody watches any more."""
 
     def uploading(self, sent: int, total: int) -> None:
+        """See Progress."""
+
+    def preparing(self, text: str) -> None:
         """See Progress."""
 
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:

@@ -120,8 +120,9 @@ def made(store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             cast(Controller, controller),
             Choice(2, 1000),
             Spending(Flat()),
-            lambda epoch, step: (Phase(STEPS - step, 16),) if step < STEPS else (),
+            lambda epoch, steps, batch: (Phase(STEPS - 4 * epoch - steps, batch),) if 4 * epoch + steps < STEPS else (),
             0.0,
+            global_batch_size=16,
             on_lambda=False,
         )
         scheduler = TaskScheduler(run, request, Recorder(), store_url=store.url, executor=Noting(), steering=steering)
