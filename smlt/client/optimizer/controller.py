@@ -33,7 +33,8 @@ EARLY_PART, EARLY_ROUND_PART = 0.1, 0.015
 AT_RISK, SURE = 0.9, 0.95
 #: Below these odds with the best of all choices the goal cannot be kept; above the second it can again.
 HOPELESS, HOPEFUL = 0.02, 0.5
-#: Before that is said: so many rounds, and so much certainty of the best choice's step time.
+#: Before that is said: so many rounds. And where a step time is less certain than this, it is taken as twice as uncertain: far
+#: from what was observed, what is believed is the model's.
 EVIDENCE_ROUNDS, EVIDENCE_STD_LOG = 2, 0.12
 #: When a choice is made, as many failures as are expected are counted on, and one as long as it is likelier than this.
 RESERVE_FROM = 0.02
@@ -44,6 +45,8 @@ TRIES_MAX, TRY_STD_LOG = 2, 0.02
 WORTH_WHILE, WORTH_GOING_BACK = 0.01, 0.04
 #: And at least this part of all that the run takes or costs: at its end there is nothing to be gained.
 WORTH_IN_ALL = 0.002
+#: Out of reach of the goal, what comes nearer to it by this part is changed to.
+STRIVE = 0.02
 #: Rounds of a choice before it is left for a better one. Trying one, and coming back from it, does not wait.
 ROUNDS_BETWEEN, ROUNDS_BACK = 2, 6
 #: Quantile of step time by which the money of a round is reckoned.
@@ -71,13 +74,16 @@ class Decision:
 
 @dataclass(frozen=True)
 class _Prospect:
-    """A choice, the odds that the goal is kept by going there and staying, and what is expected of it in all."""
+    """A choice, the odds that the goal is kept by going there and staying, and what is expected of it in all.
+
+    `not_excluded`: the odds if what is not known well is known even less.
+    """
 
     choice: Choice
     odds: float
+    not_excluded: float
     seconds: float
     usd: float
-    std_log: float
 
 
 class Controller:
@@ -270,8 +276,13 @@ class Controller:
             left = TimeLeft(standing.left, beliefs, switch_s=switch_s, setbacks=setbacks, unforeseen=UNFORESEEN)
             seconds += switch_s + setbacks.expected * setbacks.each_s
             odds = left.below(limit_s(standing, rate, self._goal()))
-            std_log = max(belief.std_log for belief in beliefs)
-            found.append(_Prospect(choice, odds, standing.elapsed_s + seconds, standing.spent_usd + rate * seconds, std_log))
+            not_excluded = odds
+            if odds < HOPELESS and max(belief.std_log for belief in beliefs) > EVIDENCE_STD_LOG:
+                wide = [Belief(belief.mean_log, 2 * belief.std_log) for belief in beliefs]
+                left = TimeLeft(standing.left, wide, switch_s=switch_s, setbacks=setbacks, unforeseen=UNFORESEEN)
+                not_excluded = left.below(limit_s(standing, rate, self._goal()))
+            elapsed_s, usd = standing.elapsed_s + seconds, standing.spent_usd + rate * seconds
+            found.append(_Prospect(choice, odds, not_excluded, elapsed_s, usd))
         return found
 
     def _best(self, prospects: Sequence[_Prospect]) -> _Prospect:
@@ -296,7 +307,8 @@ class Controller:
             elif self._on_miss == "stop":  # the answer came after it was said
                 return Decision("stop", self.choice, self._forecast(self.choice, standing), self._missed_text(best, standing))
             return None
-        if max(one.odds for one in prospects) >= HOPELESS or not self._evidence(best, standing):
+        too_late = limit_s(standing, min(self.optimizer.model.usd_per_s(one.choice) for one in prospects), self.goal) <= 0
+        if not too_late and (self._rounds < EVIDENCE_ROUNDS or max(one.not_excluded for one in prospects) >= HOPELESS):
             return None
         self.missed = True
         action = {"stop": "stop", "ask": "ask"}.get(self._on_miss, "keep")
@@ -304,11 +316,6 @@ class Controller:
             self._let_go()
         found = self._forecast(best.choice, standing)
         return Decision(action, self.choice, found, self._missed_text(best, standing), missed=True)
-
-    def _evidence(self, best: _Prospect, standing: Standing) -> bool:
-        if limit_s(standing, self.optimizer.model.usd_per_s(best.choice), self.goal) <= 0:
-            return True
-        return self._rounds >= EVIDENCE_ROUNDS and best.std_log <= EVIDENCE_STD_LOG
 
     def _missed_text(self, best: _Prospect, standing: Standing) -> str:
         found, goal, texts = self._forecast(best.choice, standing), self.goal, []
@@ -337,7 +344,9 @@ class Controller:
         here = self._forecast(self.choice, standing)
         self._left_s = here.seconds - standing.elapsed_s
         suggestion = self._suggest(standing)
-        if not self.let_go and not self.missed and here.odds < AT_RISK:
+        if not self.let_go and (self.missed or best.odds < HOPELESS):
+            return self._strive(standing, by_choice.get(self.choice), best, prospects, here)
+        if not self.let_go and here.odds < AT_RISK:
             return self._rescue(standing, suggestion, by_choice, best, here)
         if suggestion.kind == "explore" and not self._is_to_be_tried(suggestion.choice, standing):
             suggestion = self._settle(prospects, standing)
@@ -389,6 +398,21 @@ class Controller:
         self._tried_from = None
         reason = f"the goal is at risk with {self._name(self.choice)} (odds {here.odds:.0%}): {self._name(to.choice)} keep it "
         return self._switch(to.choice, standing, reason + f"with odds of {to.odds:.0%}", "rescue")
+
+    def _strive(
+        self, standing: Standing, at: _Prospect | None, best: _Prospect, prospects: Sequence[_Prospect], here: Forecast
+    ) -> Decision:
+        """The goal is out of reach, by all that is known: go where that is least known, or the goal exceeded by the least."""
+        self._tried_from = None
+        possible = max(prospects, key=lambda one: one.not_excluded)
+        if not self.missed and possible.not_excluded >= HOPELESS:
+            if possible.choice == self.choice or self._tries[possible.choice] >= TRIES_MAX:
+                return Decision("keep", self.choice, here, self._keep_text(here))
+            self._tries[possible.choice] += 1
+            return self._switch(possible.choice, standing, f"{self._name(possible.choice)} may yet keep the goal", "explore")
+        if best.choice == self.choice or (at is not None and self._excess(best) > (1 - STRIVE) * self._excess(at)):
+            return Decision("keep", self.choice, here, self._keep_text(here))
+        return self._switch(best.choice, standing, f"{self._name(best.choice)} come nearest to the goal", "exploit")
 
     def _switch(self, to: Choice, standing: Standing, reason: str, kind: str) -> Decision:
         found = self._forecast(to, standing)
@@ -445,7 +469,7 @@ def _round_part(gone: float) -> float:
     return max(ROUND_PART * (1 - gone), ROUND_PART_LEAST)
 
 
-def first_choice(optimizer: PerformanceOptimizer, goal: Goal, standing: Standing, *, round_s: float = ROUND_S) -> Suggestion:
+def first_choice(optimizer: PerformanceOptimizer, standing: Standing, *, round_s: float = ROUND_S) -> Suggestion:
     """What to begin a run with: the optimizer's suggestion, with time and money kept back for a failure."""
     plain = optimizer.suggest(None, standing, round_s=FIRST_PART * round_s)
     start_s = optimizer.model.switch_s(None, plain.choice)
