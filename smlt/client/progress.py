@@ -93,6 +93,7 @@ class PlainLines:
         self.samples, self.began, self.said = 0, time.monotonic(), time.monotonic()
         self.epochs = 0
         self.foretold = -math.inf  # monotonic
+        self.row: dict[str, Any] | None = None
 
     def _say(self, text: str) -> None:
         self.out.write(f"{text}\n")
@@ -113,6 +114,9 @@ class PlainLines:
     def step(self, row: dict[str, Any]) -> None:
         if not self.losses:
             self.began = time.monotonic()
+        if text := batch_line(self.row, row):
+            self._say(text)
+        self.row = row
         self.losses.append(row["loss"])
         self.samples += row["samples"]
         self.seconds[0] += max(row["compute_s"])
@@ -191,6 +195,15 @@ def forecast_text(row: dict[str, Any]) -> str:
     return text
 
 
+def batch_line(before: dict[str, Any] | None, row: dict[str, Any]) -> str:
+    """How the global batch has changed between two steps, in a line; "" when it has not."""
+    size, old = row.get("global_batch_size"), (before or {}).get("global_batch_size")
+    if before is None or old is None or size in (None, old):
+        return ""
+    lr = f", learning rate x {row['lr_factor']:.4g} since the beginning" if row["lr_factor"] != before["lr_factor"] else ""
+    return f"epoch {row['epoch'] + 1}: global batch {size} instead of {old}{lr}"
+
+
 def resume_line(run: Run, status: dict[str, Any]) -> str:
     """How to go on with a run, and from where."""
     step = status.get("checkpoint_step")
@@ -228,6 +241,7 @@ class LiveView:
         self.live.update(self._picture())
 
     def step(self, row: dict[str, Any]) -> None:
+        self.changed = batch_line(self.row, row) or self.changed
         self.row, self.note = row, ""
         self.recent.append(row)
         self.live.update(self._picture())

@@ -21,7 +21,7 @@ from smlt.client.executors import Executor
 from smlt.client.executors.local import LocalExecutor
 from smlt.client.lambda_runs import lambda_executor
 from smlt.client.records import Records
-from smlt.client.request import RunRequest, check_workers
+from smlt.client.request import RunRequest, check_workers, smallest_batch
 from smlt.client.resources import ResourceManager
 from smlt.client.runs import Run
 from smlt.client.settling import add_use, settle
@@ -222,6 +222,11 @@ class TaskScheduler:
             store_url=url,
             has_data=request.data is not None,
             target_accuracy=request.target_accuracy,
+            batch_schedule=request.batch_schedule,
+            lr_rule=request.lr_rule,
+            patience=request.patience,
+            stop_metric=request.stop_metric,
+            stop_mode=request.stop_mode,
             timeout_s=request.timeout_s,
             liveness_s=request.liveness_s,
             time_limit_s=request.time_limit_s,
@@ -352,7 +357,7 @@ class TaskScheduler:
         try:
             if self.steering is not None:
                 raise ConfigError("the run chooses its workers itself, toward its goal")
-            check_workers(wanted, self.request.global_batch_size)
+            check_workers(wanted, smallest_batch(self.request, self.folder.status))
             limit = self.executor.concurrency if self.executor is not None else None
             if limit is not None and wanted + self.request.spares > limit:
                 raise ConfigError(f"{wanted} workers: the function may have {limit} invocations at once")
