@@ -1,4 +1,4 @@
-"""A small convolutional network on handwritten digits: much computing for few parameters, so that workers are worth their while."""
+"""A small convolutional network on handwritten digits: much computing for few parameters, so that more workers pay."""
 
 import torch
 from sklearn.datasets import load_digits

@@ -62,9 +62,7 @@ def run_with_deadline(folder: Path, request: RunRequest, store: EmbeddedStore, e
     tuned = steered(request, workers=request.workers, learn_from=None, progress=progress)
     run = Run.create(folder, SCRIPT, asdict(tuned.request), "tuned")
     steering = tuned.begin(run)
-    TaskScheduler(
-        run, tuned.request, progress, store_url=store.url, executor=executor, steering=steering
-    ).run()
+    TaskScheduler(run, tuned.request, progress, store_url=store.url, executor=executor, steering=steering).run()
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     return {
         "seconds": time.monotonic() - began,

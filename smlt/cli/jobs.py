@@ -24,13 +24,13 @@ from smlt.cli.common import (
 )
 from smlt.client.artifacts import local_modules
 from smlt.client.lambda_runs import place, through
+from smlt.client.optimizer.goals import parse_duration, parse_usd
 from smlt.client.progress import make_progress
 from smlt.client.request import FUNCTION, RunRequest, check_request, check_workers, smallest_batch, with_schedule
 from smlt.client.runs import DEFAULT_RUNS_DIR, Run
 from smlt.client.scheduler import TaskScheduler, take_over
 from smlt.client.stopping import stop_run
 from smlt.client.tuned_runs import chosen_line, steered, steered_again
-from smlt.client.optimizer.goals import parse_duration, parse_usd
 from smlt.errors import CheckpointError, ConfigError, TaskError
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
@@ -171,7 +171,9 @@ def train(
     ] = None,
     tune: Annotated[
         bool | None,
-        typer.Option("--tune", help="Choose workers, and change them, for the best trade of time and cost.", show_default=False),
+        typer.Option(
+            "--tune", help="Choose workers, and change them: the best trade of time and cost.", show_default=False
+        ),
     ] = None,
     on_miss: Annotated[
         str | None,

@@ -11,7 +11,6 @@ from typing import Any, TextIO
 from smlt.client.runs import Run
 from smlt.client.watching import Progress
 
-
 #: Rows that are kept for whoever looks at the last while only.
 ROUND_ROWS = 100_000
 

@@ -149,7 +149,7 @@ def smallest_batch(request: RunRequest, status: Mapping[str, Any]) -> int:
 
 def _check_goal(request: RunRequest) -> None:
     check_goal(request.goal)
-    if request.goal.is_set and not request.tune:
+    if (request.deadline_s is not None or request.budget_usd is not None) and not request.tune:
         raise ConfigError("a deadline or a budget needs a run that tunes itself")
     if request.budget_usd is not None and request.on == "local":
         raise ConfigError("--budget is for --on lambda: on this machine a run costs nothing")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from smlt.client.crew import Crew
 from smlt.client.executors import Executor
 from smlt.client.optimizer.goals import Goal, Phase, Standing
-from smlt.client.optimizer.observations import append_observation, observe_round
+from smlt.client.optimizer.observations import EpochEnds, append_observation, observe_round
 from smlt.client.optimizer.space import Choice
 from smlt.client.records import Records
 from smlt.client.runs import Run
@@ -28,7 +28,8 @@ DECISIONS = "decisions.jsonl"
 class Steering:
     """One run's controller at the wheel.
 
-    `left`: what is still to be trained behind a step, in phases. `from_s`: epoch s, the deadline counts from there.
+    `left`: what is still to be trained behind so many epochs and steps of the next one, by the global batch in force. `from_s`:
+    epoch s, the deadline counts from there. `task`: which runs' observations are alike (`comparable`).
     """
 
     def __init__(
@@ -41,11 +42,14 @@ class Steering:
         left: Callable[[int, int, int], tuple[Phase, ...]],
         from_s: float,
         *,
+        epoch_ends: EpochEnds,
+        task: str = "",
         global_batch_size: int,
         on_lambda: bool,
     ) -> None:
         self.run, self.goal, self.controller, self.choice = run, goal, controller, choice
         self.spending, self.left, self.from_s, self.on_lambda = spending, left, from_s, on_lambda
+        self.epoch_ends, self.task = epoch_ends, task
         self.global_batch_size = global_batch_size  # at the beginning
         self.stopped_for = ""  # why the goal has ended the run
         self._wanted: Choice | None = None  # its memory is being made ready
@@ -85,14 +89,12 @@ class Steering:
         left = self.left(records.epoch, records.done_step - records.epoch_step, batch)
         return Standing(time.time() - self.from_s, self.spending.usd, left)
 
-    def _end_round(
-        self, crew: Crew, executor: Executor, records: Records, progress: Progress, standing: Standing
-    ) -> bool:
-        observation = observe_round(self._rows, self.choice)
+    def _end_round(self, crew: Crew, executor: Executor, records: Records, progress: Progress, standing: Standing) -> bool:
+        observation = observe_round(self._rows, self.choice, self.epoch_ends)
         self._rows, self._began = [], time.monotonic()
         if observation is None:  # too little that can be told apart from starts and losses
             return True
-        append_observation(self.run.path, observation)
+        append_observation(self.run.path, observation, self.task)
         decision = self.controller.end_round(observation, standing)
         self._write(decision, records, standing, progress)
         self.run.write_status(spent_usd=self.spending.usd)

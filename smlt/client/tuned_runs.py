@@ -9,17 +9,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smlt.client.cost import CostModel
 from smlt.client.deployment.lookup import find_deployment
 from smlt.client.optimizer.goals import Goal, Phase, Standing
-from smlt.client.optimizer.observations import carried_observations, read_observations
+from smlt.client.optimizer.observations import EpochEnds, carried_observations, comparable, read_observations
 from smlt.client.optimizer.remaining import phases
 from smlt.client.optimizer.space import Choice, Space
 from smlt.client.platforms import STORE_NODE, Platform
 from smlt.client.prices import load_prices
-from smlt.client.profiling import profile
 from smlt.client.request import RunRequest
 from smlt.client.runs import Run
 from smlt.client.spending import Spending
@@ -76,10 +75,20 @@ class Tuned:
         controller = Controller(self.optimizer, goal, self.choice)
         spending = Spending(self.model, spent_usd)
         left = _left(request, self.model.workload.samples)
-        on_lambda = request.on == "lambda"
-        batch = request.global_batch_size
+        workload, model = self.model.workload, self.model
+        ends = EpochEnds(workload.steps_of, lambda choice, batch: model.step(choice, batch).epoch_end_s)
         return Steering(
-            run, goal, controller, self.choice, spending, left, from_s, global_batch_size=batch, on_lambda=on_lambda
+            run,
+            goal,
+            controller,
+            self.choice,
+            spending,
+            left,
+            from_s,
+            epoch_ends=ends,
+            task=_task(request, model),
+            global_batch_size=request.global_batch_size,
+            on_lambda=request.on == "lambda",
         )
 
 
@@ -89,7 +98,8 @@ def steered(request: RunRequest, *, workers: int | None, learn_from: Run | None,
     `learn_from`: a run of the same task, whose observations are believed, if less than this run's own. TaskError for a task
     that does not run, ConfigError when no choice can work.
     """
-    progress.preparing(f"profiling {Path(request.script).name}: a few steps on this machine")
+    from smlt.client.profiling import profile
+
     workload = profile(
         Path(request.script),
         None if request.data is None else Path(request.data),
@@ -97,7 +107,8 @@ def steered(request: RunRequest, *, workers: int | None, learn_from: Run | None,
         global_batch_size=request.global_batch_size,
         codec=request.codec,
         bucket_mb=request.bucket_mb,
-        seed=request.seed,
+        crowd=request.on == "local",
+        say=progress.preparing,
     )
     model = CostModel(workload, _platform(request), load_prices())
     most = request.max_workers or _most(request)
@@ -107,7 +118,7 @@ def steered(request: RunRequest, *, workers: int | None, learn_from: Run | None,
         space = Space(tuple(sorted({*space.workers, workers})), space.memory_mb)
     optimizer = _optimizer(space, model, request)
     if learn_from is not None:
-        for observation in carried_observations(learn_from.path):
+        for observation in carried_observations(learn_from.path, _task(request, model)):
             optimizer.observe(observation, carried=True)
     return _started(request, model, space, optimizer, workers)
 
@@ -166,6 +177,12 @@ def _most(request: RunRequest) -> int:
     return min(LOCAL_FACTOR * cores, request.global_batch_size)
 
 
+def _task(request: RunRequest, model: CostModel) -> str:
+    """Runs whose step times are alike: the same task on the same kind of machine."""
+    here = f"{model.workload.processor}, {model.workload.cores} cores"
+    return comparable(asdict(request), here if request.on == "local" else model.platform.architecture)
+
+
 def _left(request: RunRequest, samples: int) -> Callable[[int, int, int], tuple[Phase, ...]]:
     """What is left behind so many epochs and the steps of the next one that are done, with the batch in force."""
 
@@ -188,4 +205,3 @@ def chosen_line(tuned: Tuned) -> str:
     if tuned.request.on == "lambda":
         what += f" of {tuned.choice.memory_mb} MB"
     return f"starts with {what}: {tuned.reason}"
-

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from commandline import PACED, keys_of, rows, same_end, smlt, status, write_task
+from smlt.client.optimizer.controller import Controller, Decision
 
 from smlt.client.executors.local import LocalExecutor
-from smlt.client.optimizer.controller import Controller, Decision
 from smlt.client.optimizer.goals import Forecast, Goal, Phase, Standing
-from smlt.client.optimizer.observations import Observation, read_observations
+from smlt.client.optimizer.observations import EpochEnds, Observation, read_observations
 from smlt.client.optimizer.space import Choice
 from smlt.client.request import RunRequest
 from smlt.client.runs import Run
@@ -103,7 +102,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def made(store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def made(store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a run under a scripted controller: the scheduler, its controller."""
     monkeypatch.setenv("PACE", "0.05")
 
@@ -122,13 +121,14 @@ def made(store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             Spending(Flat()),
             lambda epoch, steps, batch: (Phase(STEPS - 4 * epoch - steps, batch),) if 4 * epoch + steps < STEPS else (),
             0.0,
+            epoch_ends=EpochEnds(lambda batch: 4),
             global_batch_size=16,
             on_lambda=False,
         )
         scheduler = TaskScheduler(run, request, Recorder(), store_url=store.url, executor=Noting(), steering=steering)
         return scheduler, controller
 
-    yield make
+    return make
 
 
 def nearly_same_end(run: Path, undisturbed: Path) -> None:
