@@ -24,11 +24,12 @@ from smlt.store.object import open_object_store
 from smlt.worker import checkpoint
 from smlt.worker.config import WorkerConfig
 from smlt.worker.data import DataIterator, Indices, dataset_length, take
+from smlt.worker.evaluation import BATCH as EVALUATION_BATCH
 from smlt.worker.files import LocalFiles
 from smlt.worker.frameworks import seed_generators
 from smlt.worker.step import resident_mb, step_seed
 from smlt.worker.task import load_task
-from smlt.worker.trainer import EVALUATION_BATCH, Trainer
+from smlt.worker.trainer import Trainer
 
 #: Steps before any is counted: allocators and kernels find their form.
 WARM_UP = 2
@@ -115,7 +116,7 @@ class Profiled:
 
     def _batches(self, batch: int) -> Iterator[Indices]:
         epoch = 0
-        iterator = DataIterator(self.length, min(batch, self.length), 0, 0, 1)
+        iterator = DataIterator(self.length, lambda epoch: min(batch, self.length), 0, 0, 1)
         while True:
             for step in range(max(1, self.length // min(batch, self.length))):
                 yield iterator.indices(epoch, step)[0]
