@@ -112,6 +112,12 @@ class ScriptedExecutor:
     def threads(self, world_size: int) -> int:
         return 1
 
+    def make_ready(self, memory_mb: int) -> bool:
+        return True
+
+    def use(self, memory_mb: int) -> None:
+        """All are alike."""
+
     def drain(self, tell: Callable[[], None]) -> None:
         """`kill` ends them all."""
 

@@ -45,6 +45,12 @@ class Executor(Protocol):
     def threads(self, world_size: int) -> int:
         """How many threads each of so many workers should compute with."""
 
+    def make_ready(self, memory_mb: int) -> bool:
+        """Begin to make ready for workers of so much memory; whether it is done. Raises the SmltError that prevents it."""
+
+    def use(self, memory_mb: int) -> None:
+        """Start workers with so much memory from now on. It has been made ready."""
+
     def drain(self, tell: Callable[[], None]) -> None:
         """Wait, not for long, until no worker runs that `kill` could not end. `tell` lets them know that the job is over."""
 
