@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 from commandline import PACED, keys_of, rows, same_end, smlt, status, write_task
-from smlt.client.optimizer.controller import Controller, Decision
 
 from smlt.client.executors.local import LocalExecutor
+from smlt.client.optimizer.controller import Controller, Decision
 from smlt.client.optimizer.goals import Forecast, Goal, Phase, Standing
 from smlt.client.optimizer.observations import EpochEnds, Observation, read_observations
 from smlt.client.optimizer.space import Choice
@@ -38,7 +38,7 @@ class Scripted:
     def round_is_over(self, steps: int, seconds: float, standing: Standing) -> bool:
         return steps >= 6
 
-    def end_round(self, observation: Observation, standing: Standing) -> Decision:
+    def end_round(self, observation: Observation, standing: Standing, *, failures: int, lost_s: float) -> Decision:
         self.observed.append(observation)
         self.standings.append(standing)
         action, choice = self.decisions.pop(0) if self.decisions else ("keep", observation.choice)
