@@ -62,10 +62,14 @@ class LocalWorker:
 
 
 class LocalExecutor:
-    """Starts workers as `python -m smlt.worker.main`. `shared`: open files that are to live as long as any worker does."""
+    """Starts workers as `python -m smlt.worker.main`.
 
-    def __init__(self, shared: Sequence[int] = ()) -> None:
-        self.shared = list(shared)
+    `shared`: open files that are to live as long as any worker does. `threads_each`: None: the cores are
+    shared out.
+    """
+
+    def __init__(self, shared: Sequence[int] = (), threads_each: int | None = None) -> None:
+        self.shared, self.threads_each = list(shared), threads_each
         self.concurrency: int | None = None
         self.requests: Counter[str] = Counter()
 
@@ -97,7 +101,7 @@ class LocalExecutor:
         return worker
 
     def threads(self, world_size: int) -> int:
-        return threads_per_worker(world_size)
+        return self.threads_each or threads_per_worker(world_size)
 
     def make_ready(self, memory_mb: int) -> bool:
         return True
