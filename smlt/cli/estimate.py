@@ -239,8 +239,8 @@ def _machine_lines(taken: Offer, rented: list[MachineOffer]) -> list[str]:
     better, like = better_machine(taken, rented), machine_like(taken, rented)
     if better is not None:
         return [
-            f"Lambda is the wrong tool for this: one {better.node} ({better.vcpus} vCPUs, {_workers_text(better.workers)}) would take "
-            f"{duration_text(better.seconds)} and {usd_text(better.usd)} USD, booting among it"
+            f"Lambda is the wrong tool for this: one {better.node} ({better.vcpus} vCPUs, {_workers_text(better.workers)}) "
+            f"would take {duration_text(better.seconds)} and {usd_text(better.usd)} USD, booting among it"
         ]
     if like is None:
         return []
