@@ -28,7 +28,7 @@ class Workload:
     slower. How many times as long `compute` takes: with a thread for each core (`all_cores`), and while every core does the
     same (`crowding`). `load_sample_s`: taking a sample and making a batch of it. `base_mb`: resident with model, data,
     gradients and optimizer; `sample_mb`: what a sample of the local batch adds. `import_s`, `load_s`: the script with its
-    framework; data() and model().
+    framework; data() and model(); `exit_s`: the process's end.
     """
 
     script: str
@@ -56,10 +56,12 @@ class Workload:
     data_files: int = 0
     import_s: float = 0.0
     load_s: float = 0.0
+    exit_s: float = 0.0
     base_mb: float = 100.0
     sample_mb: float = 0.0
     cores: int = 1  # of the profiled machine
     processor: str = ""
+    queued: float = 0.0  # the part of the time that the profiled process waited for a core: others were busy
     noise: float = 0.0  # the spread of the profiled steps: half the distance of their quartiles over their median
 
     def __post_init__(self) -> None:
