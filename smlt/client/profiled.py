@@ -71,6 +71,7 @@ class Profiled:
             "samples": self.length,
             "test_samples": dataset_length(trainer.test) if trainer.test is not None else 0,
             "gradients": self._gradients(),
+            "buckets": self._buckets(),
             "model_bytes": sum(_bytes(value) for value in adapter.parameters().values()),
             "import_s": self.import_s,
             "load_s": self.load_s,
@@ -80,9 +81,14 @@ class Profiled:
         whole = getattr(self.adapter, "_flat", None) or self.adapter.gradient
         sizes: dict[str, int] = {}
         for value in whole.values():
-            name = str(value.dtype).removeprefix("torch.")
+            name = _dtype(value)
             sizes[name] = sizes.get(name, 0) + int(np.prod(value.shape))
         return list(sizes.items())
+
+    def _buckets(self) -> list[tuple[str, int]]:
+        early, last = getattr(self.adapter, "_early", ()), list(self.adapter.gradient.values())
+        sizes = [(_dtype(value), int(np.prod(value.shape))) for value in early]
+        return [*sizes, (_dtype(last[0]), sum(int(np.prod(value.shape)) for value in last))]
 
     # ---- steps ----
 
@@ -197,6 +203,10 @@ def _median_s(action: Callable[[], None], budget_s: float, clock: Clock) -> floa
         action()
         times.append(clock() - began)
     return statistics.median(times[1:])
+
+
+def _dtype(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _bytes(value: Any) -> int:

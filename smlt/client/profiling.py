@@ -86,6 +86,7 @@ def profile(
         epochs=epochs,
         global_batch_size=global_batch_size,
         gradients=tuple((str(dtype), int(count)) for dtype, count in about["gradients"]),
+        buckets=tuple((str(dtype), int(count)) for dtype, count in about["buckets"]),
         codec=codec,
         bucket_mb=bucket_mb,
         test_samples=about["test_samples"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -47,10 +46,10 @@ def rehearse(script: Path, data: Path | None, workload: Workload, workers: int) 
         )
         try:
             _until_enough(process, Path(folder) / "rehearsal")
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # as Ctrl-C does; SIGINT itself is ignored in the background of a shell
             process.wait(timeout=PATIENCE_S)
         finally:
-            if process.poll() is None:  # interrupted: it ends in order, and takes its workers with it
+            if process.poll() is None:  # this was interrupted: it ends in order, and takes its workers with it
                 process.terminate()
                 process.wait()
             if process.stderr is not None:
