@@ -31,6 +31,7 @@ from typing import Any
 from smlt.client.cost import Choice, CostModel, Platform
 from smlt.client.platforms import LOCAL_MEMORY_MB
 from smlt.client.profiling import profile
+from smlt.client.rehearsal import rehearse
 from smlt.client.workload import Workload
 
 ROOT = Path(__file__).parents[1]
@@ -100,10 +101,10 @@ def train(script: Path, workers: int, batch: int, epochs: int, runs: Path, name:
     }
 
 
-def predicted(workload: Workload, workers: int) -> dict[str, float]:
+def predicted(model: CostModel, workers: int) -> dict[str, float]:
     """What the model says of it."""
-    model, choice = CostModel(workload, Platform.local()), Choice(workers, LOCAL_MEMORY_MB)
-    job, parts = model.job(choice), model.step(choice, workload.global_batch_size)
+    choice = Choice(workers, LOCAL_MEMORY_MB)
+    job, parts = model.job(choice), model.step(choice, model.workload.global_batch_size)
     return {
         "seconds": job.seconds,
         "start_s": job.start_s,
@@ -123,28 +124,30 @@ def compare(options: argparse.Namespace, runs: Path) -> list[dict[str, Any]]:
     for task in options.tasks:
         script, batch, epochs = TASKS[task]
         for number in range(options.rounds):
-            workload = quietly_profiled(script, batch, epochs, options.quiet)
+            model = CostModel(quietly_profiled(script, batch, epochs, options), Platform.local())
+            if options.rehearsal:
+                model = model.with_rehearsal(rehearse(script, None, model.workload, model.platform.cores))
             for workers in options.workers:
-                for attempt in range(options.rounds + 1):
+                for attempt in range(options.repeats + 1):
                     wait_for_quiet(options.quiet, options.patience)
                     quiet.begin()
                     actual = train(script, workers, batch, epochs, runs, f"{task}-{workers}-{number}-{attempt}")
                     others = quiet.share()
                     if others <= options.quiet:
                         break
-                guess = predicted(workload, workers)
+                guess = predicted(model, workers)
                 rows.append({"task": task, "workers": workers, "others": others, "actual": actual, "predicted": guess})
                 print(shown(rows[-1]), flush=True)
     return rows
 
 
-def quietly_profiled(script: Path, batch: int, epochs: int, limit: float) -> Workload:
+def quietly_profiled(script: Path, batch: int, epochs: int, options: argparse.Namespace) -> Workload:
     quiet = Quiet()
-    for _ in range(4):
-        wait_for_quiet(limit, 30)
+    for _ in range(options.repeats + 1):
+        wait_for_quiet(options.quiet, options.patience)
         quiet.begin()
         workload = profile(script, global_batch_size=batch, epochs=epochs)
-        if quiet.share() <= limit:
+        if quiet.share() <= options.quiet:
             break
     return workload
 
@@ -166,6 +169,8 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=list(TASKS))
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-rehearsal", dest="rehearsal", action="store_false")
     parser.add_argument("--quiet", type=float, default=0.05)
     parser.add_argument("--patience", type=float, default=30.0)
     parser.add_argument("--no-lambda", action="store_true")
