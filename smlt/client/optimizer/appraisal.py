@@ -17,7 +17,7 @@ SURE, SURE_AT_START = 0.95, 0.8
 #: What is not believed of but happens: a worker lost, a slow hour. Standard deviation of the log of the time left.
 UNFORESEEN = 0.03
 #: A change must promise this part of what is left; less is within what the model leaves out.
-WORTH_WHILE = 0.005
+WORTH_WHILE = 0.001
 #: Below these odds a goal is out of reach, and the choice that comes nearest is taken.
 HOPELESS = 0.5
 

@@ -176,7 +176,8 @@ class PerformanceOptimizer:
             logs = np.log([observation.step_s for observation in group])
             points.append((choice.workers, choice.memory_mb, batch, era))
             targets.append(-float(weights @ logs / weights.sum()))
-            variances.append(1 / weights.sum() + NOISE_FLOOR**2 + (self._era - era) * NOISE_PER_ERA**2)
+            floor = NOISE_FLOOR if any(observation.noise for observation in group) else 0.0  # 0: recorded, to be taken as it is
+            variances.append(1 / weights.sum() + floor**2 + (self._era - era) * NOISE_PER_ERA**2)
         self._search.learn(np.array(points, dtype=float).reshape(-1, 4), np.array(targets), np.array(variances))
 
     def _points(self, choices: Sequence[Choice], global_batch_size: int) -> Array:
