@@ -18,28 +18,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.burst_worker import BurstWorker
 from smlt.store.embedded import EmbeddedStore
 
 ROOT = Path(__file__).parents[1]
 WARM_UP = 50
 
-#: A line on stdin starts a burst of all-reduces, a line tells the seconds of each.
-WORKER = """
-import sys, time, numpy, smlt
-rank, n, floats, url, job = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
-comm = smlt.Communicator(url, job=job, rank=rank, world_size=n)
-x = numpy.random.default_rng(rank).standard_normal(floats, dtype=numpy.float32)
-out = numpy.empty_like(x)
-print("ready", flush=True)
-for line in sys.stdin:
-    seconds = []
-    for _ in range(int(line)):
-        began = time.perf_counter()
-        comm.allreduce(x, out=out)
-        seconds.append(time.perf_counter() - began)
-    print(*seconds, flush=True)
-comm.close()
-"""
 #: What the extension itself takes to be imported: NumPy is there already.
 IMPORT = "import time, numpy, smlt; b = time.perf_counter(); import smlt.collective._native; print(time.perf_counter() - b)"
 BURST = 20
@@ -60,37 +44,20 @@ class Workers:
     """The workers of one kind."""
 
     def __init__(self, package: Path, n: int, floats: int, url: str) -> None:
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", WORKER, str(rank), str(n), str(floats), url, package.name],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=package,
-                env={**os.environ, "PYTHONPATH": str(package)},
-            )
-            for rank in range(n)
-        ]
-        for process in self.processes:
-            assert process.stdout is not None
-            if process.stdout.readline().strip() != "ready":
-                raise SystemExit(f"a worker of {package} did not start")
+        self.workers = [BurstWorker(package, rank, n, floats, url, package.name) for rank in range(n)]
+        for worker in self.workers:
+            worker.ready()
 
     def allreduce(self, times: int) -> list[float]:
         """Rank 0's seconds of each."""
-        rows = []
-        for process in self.processes:
-            assert process.stdin is not None
-            process.stdin.write(f"{times}\n")
-            process.stdin.flush()
-        for process in self.processes:
-            assert process.stdout is not None
-            rows.append([float(one) for one in process.stdout.readline().split()])
+        for worker in self.workers:
+            worker.start(times)
+        rows = [worker.seconds() for worker in self.workers]
         return rows[0]
 
     def close(self) -> None:
-        for process in self.processes:
-            process.communicate(timeout=60)
+        for worker in self.workers:
+            worker.close()
 
 
 def import_ms(package: Path) -> float:

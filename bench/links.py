@@ -58,15 +58,16 @@ class Links:
 
     def enter(self, rank: int) -> None:
         """Move the calling process into worker `rank`'s namespace. OSError when that cannot be."""
-        with (Path("/run/netns") / self._namespace(rank)).open() as namespace:
+        with (Path("/run/netns") / self.namespace(rank)).open() as namespace:
             if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET) != 0:  # os.setns is in Python 3.12
-                raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {self._namespace(rank)}")
+                raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {self.namespace(rank)}")
 
     def bound_s(self, sent: float, received: float) -> float:
         """The least time in seconds in which a worker can send and receive so many bytes, both at once."""
         return max(sent, received) * 8 / (self.rate_mbit * 1e6)
 
-    def _namespace(self, rank: int) -> str:
+    def namespace(self, rank: int) -> str:
+        """The name of worker `rank`'s network namespace (`ip netns`)."""
         return f"smlt{self.block}w{rank}"
 
     def _interface(self, rank: int) -> str:
@@ -77,7 +78,7 @@ class Links:
         return f"198.{18 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
 
     def _set_up(self, rank: int) -> None:
-        namespace, interface = self._namespace(rank), self._interface(rank)
+        namespace, interface = self.namespace(rank), self._interface(rank)
         inside = ("ip", "-n", namespace)
         shape = ("root", "tbf", "rate", f"{self.rate_mbit}mbit", "burst", BURST, "latency", LATENCY)
         _run("ip", "netns", "add", namespace)

@@ -17,7 +17,6 @@ import argparse
 import json
 import multiprocessing as mp
 import statistics
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.burst_worker import BurstWorker
 from smlt import Communicator
 from smlt.store.coordination import Coordination
 from smlt.store.embedded import EmbeddedStore
@@ -35,43 +35,6 @@ from smlt.worker.config import WorkerConfig
 from smlt.worker.member import Member
 
 WARM_UP = 3
-
-#: All-reduces in another checkout: a line on stdin starts each, a line tells its time.
-_BASELINE = """
-import sys, time, numpy, smlt
-rank, n, floats, url, job = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
-comm = smlt.Communicator(url, job=job, rank=rank, world_size=n)
-x = numpy.random.default_rng(rank).standard_normal(floats, dtype=numpy.float32)
-out = numpy.empty_like(x)
-print("ready", flush=True)
-for line in sys.stdin:
-    began = time.perf_counter()
-    comm.allreduce(x, out=out)
-    print(time.perf_counter() - began, flush=True)
-comm.close()
-"""
-
-
-class Baseline:
-    """This rank's process of the other checkout."""
-
-    def __init__(self, checkout: Path, rank: int, n: int, floats: int, url: str) -> None:
-        arguments = [str(checkout / ".venv/bin/python"), "-c", _BASELINE, *map(str, (rank, n, floats)), url, "baseline"]
-        self.process = subprocess.Popen(
-            arguments, cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": str(checkout)}
-        )
-
-    def ready(self) -> None:
-        assert self.process.stdout is not None
-        if self.process.stdout.readline().strip() != "ready":
-            raise SystemExit("the baseline's worker did not start")
-
-    def allreduce(self) -> float:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
 
 
 def worker(rank: int, n: int, floats: int, rounds: int, url: str, baseline: Path | None, start: Any, results: Any) -> None:
@@ -85,7 +48,9 @@ def worker(rank: int, n: int, floats: int, rounds: int, url: str, baseline: Path
     coordination.acknowledge(1, Ack(f"w{rank}"), member.process, [], "{}", config.liveness_s)
     member.generation = 1
     watched = Communicator(url, job="watched", rank=rank, world_size=n, worker_id=f"w{rank}")
-    other = Baseline(baseline, rank, n, floats, url) if baseline is not None else None
+    other = None
+    if baseline is not None:
+        other = BurstWorker(baseline, rank, n, floats, url, "baseline", baseline / ".venv/bin/python")
     plain = None if other is not None else Communicator(url, job="unwatched", rank=rank, world_size=n)
     if other is not None:
         other.ready()
@@ -104,7 +69,8 @@ def worker(rank: int, n: int, floats: int, rounds: int, url: str, baseline: Path
     def off(step: int) -> None:
         start.wait()
         if other is not None:
-            seconds["unwatched"].append(other.allreduce())
+            other.start(1)
+            seconds["unwatched"] += other.seconds()
             return
         assert plain is not None
         began = time.perf_counter()
@@ -119,9 +85,7 @@ def worker(rank: int, n: int, floats: int, rounds: int, url: str, baseline: Path
     if plain is not None:
         plain.close()
     if other is not None:
-        assert other.process.stdin is not None
-        other.process.stdin.close()
-        other.process.wait()
+        other.close()
     results.put({name: values[WARM_UP:] for name, values in seconds.items()})
 
 

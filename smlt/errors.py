@@ -83,6 +83,12 @@ class DeployError(SmltError):
     exit_code = 7
 
 
+class GoalMissed(SmltError):
+    """A run was stopped, at a checkpoint, because its deadline or its budget cannot be kept."""
+
+    exit_code = 8
+
+
 class TaskError(SmltError):
     """The user's script does not import, lacks a part, or raised in a worker."""
 

@@ -65,8 +65,12 @@ def lambda_local(
     There are no containers: a function made of an image runs in a Python environment of this machine that stands for the image,
     by default the one that lambda-local runs in.
     """
+    try:
+        from smlt.emulator import LambdaLocal
+    except ImportError as error:
+        raise ConfigError(f"lambda-local needs {error.name}: pip install 'smlt[lambda-local]'") from error
     _allow_files()
-    with _made(
+    with LambdaLocal(
         port=port,
         faults=_faults(throttle, duplicate, kill, kill_after, cold_start),
         seed=seed,
@@ -95,19 +99,9 @@ def _allow_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _made(**settings: object) -> LambdaLocal:
-    try:
-        from smlt.emulator import LambdaLocal
-    except ImportError as error:
-        raise ConfigError(f"lambda-local needs {error.name}: pip install 'smlt[lambda-local]'") from error
-    return LambdaLocal(**settings)  # type: ignore[arg-type]
-
-
 def _faults(throttle: float, duplicate: float, kill: float, kill_after: str, cold_start: float) -> Faults:
-    try:
-        from smlt.emulator import Faults
-    except ImportError as error:
-        raise ConfigError(f"lambda-local needs {error.name}: pip install 'smlt[lambda-local]'") from error
+    from smlt.emulator import Faults
+
     moments = _numbers("--kill-after", kill_after, ":")
     if len(moments) != 2:
         raise ConfigError(f"--kill-after is a range of seconds such as 0:5, not {kill_after}")

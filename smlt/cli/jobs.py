@@ -24,11 +24,13 @@ from smlt.cli.common import (
 )
 from smlt.client.artifacts import local_modules
 from smlt.client.lambda_runs import place, through
+from smlt.client.optimizer.goals import parse_duration, parse_usd
 from smlt.client.progress import make_progress
-from smlt.client.request import FUNCTION, RunRequest, check_request, check_workers
+from smlt.client.request import FUNCTION, RunRequest, check_request, check_workers, smallest_batch, with_schedule
 from smlt.client.runs import DEFAULT_RUNS_DIR, Run
 from smlt.client.scheduler import TaskScheduler, take_over
 from smlt.client.stopping import stop_run
+from smlt.client.tuned_runs import chosen_line, steered, steered_again
 from smlt.errors import CheckpointError, ConfigError, TaskError
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
@@ -39,11 +41,15 @@ from smlt.store.parameter import ParameterStore
         "smlt train examples/digits.py --workers 4 --epochs 25",
         "smlt train task.py --target-accuracy 0.97 --codec fp32 --data ./images",
         "smlt train task.py --codec int8 --no-error-feedback",
+        "smlt train task.py --batch-schedule 0:64,10:128,20:256 --lr-rule linear --patience 5",
         "AWS_PROFILE=me smlt train task.py --object-store s3://my-bucket/smlt --data ./images",
         "smlt train task.py --on-failure shrink --liveness 5 --spares 1",
         "SMLT_STORE_PASSWORD=... smlt train task.py --store rediss://store.example:6380",
         "smlt train task.py --store 'rediss://store.example:6380?password_file=/run/secrets/store' --json",
         "smlt train task.py --on lambda --function digits --workers 32 --memory 1769",
+        "smlt train task.py --on lambda --deadline 2h --max-workers 64",
+        "smlt train task.py --on lambda --budget 5.00 --on-miss stop",
+        "smlt train task.py --deadline 10m --json",
     )
 )
 def train(
@@ -54,6 +60,23 @@ def train(
         int | None, typer.Option(help="Samples a step, all workers together.", show_default="64")
     ] = None,
     target_accuracy: Annotated[float | None, typer.Option(help='End when evaluate() gives this "accuracy", 0 to 1.')] = None,
+    batch_schedule: Annotated[
+        str | None,
+        typer.Option(metavar="EPOCH:SAMPLES,...", help="Samples a step from which epoch on.", show_default="one global batch"),
+    ] = None,
+    lr_rule: Annotated[
+        str | None,
+        typer.Option(help="How the learning rate follows the global batch: none, linear or sqrt.", show_default="none"),
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(metavar="K", help="End when K epochs have brought no better metric.", show_default="never")
+    ] = None,
+    stop_metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of evaluate()'s metrics.", show_default="accuracy")
+    ] = None,
+    stop_mode: Annotated[
+        str | None, typer.Option(help="Whether more of it is better (max) or less (min).", show_default="max")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the model, the sample order and the workers.", show_default="0")] = None,
     codec: Annotated[
         str | None, typer.Option(help="What gradients travel as: fp32, fp16, bf16 or int8.", show_default="fp16")
@@ -120,7 +143,8 @@ def train(
         bool | None,
         typer.Option(
             "--warm/--cold",
-            help="Invoked anew, a worker still has model and data in memory, or has to load them.",
+            help="With --time-limit: invoked anew, a local worker still has model and data in memory, or has to load them. "
+            "With --on lambda it does nothing: which sandbox is warm is Lambda's choice.",
             show_default="warm",
         ),
     ] = None,
@@ -137,6 +161,32 @@ def train(
     ] = None,
     store_node: Annotated[
         str | None, typer.Option(metavar="NODE", help="What that store runs on, for the bill: cache.t4g.small, t4g.small, ...")
+    ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="End within 90m, 2h, 1h30m: workers are chosen, and changed, toward that."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="USD", help="Cost no more than that: workers are chosen, and changed, toward that.")
+    ] = None,
+    tune: Annotated[
+        bool | None,
+        typer.Option(
+            "--tune", help="Choose workers, and change them: the best trade of time and cost.", show_default=False
+        ),
+    ] = None,
+    on_miss: Annotated[
+        str | None,
+        typer.Option(
+            help="When the goal cannot be kept: ask, stop at a checkpoint, continue without it, or best-effort.",
+            show_default="ask; where nobody is to be asked, best-effort",
+        ),
+    ] = None,
+    max_workers: Annotated[
+        int | None, typer.Option(metavar="K", help="No more than so many are chosen.", show_default="what there is room for")
+    ] = None,
+    learn_from: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Begin with what an earlier run of the same task has observed.")
     ] = None,
     endpoint_url: EndpointUrl = None,
     region: Region = None,
@@ -158,6 +208,11 @@ def train(
         "epochs": epochs,
         "global_batch_size": global_batch_size,
         "target_accuracy": target_accuracy,
+        "batch_schedule": batch_schedule,
+        "lr_rule": lr_rule,
+        "patience": patience,
+        "stop_metric": stop_metric,
+        "stop_mode": stop_mode,
         "seed": seed,
         "codec": codec,
         "error_feedback": error_feedback,
@@ -178,24 +233,41 @@ def train(
         "function": function,
         "store_tunnel": store_tunnel,
         "store_node": store_node,
+        "deadline_s": None if deadline is None else parse_duration(deadline),
+        "budget_usd": None if budget is None else parse_usd(budget),
+        "tune": tune or deadline is not None or budget is not None or None,
+        "on_miss": on_miss,
+        "max_workers": max_workers,
     }
     chosen = {key: value for key, value in given.items() if value is not None}
     if resume is not None:
         if script is not None or data is not None or name is not None:
             raise ConfigError("--resume goes on with the run's own script and data: give no SCRIPT, --data or --name")
+        if learn_from is not None:
+            raise ConfigError("--resume goes on with what the run has observed itself: give no --learn-from")
         _resume(Run.open(runs_dir, resume), chosen, store, as_json)
         return
     if script is None:
         raise ConfigError("give a SCRIPT, or --resume RUN")
-    request = RunRequest(script, **{"workers": 4, **chosen})
+    request = with_schedule(RunRequest(script, **{"workers": 4, **chosen}), global_batch_size)
     check_request(request)
     local_modules(Path(script))
     request, url = _placed(request, store)
     _check_surroundings(request, url)  # what cannot work leaves no run folder behind
+    progress = make_progress(as_json=as_json)
+    tuned = None
+    if request.tune:
+        before = None if learn_from is None else Run.open(runs_dir, learn_from)
+        tuned = steered(request, workers=workers, learn_from=before, progress=progress)
+        request = tuned.request
+        progress.preparing(chosen_line(tuned))
+    elif learn_from is not None:
+        raise ConfigError("--learn-from is for a run that chooses its workers: give --deadline, --budget or --tune")
     run = Run.create(runs_dir, Path(script), asdict(request), name)
     if request.on == "lambda":
         run.write_status(aws=where_aws_is())
-    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=url).run()
+    steering = None if tuned is None else tuned.begin(run)
+    TaskScheduler(run, request, progress, store_url=url, steering=steering).run()
 
 
 def _placed(request: RunRequest, store: str | None) -> tuple[RunRequest, str | None]:
@@ -208,7 +280,12 @@ def _resume(run: Run, chosen: dict[str, Any], store: str | None, as_json: bool) 
     request, url = _placed(_resumed(run, chosen), store)
     if url is not None:
         take_over(run, url)
-    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=url, resume=True).run()
+    steering = None
+    if request.tune and "workers" not in chosen:
+        steering = steered_again(run, request).go_on(run, anew="deadline_s" in chosen)
+    elif request.tune:  # whoever says how many wants as many
+        request = replace(request, tune=False, deadline_s=None, budget_usd=None)
+    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=url, resume=True, steering=steering).run()
 
 
 @app.command(epilog=examples("smlt resume 20260102-153000-digits", "smlt resume 20260102-153000-digits --epochs 50 --json"))
@@ -244,7 +321,7 @@ def scale(
     training goes on meanwhile.
     """
     found = Run.open(runs_dir, run)
-    check_workers(workers, int(found.config["global_batch_size"]))
+    check_workers(workers, smallest_batch(_request_of(found), found.status))
     if found.status["state"] != "running":
         raise ConfigError(
             f"run {found.name} is not under way (it is {found.status['state']}): smlt resume {run} --workers {workers}"
@@ -297,18 +374,18 @@ def _resumed(run: Run, chosen: dict[str, Any]) -> RunRequest:
     if state.get("state") == "running":
         raise ConfigError(f"run {run.name} is still running (process {state['pid']})")
     before = _request_of(run)
-    request = replace(before, **chosen)
-    for key in ("seed", "global_batch_size"):
+    request = with_schedule(replace(before, **chosen), chosen.get("global_batch_size"))
+    for key in ("seed", "global_batch_size", "batch_schedule", "lr_rule"):
         if getattr(request, key) != getattr(before, key):
-            raise ConfigError(f"--resume keeps the run's {key} ({getattr(before, key)}): the samples' order hangs on it")
-    check_request(request)
+            raise ConfigError(f"--resume keeps the run's {key} ({getattr(before, key)}): the loss curve hangs on it")
+    check_request(request, state)
     return request
 
 
 def _request_of(run: Run) -> RunRequest:
     try:
         request = RunRequest(**run.config)
-        check_request(request)
+        check_request(request, run.status)
     except (TypeError, ConfigError) as error:
         raise CheckpointError(f"run {run.name}: {run.path / 'config.json'} is not a run's configuration: {error}") from error
     return request

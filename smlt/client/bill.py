@@ -184,6 +184,7 @@ def estimate(
     invocation_s: float = LONGEST_INVOCATION_S,
     objects: ObjectUse | None = None,
     store: StoreUse | None = None,
+    log_bytes: int = 0,
     prices: Prices = PRICES,
 ) -> Bill:
     """What a run of `workers` functions of `memory_mb` for `seconds` each would cost, invoked anew every `invocation_s`.
@@ -198,7 +199,10 @@ def estimate(
     invocations = workers * math.ceil(Fraction(seconds) / Fraction(invocation_s))
     time = Fraction(workers * milliseconds, 1000)
     items = _functions(invocations, time * memory_mb / 1024, time, architecture, ephemeral_mb, prices)
-    return Bill(tuple(items + _objects(objects, prices) + _store(store, prices)), prices.as_of, prices.region, invocations)
+    items += _objects(objects, prices) + _store(store, prices)
+    if log_bytes:
+        items.append(_item("logs taken in", Fraction(log_bytes, 2**30), "logs.gb", prices))
+    return Bill(tuple(items), prices.as_of, prices.region, invocations)
 
 
 def _functions(

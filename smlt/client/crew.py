@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from smlt.client.policy import FailurePolicy, reraised
 from smlt.client.records import Records
 from smlt.client.request import RunRequest
-from smlt.client.starts import Started, Starts
+from smlt.client.starts import END_S, Started, Starts
 from smlt.errors import StoreFull, StoreUnavailable
 from smlt.store.coordination import Coordination
 from smlt.store.membership import Coordinator
@@ -77,6 +77,7 @@ class Crew:
         self._ended_since = 0.0
         self._finished: set[str] = set()  # of the plan's: has ended its part
         self._delete_before = 0
+        self._reshaping: tuple[int, Callable[[], str]] | None = None  # asked for, until all have paused
         self._words: deque[tuple[str, str]] = deque()  # of the workers, still to be heard
 
     def begin(self) -> None:
@@ -345,6 +346,8 @@ class Crew:
         self._begins_at = max(self.records.done_step, plan.position.step if plan.position is not None else 0)
         self._delete_before = plan.generation
         self.coordination.publish(plan, self.scheduler_id)
+        if self._reshaping is not None:  # the request may have gone with the store's data
+            self.coordination.request_pause()
 
     def _checkpoint(self) -> tuple[int, int, dict[str, float], list[dict[str, Any]]]:
         """Step, epoch, metrics and last rows of the newest checkpoint that is whole; of the beginning when there is none."""
@@ -395,11 +398,35 @@ class Crew:
                 return ""
         return state
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether the membership is changing, or is about to."""
+        return self._changing or self.coordinator.plan is None or bool(self._joining) or self._reshaping is not None
+
+    def reshape(self, size: int, use: Callable[[], str]) -> None:
+        """Go on with `size` workers that are started in another way: all pause at a checkpoint and are invoked again.
+
+        `use` is called when they have: from then on the executor starts workers that way. It returns what has changed, in a few
+        words. Call it while a plan is in force.
+        """
+        self._reshaping = size, use
+        self.coordination.request_pause()
+
     def _invoke_again(self) -> None:
-        """All have paused at their time limit: they go on in another invocation."""
-        successors = {w: self.started.invoke_again(w, self.coordinator.ranks[w]) for w in self._members()}
-        self._freeze(list(successors.values()), successors)
-        self.change.reasons.append("time limit")
+        """All have paused, at their time limit or to be started in another way: they go on in another invocation."""
+        reason, members = "time limit", self._members()
+        if self._reshaping is not None:
+            self.coordination.withdraw_pause()  # first: when the store is away, all this is done again
+            (self.size, use), self._reshaping = self._reshaping, None
+            reason = use()
+            for worker_id in [*self._spares(), *self._joining, *members[self.size :]]:
+                self._let_go(worker_id)
+            self._joining.clear()
+        end_by = time.monotonic() + END_S  # for all of them: who is out of sight is not seen to end
+        successors = {w: self.started.invoke_again(w, self.coordinator.ranks[w], end_by) for w in members[: self.size]}
+        more = [self.started.new(index) for index in range(len(members), self.size)]
+        self._freeze([*successors.values(), *more], successors)
+        self.change.reasons.append(reason)
         self.started.start_what_is_due()
 
     def _renew(self, worker_id: str) -> None:

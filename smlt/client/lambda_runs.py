@@ -71,7 +71,13 @@ def lambda_executor(request: RunRequest, run: Run, store_url: str, object_store_
         tmp_mb=found.tmp_mb,
         architecture=found.arch,
     )
-    return LambdaExecutor(invoker, at_once, target.threads, lambda row: append_invocation(run.path, row))
+    return LambdaExecutor(
+        invoker,
+        at_once,
+        target,
+        lambda memory_mb: prepare(request.function, 1, memory_mb),
+        lambda row: append_invocation(run.path, row),
+    )
 
 
 def place(request: RunRequest, store: str | None) -> tuple[RunRequest, str | None]:

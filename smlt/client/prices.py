@@ -54,6 +54,11 @@ class Price:
 _TABLE = (
     ("lambda.x86_64.gb-second", "0.0000166667", "GB-s", _LAMBDA),
     ("lambda.arm64.gb-second", "0.0000133334", "GB-s", _LAMBDA),
+    # The price falls with what an account uses in a month: above 6 and 15 billion GB-s, for arm64 above 7.5 and 18.75.
+    ("lambda.x86_64.gb-second-tier2", "0.0000150000", "GB-s", _LAMBDA),
+    ("lambda.x86_64.gb-second-tier3", "0.0000133334", "GB-s", _LAMBDA),
+    ("lambda.arm64.gb-second-tier2", "0.0000120001", "GB-s", _LAMBDA),
+    ("lambda.arm64.gb-second-tier3", "0.0000106667", "GB-s", _LAMBDA),
     ("lambda.million-requests", "0.20", "million requests", _LAMBDA),
     ("lambda.ephemeral-gb-second", "0.0000000309", "GB-s above 512 MB", _LAMBDA),
     ("s3.thousand-puts", "0.005", "thousand PUT, COPY, POST, LIST", _S3),
@@ -79,6 +84,19 @@ _TABLE = (
     ("ec2.c6gn.xlarge", "0.1728", "hour", _EC2),
     ("ec2.c6gn.2xlarge", "0.3456", "hour", _EC2),
     ("ec2.r7g.large", "0.1071", "hour", _EC2),
+    # To compare functions with: compute-optimised machines, x86 and arm64.
+    ("ec2.c6i.large", "0.085", "hour", _EC2),
+    ("ec2.c6i.xlarge", "0.17", "hour", _EC2),
+    ("ec2.c6i.2xlarge", "0.34", "hour", _EC2),
+    ("ec2.c6i.4xlarge", "0.68", "hour", _EC2),
+    ("ec2.c6i.8xlarge", "1.36", "hour", _EC2),
+    ("ec2.c6i.16xlarge", "2.72", "hour", _EC2),
+    ("ec2.c6i.32xlarge", "5.44", "hour", _EC2),
+    ("ec2.c7g.xlarge", "0.145", "hour", _EC2),
+    ("ec2.c7g.2xlarge", "0.29", "hour", _EC2),
+    ("ec2.c7g.4xlarge", "0.58", "hour", _EC2),
+    ("ec2.c7g.8xlarge", "1.16", "hour", _EC2),
+    ("ec2.c7g.16xlarge", "2.32", "hour", _EC2),
     # Valkey's nodes cost a fifth less than those of Redis OSS.
     ("elasticache.cache.t4g.micro", "0.0128", "hour", _ELASTICACHE),
     ("elasticache.cache.t4g.small", "0.0256", "hour", _ELASTICACHE),
@@ -124,6 +142,20 @@ def store_price_name(node: str) -> str:
 
 
 PRICES = Prices({row[0]: Price(row[0], Decimal(row[1]), row[2], row[3]) for row in _TABLE})
+
+#: GB-s a month above which the second and the third price hold.
+#: https://aws.amazon.com/blogs/compute/introducing-tiered-pricing-for-aws-lambda/
+_TIERS = {"x86_64": (6e9, 15e9), "arm64": (7.5e9, 18.75e9)}
+
+
+def at_usage(prices: Prices, architecture: str, month_gb_s: float) -> Prices:
+    """The prices of an account that has used so many GB-s this month: those of its tier. One job is taken to stay within it."""
+    tier = 1 + sum(month_gb_s >= limit for limit in _TIERS[architecture])
+    if tier == 1:
+        return prices
+    name = f"lambda.{architecture}.gb-second"
+    lower = replace(prices[f"{name}-tier{tier}"], name=name)
+    return replace(prices, by_name={**prices.by_name, name: lower})
 
 
 def load_prices(path: Path | None = None) -> Prices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -12,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from smlt.client.optimizer.goals import duration_text
 from smlt.client.records import json_line
 from smlt.client.runs import Run
 from smlt.client.watching import Progress
@@ -19,6 +21,8 @@ from smlt.store.parameter import ServerInfo
 
 #: A plain line at least this often while an epoch goes on.
 LINE_EVERY_S = 10.0
+#: A forecast at least this often, though nothing has been changed.
+FORECAST_EVERY_S = 60.0
 
 
 def make_progress(*, as_json: bool, stream: TextIO | None = None) -> Progress:
@@ -47,6 +51,9 @@ class JsonLines:
     def uploading(self, sent: int, total: int) -> None:
         self._write("uploading", {"bytes": sent, "total_bytes": total})
 
+    def preparing(self, text: str) -> None:
+        self._write("preparing", {"text": text})
+
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         version = ".".join(map(str, server.version))
         self._write(
@@ -62,6 +69,9 @@ class JsonLines:
 
     def membership(self, row: dict[str, Any]) -> None:
         self._write("membership", row)
+
+    def decision(self, row: dict[str, Any]) -> None:
+        self._write("decision", row)
 
     def warning(self, text: str) -> None:
         self._write("warning", {"text": text})
@@ -82,6 +92,8 @@ class PlainLines:
         self.seconds = [0.0, 0.0]  # compute, communication: of the slowest worker, this epoch
         self.samples, self.began, self.said = 0, time.monotonic(), time.monotonic()
         self.epochs = 0
+        self.foretold = -math.inf  # monotonic
+        self.row: dict[str, Any] | None = None
 
     def _say(self, text: str) -> None:
         self.out.write(f"{text}\n")
@@ -91,6 +103,9 @@ class PlainLines:
     def uploading(self, sent: int, total: int) -> None:
         self._say(upload_line(sent, total))
 
+    def preparing(self, text: str) -> None:
+        self._say(text)
+
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         self.epochs = int(config["epochs"])
         version = ".".join(map(str, server.version))
@@ -99,6 +114,9 @@ class PlainLines:
     def step(self, row: dict[str, Any]) -> None:
         if not self.losses:
             self.began = time.monotonic()
+        if text := batch_line(self.row, row):
+            self._say(text)
+        self.row = row
         self.losses.append(row["loss"])
         self.samples += row["samples"]
         self.seconds[0] += max(row["compute_s"])
@@ -119,6 +137,11 @@ class PlainLines:
 
     def membership(self, row: dict[str, Any]) -> None:
         self._say(change_line(row))
+
+    def decision(self, row: dict[str, Any]) -> None:
+        if row["action"] != "keep" or time.monotonic() - self.foretold > FORECAST_EVERY_S:
+            self.foretold = time.monotonic()
+            self._say(decision_line(row))
 
     def warning(self, text: str) -> None:
         self._say(f"warning: {text}")
@@ -152,6 +175,33 @@ def change_line(row: dict[str, Any]) -> str:
     return f"step {row['step']}: {reasons}: {row['world_size']} workers go on after {row['recovery_s']:.1f} s"
 
 
+def decision_line(row: dict[str, Any]) -> str:
+    """What was decided at a round's end, and how the run is expected to end, in a line."""
+    if row["action"] != "switch":
+        return f"step {row['step']}: {row['reason']}"
+    chosen = f"{row['chosen']['workers']} workers" + (f" of {row['chosen']['memory_mb']} MB" if row["on_lambda"] else "")
+    return f"step {row['step']}: goes on with {chosen}: {row['reason']}; {forecast_text(row)}"
+
+
+def forecast_text(row: dict[str, Any]) -> str:
+    """it will take 1h 12m (1h 05m to 1h 20m) in all and cost 2.31 USD (2.2 to 2.5)"""
+    found = row["forecast"]
+    middle, low, high = (duration_text(found[name]) for name in ("seconds", "seconds_low", "seconds_high"))
+    text = f"it will take {middle} ({low} to {high}) in all"
+    if row["on_lambda"]:
+        text += f" and cost {found['usd']:.4g} USD ({found['usd_low']:.4g} to {found['usd_high']:.4g})"
+    return text
+
+
+def batch_line(before: dict[str, Any] | None, row: dict[str, Any]) -> str:
+    """How the global batch has changed between two steps, in a line; "" when it has not."""
+    size, old = row.get("global_batch_size"), (before or {}).get("global_batch_size")
+    if before is None or old is None or size in (None, old):
+        return ""
+    lr = f", learning rate x {row['lr_factor']:.4g} since the beginning" if row["lr_factor"] != before["lr_factor"] else ""
+    return f"epoch {row['epoch'] + 1}: global batch {size} instead of {old}{lr}"
+
+
 def resume_line(run: Run, status: dict[str, Any]) -> str:
     """How to go on with a run, and from where."""
     step = status.get("checkpoint_step")
@@ -166,7 +216,7 @@ class LiveView:
         self.console = console
         self.live = Live(console=console, refresh_per_second=8, transient=False)
         self.title, self.epochs = "", 0
-        self.warned = self.changed = ""
+        self.warned = self.changed = self.decided = ""
         self.row: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
         self.recent: deque[dict[str, Any]] = deque(maxlen=50)
@@ -177,6 +227,9 @@ class LiveView:
         self.live.start()
         self.live.update(self._picture())
 
+    def preparing(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         self.epochs = int(config["epochs"])
         version = ".".join(map(str, server.version))
@@ -186,6 +239,7 @@ class LiveView:
         self.live.update(self._picture())
 
     def step(self, row: dict[str, Any]) -> None:
+        self.changed = batch_line(self.row, row) or self.changed
         self.row, self.note = row, ""
         self.recent.append(row)
         self.live.update(self._picture())
@@ -196,6 +250,10 @@ class LiveView:
 
     def membership(self, row: dict[str, Any]) -> None:
         self.changed = change_line(row)
+        self.live.update(self._picture())
+
+    def decision(self, row: dict[str, Any]) -> None:
+        self.decided = decision_line(row)
         self.live.update(self._picture())
 
     def warning(self, text: str) -> None:
@@ -224,7 +282,7 @@ class LiveView:
             metrics = metrics_text(self.metrics)
             parts.append(Text(line + (f"  {metrics}" if metrics else "")))
             parts.append(self._workers())
-        for text in filter(None, (self.changed, self.warned, self.note)):
+        for text in filter(None, (self.changed, self.decided, self.warned, self.note)):
             parts.append(Text(text, style="yellow"))
         return Group(*parts)
 

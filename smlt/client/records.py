@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from typing import Any, TextIO
 
 from smlt.client.runs import Run
 from smlt.client.watching import Progress
+
+#: Rows that are kept for whoever looks at the last while only.
+ROUND_ROWS = 100_000
 
 
 class Records:
@@ -20,12 +23,15 @@ class Records:
         self.generation = 0
         self.done_step = 0
         self.epoch = 0
+        self.epoch_step = 0  # the last step of the epoch before
+        self.global_batch_size: int | None = None  # in force, as far as the workers have said
         self.metrics: dict[str, float] = {}
         self.ended: dict[int, str] = {}  # by rank: the state it ended in
         self._file: TextIO | None = None
         self._steps: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)  # by step, then rank: until all have reported
         self._epoch_rows: dict[int, dict[str, Any]] = {}  # by step: until that step is complete
         self._last_step_time = 0.0
+        self._round: deque[dict[str, Any]] = deque(maxlen=ROUND_ROWS)
         self._warned = False  # of a loss that is not finite
 
     def begin_generation(self, generation: int) -> None:
@@ -67,6 +73,12 @@ class Records:
             self._complete_epochs()  # behind its last step, not behind all of them
         self._complete_epochs()
 
+    def take_round(self) -> list[dict[str, Any]]:
+        """The rows that were written since this was called last, the newest ROUND_ROWS of them."""
+        rows = list(self._round)
+        self._round.clear()
+        return rows
+
     def close(self) -> None:
         """Close the file. Safe to call twice."""
         if self._file is not None:
@@ -79,6 +91,7 @@ class Records:
         self._epoch_rows.clear()
         self.close()
         self.folder.truncate_metrics(step)
+        self.epoch_step = max((row["step"] for row in self.folder.metrics() if row.get("kind") == "epoch"), default=0)
         self.done_step, self.epoch, self.metrics = step, epoch, metrics
 
     def catch_up(self, step: int, epoch: int, metrics: dict[str, float], recent: Iterable[dict[str, Any]]) -> None:
@@ -107,6 +120,7 @@ class Records:
             "epoch": rows[0]["epoch"],
             "loss": rows[0]["loss"],
             "samples": rows[0]["samples"],
+            **_batch(rows[0]),
             "samples_per_s": rows[0]["samples"] / seconds if seconds > 0 else 0.0,
             "ranks": [row["rank"] for row in rows],
             "compute_s": [row["compute_s"] for row in rows],
@@ -116,6 +130,7 @@ class Records:
             "rss_mb": [row["rss_mb"] for row in rows],
             "time": now,
         }
+        self.global_batch_size = rows[0].get("global_batch_size")
         self._record(record)
         self.progress.step(record)
         if not math.isfinite(record["loss"]) and not self._warned:
@@ -127,16 +142,23 @@ class Records:
             row = self._epoch_rows.pop(step)
             if int(row["epoch"]) < self.epoch:
                 continue
-            self.epoch, self.metrics = int(row["epoch"]) + 1, row["metrics"]
-            record = {"kind": "epoch", "epoch": row["epoch"], "step": row["step"], "metrics": row["metrics"]}
+            self.epoch, self.epoch_step, self.metrics = int(row["epoch"]) + 1, int(row["step"]), row["metrics"]
+            held = _batch(row)
+            record = {"kind": "epoch", "epoch": row["epoch"], "step": row["step"], "metrics": row["metrics"], **held}
             self._record(record)
-            self.folder.write_status(epoch=self.epoch, step=row["step"], metrics=self.metrics)
+            self.folder.write_status(epoch=self.epoch, step=row["step"], metrics=self.metrics, **held)
             self.progress.epoch(record)
 
     def _record(self, row: dict[str, Any]) -> None:
         if self._file is None:
             self._file = (self.folder.path / "metrics.jsonl").open("a", buffering=1)
         self._file.write(json_line(row) + "\n")
+        self._round.append(row)
+
+
+def _batch(row: dict[str, Any]) -> dict[str, Any]:
+    """The global batch in force, which an epoch's last step may not fill, and the factor of the learning rate."""
+    return {name: row[name] for name in ("global_batch_size", "lr_factor") if name in row}
 
 
 def json_line(value: Any) -> str:

@@ -18,17 +18,17 @@ from typing import Any
 from smlt.client.artifacts import ArtifactManager
 from smlt.client.crew import Crew
 from smlt.client.executors import Executor
-from smlt.client.executors.aws_lambda import LambdaExecutor
 from smlt.client.executors.local import LocalExecutor
 from smlt.client.lambda_runs import lambda_executor
 from smlt.client.records import Records
-from smlt.client.request import RunRequest, check_workers
+from smlt.client.request import RunRequest, check_workers, smallest_batch
 from smlt.client.resources import ResourceManager
 from smlt.client.runs import Run
 from smlt.client.settling import add_use, settle
 from smlt.client.starts import Starts
+from smlt.client.steering import Steering
 from smlt.client.watching import Progress, Unwatched
-from smlt.errors import CheckpointError, ConfigError, SmltError, StoreError, StoreUnavailable, WorkerLostError
+from smlt.errors import CheckpointError, ConfigError, GoalMissed, SmltError, StoreError, StoreUnavailable, WorkerLostError
 from smlt.store.coordination import Coordination
 from smlt.store.embedded import EmbeddedStore
 from smlt.store.object import ObjectStore, open_object_store
@@ -48,8 +48,6 @@ STOP_GRACE_S = 30.0
 ORPHANS_STOP_S = 20.0
 #: Between two tries to reach the store: doubled each time up to the last, and drawn between half and the whole.
 PAUSE_S, PAUSE_MAX_S = 0.05, 1.0
-
-
 #: How often the progress of an upload that takes long is told.
 UPLOAD_EVERY_S = 2.0
 
@@ -66,9 +64,10 @@ class TaskScheduler:
         store_url: str | None = None,
         executor: Executor | None = None,
         resume: bool = False,
+        steering: Steering | None = None,
     ) -> None:
         self.folder, self.request, self.progress = run, request, progress
-        self.store_url, self.resume = store_url, resume
+        self.store_url, self.resume, self.steering = store_url, resume, steering
         self.executor = executor
         self.scheduler_id = f"{os.getpid()}-{os.urandom(4).hex()}"
         self.object_store_url = request.object_store or str(run.runs_dir)
@@ -97,6 +96,8 @@ class TaskScheduler:
             with ExitStack() as stack:
                 state = self._run(stack)
             if state == "stopped":
+                if self.steering is not None and self.steering.stopped_for:
+                    raise GoalMissed(self.steering.stopped_for)
                 raise KeyboardInterrupt
         except (KeyboardInterrupt, BrokenPipeError):  # a pipe: nobody reads the progress any more
             state = "stopped"
@@ -221,6 +222,11 @@ class TaskScheduler:
             store_url=url,
             has_data=request.data is not None,
             target_accuracy=request.target_accuracy,
+            batch_schedule=request.batch_schedule,
+            lr_rule=request.lr_rule,
+            patience=request.patience,
+            stop_metric=request.stop_metric,
+            stop_mode=request.stop_mode,
             timeout_s=request.timeout_s,
             liveness_s=request.liveness_s,
             time_limit_s=request.time_limit_s,
@@ -231,7 +237,7 @@ class TaskScheduler:
         )
 
     def _write_bill(self) -> None:
-        if not isinstance(self.executor, LambdaExecutor):
+        if self.request.on != "lambda" or self.executor is None:
             return
         try:
             requests = self.executor.requests + Counter(
@@ -300,6 +306,7 @@ class TaskScheduler:
                     self._after_a_change(crew, resources)
                 self._check_resources(crew, resources)
                 self._take_requests(crew)
+                self._steer(crew)
                 pause, since = PAUSE_S, 0.0
             except StoreUnavailable as error:
                 since = since or time.monotonic()
@@ -348,15 +355,35 @@ class TaskScheduler:
         if wanted is None:
             return
         try:
-            check_workers(wanted, self.request.global_batch_size)
-            if isinstance(self.executor, LambdaExecutor) and wanted + self.request.spares > self.executor.concurrency:
-                raise ConfigError(f"{wanted} workers: the function may have {self.executor.concurrency} invocations at once")
+            if self.steering is not None:
+                raise ConfigError("the run chooses its workers itself, toward its goal")
+            check_workers(wanted, smallest_batch(self.request, self.folder.status))
+            limit = self.executor.concurrency if self.executor is not None else None
+            if limit is not None and wanted + self.request.spares > limit:
+                raise ConfigError(f"{wanted} workers: the function may have {limit} invocations at once")
         except ConfigError as error:
             self.progress.warning(f"smlt scale: {error}")
             return
         crew.resize(wanted)
-        self.request = replace(self.request, workers=wanted)
-        self.folder.write_config(asdict(self.request))  # resumed, it goes on with as many
+        self._go_on_with(workers=wanted)
+
+    def _go_on_with(self, **changes: Any) -> None:
+        """Resumed, the run goes on as it is now."""
+        self.request = replace(self.request, **changes)
+        self.folder.write_config(asdict(self.request))
+
+    def _steer(self, crew: Crew) -> None:
+        """Let the controller look whether a round is over, and write down what it has changed."""
+        if self.steering is None or self._stop_by is not None:
+            return
+        assert self.executor is not None
+        if not self.steering.tick(crew, self.executor, crew.records, self.progress):
+            self._stop_by = time.monotonic() + STOP_GRACE_S
+            self.progress.stopping()
+        chosen = self.steering.choice
+        memory_mb = chosen.memory_mb if self.request.on == "lambda" else self.request.memory_mb
+        if (chosen.workers, memory_mb) != (self.request.workers, self.request.memory_mb):
+            self._go_on_with(workers=chosen.workers, memory_mb=memory_mb)
 
     def _clean(self, parameters: ParameterStore, crew: Crew) -> None:
         """No worker, no key and no snapshot is left, however the run ended."""

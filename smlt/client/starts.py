@@ -16,7 +16,7 @@ from smlt.worker.config import WorkerConfig
 START_S = 120.0
 #: A started worker that has given no sign of life for so long never will.
 SIGN_S = 60.0
-#: A cold worker that has paused ends by itself within that.
+#: Cold workers that have paused end by themselves within that.
 END_S = 1.0
 
 
@@ -75,8 +75,11 @@ class Starts(dict[str, Started]):
             if start.handle is None and start.not_before <= now:
                 start.handle, start.started = self.executor.start(start.config, start.log), now
 
-    def invoke_again(self, worker_id: str, index: int) -> str:
-        """A worker that has paused goes on, warm where its process is still there, else cold; its new id."""
+    def invoke_again(self, worker_id: str, index: int, end_by: float | None = None) -> str:
+        """A worker that has paused goes on, warm where its process is still there, else cold; its new id.
+
+        `end_by` (monotonic): until when a cold one's process may take to end; END_S from now when it is not given.
+        """
         before = self.pop(worker_id, None)
         new = self.new(index, spare=before is not None and before.config.spare)
         if before is not None and before.handle is not None:
@@ -84,7 +87,7 @@ class Starts(dict[str, Started]):
             if start.config.warm and before.handle.invoke(start.config):
                 start.handle, start.started = before.handle, time.monotonic()
             elif not start.config.warm:
-                _let_end(before.handle)
+                _let_end(before.handle, time.monotonic() + END_S if end_by is None else end_by)
         return new
 
     def lose(self, worker_id: str) -> Started | None:
@@ -105,8 +108,7 @@ class Starts(dict[str, Started]):
                 start.handle.kill()
 
 
-def _let_end(handle: Worker) -> None:
-    deadline = time.monotonic() + END_S
-    while handle.poll() is None and time.monotonic() < deadline:
+def _let_end(handle: Worker, end_by: float) -> None:
+    while handle.poll() is None and time.monotonic() < end_by:
         time.sleep(0.01)
     handle.kill()

@@ -14,6 +14,9 @@ class Progress(Protocol):
     def uploading(self, sent: int, total: int) -> None:
         """Of the data, so many bytes have been sent. Told when that takes long."""
 
+    def preparing(self, text: str) -> None:
+        """Something has begun that takes some seconds, before the run does."""
+
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         """The workers are being started."""
 
@@ -25,6 +28,9 @@ class Progress(Protocol):
 
     def membership(self, row: dict[str, Any]) -> None:
         """Training goes on with a changed membership: generation, world_size, reason, recovery_s."""
+
+    def decision(self, row: dict[str, Any]) -> None:
+        """A round is over: the row of decisions.jsonl, with what was decided and the forecast."""
 
     def warning(self, text: str) -> None:
         """Something a user should know while the run goes on."""
@@ -42,6 +48,9 @@ class Unwatched:
     def uploading(self, sent: int, total: int) -> None:
         """See Progress."""
 
+    def preparing(self, text: str) -> None:
+        """See Progress."""
+
     def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
         """See Progress."""
 
@@ -52,6 +61,9 @@ class Unwatched:
         """See Progress."""
 
     def membership(self, row: dict[str, Any]) -> None:
+        """See Progress."""
+
+    def decision(self, row: dict[str, Any]) -> None:
         """See Progress."""
 
     def warning(self, text: str) -> None:

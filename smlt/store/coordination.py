@@ -9,7 +9,7 @@
     smlt:{J.0}:meta:<rank>    stream of a rank's reports
     smlt:{J.0}:events         stream: acknowledgements and faults, for the scheduler to wake up by
     smlt:{J.0}:ctl            stream that wakes workers: kind ("abort" | "generation" | "plan" | "released" | "over"), text
-    smlt:{J.0}:control        "stop": end together at the next step boundary
+    smlt:{J.0}:control        "stop": end together at the next step boundary; "pause": the same, to be invoked again
     smlt:{J.0}:failure        the first error that ends the job, as JSON
 
 Every write of a worker names its generation and is refused when a newer one has begun (invariant 4); every write of a
@@ -305,6 +305,14 @@ class Coordination:
     def request_stop(self) -> None:
         """Ask the workers to stop together at the next step boundary."""
         self._patiently(lambda: self.parameters.client.set(self.parameters.key("control"), "stop", px=self._ttl_ms))
+
+    def request_pause(self) -> None:
+        """Ask the workers to pause together at the next step boundary, as before their time limit."""
+        self._patiently(lambda: self.parameters.client.set(self.parameters.key("control"), "pause", px=self._ttl_ms))
+
+    def withdraw_pause(self) -> None:
+        """They have paused: those who go on are not to hear of it again."""
+        self._patiently(lambda: self.parameters.client.delete(self.parameters.key("control")))
 
     def release(self, worker_id: str) -> None:
         """Let a worker go that waits for a place, and that nobody can end from outside."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError, ConnectTimeoutError, IncompleteReadError
@@ -13,14 +14,22 @@ from commandline import eventually
 
 from smlt.client.executors.aws_lambda import LambdaExecutor
 from smlt.client.executors.invocation import Invoker
+from smlt.client.executors.preparation import Target
 from smlt.client.invocations import Invocation
 from smlt.client.policy import FailurePolicy
 from smlt.client.request import RunRequest
 from smlt.client.starts import Started
-from smlt.errors import CheckpointError, WorkerLostError
+from smlt.errors import CheckpointError, DeployError, WorkerLostError
 from smlt.worker.config import WorkerConfig
 
 CONFIG = WorkerConfig("run", "job", 0, 1, "", "", 1, 1, warm=False)
+TARGET = Target(cast(Any, None), None, 1769, 1)
+
+
+def prepare(memory_mb: int) -> Target:
+    if memory_mb > 10_240:
+        raise DeployError(f"a function has no {memory_mb} MB")
+    return replace(TARGET, qualifier=f"smlt-{memory_mb}mb", memory_mb=memory_mb)
 
 
 class Body:
@@ -53,7 +62,7 @@ def test_an_invocation_that_cannot_be_written_down_ends_the_run(tmp_path: Path) 
     def keep(row: Invocation) -> None:
         raise CheckpointError("the disk is full")
 
-    executor = LambdaExecutor(Invoker(Client(b'{"exit_code": 0, "ended": "done"}'), "function"), 1, 1, keep)
+    executor = LambdaExecutor(Invoker(Client(b'{"exit_code": 0, "ended": "done"}'), "function"), 1, TARGET, prepare, keep)
     worker = executor.start(CONFIG, tmp_path / "log")
     assert eventually(lambda: not worker.runs)
     with pytest.raises(CheckpointError, match="the disk is full"):
@@ -102,7 +111,7 @@ def test_a_worker_that_is_throttled_for_long_is_lost_for_that_not_for_its_silenc
 ) -> None:
     monkeypatch.setattr("smlt.client.starts.SIGN_S", 0.6)
     monkeypatch.setattr("smlt.client.executors.invocation.PAUSE_MAX_S", 0.2)
-    executor = LambdaExecutor(Invoker(Throttled(), "function"), 1, 1, lambda row: None, patience_s=0.9)
+    executor = LambdaExecutor(Invoker(Throttled(), "function"), 1, TARGET, prepare, lambda row: None, patience_s=0.9)
     worker = executor.start(CONFIG, tmp_path / "log")
     start = Started(CONFIG, tmp_path / "log", 0.0, worker, time.monotonic())
     while worker.runs:
@@ -110,3 +119,20 @@ def test_a_worker_that_is_throttled_for_long_is_lost_for_that_not_for_its_silenc
         time.sleep(0.01)
     assert start.code == 1
     assert "could not be invoked: function: AWS is asked too often" in worker.account()
+
+
+def test_another_memory_is_made_ready_beside_the_run_and_used_from_then_on() -> None:
+    invoker = Invoker(Client(b"{}"), "function")
+    executor = LambdaExecutor(invoker, 1, TARGET, prepare, lambda row: None)
+    assert executor.make_ready(1769)  # it has it
+    assert eventually(lambda: executor.make_ready(3538))
+    assert (invoker.qualifier, executor.threads(1)) == (None, 1)
+    executor.use(3538)
+    assert (invoker.qualifier, executor.threads(1)) == ("smlt-3538mb", 2)
+
+
+def test_a_memory_that_cannot_be_had_is_told_each_time_it_is_asked_for() -> None:
+    executor = LambdaExecutor(Invoker(Client(b"{}"), "function"), 1, TARGET, prepare, lambda row: None)
+    for _ in range(2):
+        with pytest.raises(DeployError, match="no 20000 MB"):
+            eventually(lambda: executor.make_ready(20_000))

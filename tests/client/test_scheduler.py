@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -101,6 +102,8 @@ Report = Callable[[Scripted, Plan], int | None]
 class ScriptedExecutor:
     def __init__(self, report: Report) -> None:
         self.report, self.workers = report, list[Scripted]()
+        self.concurrency: int | None = None
+        self.requests: Counter[str] = Counter()
 
     def start(self, config: WorkerConfig, log_path: Path) -> Scripted:
         self.workers.append(Scripted(config, len(self.workers), self.report))
@@ -108,6 +111,12 @@ class ScriptedExecutor:
 
     def threads(self, world_size: int) -> int:
         return 1
+
+    def make_ready(self, memory_mb: int) -> bool:
+        return True
+
+    def use(self, memory_mb: int) -> None:
+        """All are alike."""
 
     def drain(self, tell: Callable[[], None]) -> None:
         """`kill` ends them all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -29,13 +30,26 @@ class Worker(Protocol):
 
 
 class Executor(Protocol):
-    """Starts workers somewhere."""
+    """Starts workers somewhere.
+
+    `concurrency`: how many may run at once; None: as many as are wanted. `requests`: what all of them have asked of the object
+    store, by kind, where that is billed.
+    """
+
+    concurrency: int | None
+    requests: Counter[str]
 
     def start(self, config: WorkerConfig, log_path: Path) -> Worker:
         """Start a worker; what it prints goes to `log_path`."""
 
     def threads(self, world_size: int) -> int:
         """How many threads each of so many workers should compute with."""
+
+    def make_ready(self, memory_mb: int) -> bool:
+        """Begin to make ready for workers of so much memory; whether it is done. Raises the SmltError that prevents it."""
+
+    def use(self, memory_mb: int) -> None:
+        """Start workers with so much memory from now on. It has been made ready."""
 
     def drain(self, tell: Callable[[], None]) -> None:
         """Wait, not for long, until no worker runs that `kill` could not end. `tell` lets them know that the job is over."""

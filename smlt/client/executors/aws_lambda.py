@@ -18,6 +18,7 @@ from typing import Any
 
 from smlt.client.executors import account_of
 from smlt.client.executors.invocation import Answer, Invoker, Keep
+from smlt.client.executors.preparation import Target
 from smlt.errors import SmltError, StoreError
 from smlt.worker.config import WorkerConfig
 
@@ -41,6 +42,11 @@ class LambdaWorker:
     def runs(self) -> bool:
         """Whether its function may still be running."""
         return self._answer is None
+
+    @property
+    def is_out_of_sight(self) -> bool:
+        """Whether its connection is lost: it may run on, and its end will not be seen."""
+        return self._answer is not None and self._answer.code is None and self._answer.error is None
 
     def poll(self) -> int | None:
         answer = self._answer
@@ -81,13 +87,23 @@ class LambdaWorker:
 class LambdaExecutor:
     """Starts workers by `invoker`. At most `concurrency` invocations are under way at a time.
 
-    `threads`: what a worker's processors are worth; `keep` takes a row for each invocation; `patience_s`: how long one that
-    is throttled is tried again.
+    `target`: the function with its memory; `prepare` makes it ready with another; `keep` takes a row for each invocation;
+    `patience_s`: how long one that is throttled is tried again.
     """
 
-    def __init__(self, invoker: Invoker, concurrency: int, threads: int, keep: Keep, patience_s: float = 60.0) -> None:
-        self.invoker, self._threads, self._keep, self._patience_s = invoker, threads, keep, patience_s
-        self.concurrency = concurrency
+    def __init__(
+        self,
+        invoker: Invoker,
+        concurrency: int,
+        target: Target,
+        prepare: Callable[[int], Target],
+        keep: Keep,
+        patience_s: float = 60.0,
+    ) -> None:
+        self.invoker, self._keep, self._patience_s = invoker, keep, patience_s
+        self.target, self._prepare = target, prepare
+        self._targets: dict[int, Target | SmltError | None] = {target.memory_mb: target}  # None: it is being made
+        self.concurrency: int | None = concurrency
         self._slots = threading.BoundedSemaphore(concurrency)
         self._lock = threading.Lock()
         self._running: set[LambdaWorker] = set()
@@ -96,7 +112,7 @@ class LambdaExecutor:
 
     def start(self, config: WorkerConfig, log_path: Path) -> LambdaWorker:
         worker = LambdaWorker(self, config, log_path)
-        self._running = {other for other in self._running if other.runs} | {worker}
+        self._running = {other for other in self._running if other.runs or other.is_out_of_sight} | {worker}
         return worker
 
     def invoke(self, config: WorkerConfig, given_up: threading.Event, refused: Callable[[], None]) -> Answer:
@@ -119,10 +135,32 @@ class LambdaExecutor:
             self.requests.update({str(kind): int(count) for kind, count in requests.items() if count})
 
     def threads(self, world_size: int) -> int:
-        return self._threads
+        return self.target.threads
+
+    def make_ready(self, memory_mb: int) -> bool:
+        """It takes some seconds, in a thread: the scheduler has its lease to renew meanwhile."""
+        if memory_mb not in self._targets:
+            self._targets[memory_mb] = None
+            threading.Thread(target=self._make, args=(memory_mb,), name=f"smlt-{memory_mb}mb", daemon=True).start()
+        found = self._targets[memory_mb]
+        if isinstance(found, SmltError):
+            del self._targets[memory_mb]  # the next time it may work
+            raise found
+        return found is not None
+
+    def _make(self, memory_mb: int) -> None:
+        try:
+            self._targets[memory_mb] = self._prepare(memory_mb)
+        except SmltError as error:
+            self._targets[memory_mb] = error
+
+    def use(self, memory_mb: int) -> None:
+        target = self._targets[memory_mb]
+        assert isinstance(target, Target)
+        self.target, self.invoker.qualifier = target, target.qualifier
 
     def drain(self, tell: Callable[[], None]) -> None:
-        if not any(worker.runs for worker in self._running):
+        if not any(worker.runs or worker.is_out_of_sight for worker in self._running):
             return
         tell()
         deadline = time.monotonic() + DRAIN_S

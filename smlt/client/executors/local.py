@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -65,8 +66,14 @@ class LocalExecutor:
 
     def __init__(self, shared: Sequence[int] = ()) -> None:
         self.shared = list(shared)
+        self.concurrency: int | None = None
+        self.requests: Counter[str] = Counter()
 
     def start(self, config: WorkerConfig, log_path: Path) -> LocalWorker:
+        return self.start_in(config, log_path)
+
+    def start_in(self, config: WorkerConfig, log_path: Path, before: Sequence[str] = ()) -> LocalWorker:
+        """Start a worker by the command `before`, which replaces itself by what follows it, as `ip netns exec` does."""
         threads = str(config.threads)
         environment = {
             **without_store_secrets(os.environ),  # the worker has the store's URL from its configuration
@@ -77,7 +84,7 @@ class LocalExecutor:
         }
         with log_path.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "smlt.worker.main"],
+                [*before, sys.executable, "-m", "smlt.worker.main"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -91,6 +98,12 @@ class LocalExecutor:
 
     def threads(self, world_size: int) -> int:
         return threads_per_worker(world_size)
+
+    def make_ready(self, memory_mb: int) -> bool:
+        return True
+
+    def use(self, memory_mb: int) -> None:
+        """A process takes the memory that it needs."""
 
     def drain(self, tell: Callable[[], None]) -> None:
         """Nothing runs on behind `kill`."""

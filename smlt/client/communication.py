@@ -1,0 +1,121 @@
+"""What a step's all-reduces take: round trips, commands and bytes over links, the store's network and its thread."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from smlt.client.platforms import Platform
+from smlt.collective import _native
+from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_TUNED_MIN
+from smlt.collective.tuning import COMPUTE_BYTES_PER_S, OVERHEAD_BYTES, choose, chunk_bytes
+
+#: A value of some numbers: a barrier, metrics, a step's loss.
+SMALL_BYTES = 64
+#: Round trips of a collective in the critical path: contribution, token and fetch, aggregate, fetch.
+ONE_SHOT_TRIPS, HIERARCHICAL_TRIPS = 2, 4
+
+
+class Communication:
+    """The collectives of a step whose buckets have these encoded sizes, in bytes, in the order in which they leave."""
+
+    def __init__(self, buckets: tuple[int, ...], platform: Platform) -> None:
+        self.buckets, self.platform = buckets, platform
+        self._collective = lru_cache(maxsize=None)(self._collective_s)
+
+    def exposed_s(self, n: int, tail_s: float, core_speed: float) -> float:
+        """Of a step's communication, what `tail_s` of computing behind the first bucket's departure does not hide.
+
+        The last bucket leaves when backward has ended, behind those before it. `core_speed`: of the core that encodes.
+        """
+        if n == 1:
+            return 0.0
+        *early, last = self.buckets
+        # Buckets follow one another without a pause: each costs its bytes and commands, the last one the round trips, too.
+        before = sum(self._collective(n, size, core_speed)[0] for size in early)
+        busy, waiting = self._collective(n, last, core_speed)
+        return max(0.0, before - tail_s) + busy + waiting
+
+    def on_shared_cores_s(self, n: int) -> float:
+        """What a step's communication takes when the workers and the store share all cores: nothing is hidden there."""
+        if n == 1:
+            return 0.0
+        cores, tuning = self.platform.cores, self.platform.tuning
+        total = 0.0
+        for size in self.buckets:
+            algorithm, work, store, trips = self._work(n, size)
+            del algorithm
+            total += max(store, (n * work + store) / cores) + trips * tuning.round_trip_s * max(1.0, n / cores)
+        return total
+
+    def small_s(self, n: int) -> float:
+        """A barrier, or an all-reduce of some numbers."""
+        if n == 1:
+            return 0.0
+        busy, waiting = self._collective(n, SMALL_BYTES, 1.0)
+        return busy + waiting
+
+    def broadcast_s(self, n: int, size: int) -> float:
+        """The model to everyone: once into the store, n - 1 times out of it."""
+        if n == 1:
+            return 0.0
+        platform, tuning = self.platform, self.platform.tuning
+        node = platform.node_bytes_per_s or tuning.store_bytes_per_s
+        return 4 * tuning.round_trip_s + 2 * size / tuning.link_bytes_per_s + (n - 1) * size / (node * platform.store_nodes)
+
+    def store_limited(self, n: int) -> bool:
+        """Whether the store, not the workers' links, is what a step's communication waits for."""
+        if n == 1 or self.platform.is_local:
+            return False
+        size = sum(self.buckets)
+        link, network, thread = self._limits(n, size)
+        return max(network, thread) > link
+
+    # ---- one collective ----
+
+    def _collective_s(self, n: int, size: int, core_speed: float) -> tuple[float, float]:
+        """(seconds for which links or store are busy with it, seconds of round trips and owners' work around them)."""
+        _, work, _, trips = self._work(n, size)
+        return max(self._limits(n, size)), trips * self.platform.tuning.round_trip_s + work / core_speed
+
+    def _limits(self, n: int, size: int) -> tuple[float, float, float]:
+        """Seconds of a worker's link, of the store nodes' network, of their threads."""
+        platform, tuning = self.platform, self.platform.tuning
+        algorithm, shards = self._chosen(n, size)
+        message: float = size + OVERHEAD_BYTES
+        if algorithm == "one-shot":
+            sent, received = message, n * message
+            taken_in, given_out = n * sent, n * received
+            commands = n * (n + 1)
+        else:
+            pieces = self._pieces(size, shards)
+            message = size / shards + OVERHEAD_BYTES * pieces
+            sent = shards * message  # of its own shard the aggregate
+            received = (n - 1) * message + (shards - 1) * message
+            taken_in, given_out = n * shards * message, 2 * (n - 1) * shards * message
+            commands = pieces * (2 * n * shards + 2 * shards + (n + 1) * shards) + 2 * n
+        link = max(sent, received) / tuning.link_bytes_per_s
+        rate, k = platform.node_bytes_per_s, platform.store_nodes
+        network = max(taken_in, given_out) / (rate * k) if rate else 0.0
+        thread = ((taken_in + given_out) / self._thread_rate() + commands * tuning.command_s) / k
+        return link, network, thread
+
+    def _thread_rate(self) -> float:
+        """Bytes/s of one store thread, in and out. Where a network of known rate limits a node, what its thread could do."""
+        platform = self.platform
+        return max(platform.tuning.store_bytes_per_s, 3e9 if platform.node_bytes_per_s else 0.0)
+
+    def _work(self, n: int, size: int) -> tuple[str, float, float, int]:
+        """(algorithm, seconds of a worker's core, seconds of the store's thread, round trips)."""
+        algorithm, shards = self._chosen(n, size)
+        if algorithm == "one-shot":
+            return algorithm, n * size / COMPUTE_BYTES_PER_S, self._limits(n, size)[2], ONE_SHOT_TRIPS
+        coded = size + n * size / shards + size  # encode all, decode and add a shard of each, decode all
+        return algorithm, coded / COMPUTE_BYTES_PER_S, self._limits(n, size)[2], HIERARCHICAL_TRIPS
+
+    def _chosen(self, n: int, size: int) -> tuple[str, int]:
+        return choose(self.platform.tuning, "auto", n, size, _native.ONE_SHOT_BYTES_MAX)
+
+    def _pieces(self, size: int, shards: int) -> int:
+        """Chunks of a shard."""
+        chunk = chunk_bytes(self.platform.tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
+        return max(1, -(-int(size / shards) // chunk))
