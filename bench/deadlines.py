@@ -3,8 +3,8 @@
     python -m bench.deadlines [--cases 400] [--jobs 2] [--seed 0]
 
 A job's truth is an analytic model of its own whose parts are not those of the model that the optimizer begins with: compute,
-communication and fixed costs are off by factors of exp(N(0, 0.3)), memory scales otherwise, and a smooth ripple of 8 % lies over
-the grid of workers x memory. Steps scatter by 10 %; starts are cold; epochs end with an evaluation and a checkpoint; one worker
+communication and fixed costs are off by factors of exp(N(0, 0.3)), memory scales otherwise, and a smooth ripple of 8 % lies
+over the grid of workers x memory. Steps scatter by 10 %; starts are cold; epochs end with an evaluation and a checkpoint; one worker
 is lost at a random moment of the run and costs the time to notice it and a cold start. In every third case steps also become
 slower or faster by up to a fifth behind a random step, and every round is a little off (AR(1), 2 %).
 
@@ -21,8 +21,9 @@ import argparse
 import json
 import math
 import multiprocessing as mp
+import os
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ def run_case(number: int, seed: int, *, tell: bool = False) -> Outcome | None:
     optimizer = PerformanceOptimizer(job.space, job.model, goal, seed=number)
     world = World(job, rng)
     begun = first_choice(optimizer, goal, world.standing())
+    if goal.budget_usd is None and not feasible:
+        goal = replace(goal, on_miss="stop")  # what it would do then is of no interest here
     controller = Controller(optimizer, goal, begun.choice)
     world.switch(begun.choice)
     said_at, rounds, switches, reasons, done = None, 0, 0, list[str](), True
@@ -205,6 +208,8 @@ def main() -> None:
     if arguments.case is not None:
         print(run_case(arguments.case, arguments.seed, tell=True))
         return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the children: their matrices are small
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with mp.get_context("spawn").Pool(arguments.jobs) as pool:
         found = pool.map(_case, [(number, arguments.seed) for number in range(arguments.cases)], chunksize=4)
     outcomes = [one for one in found if one is not None]

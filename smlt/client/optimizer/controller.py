@@ -23,8 +23,9 @@ ROUND_S, ROUND_STEPS, ROUND_PART_USUAL = 60.0, 20, 0.02
 FIRST_PART = 0.25
 #: However long steps take, a mean of fewer tells nothing.
 STEPS_MIN = 3
-#: A round is no longer than this part of what is left of the time and the money, so that there is always time to act.
-ROUND_PART = 0.05
+#: A round is no longer than this part of what is left of the time and the money, so that there is always time to act; parts of
+#: the whole deadline or budget below the second are not worth asking for.
+ROUND_PART, ROUND_PART_LEAST = 0.1, 0.005
 #: Until so much of the deadline has passed rounds are shorter still: what cannot be kept is said within it.
 EARLY_PART, EARLY_ROUND_PART = 0.1, 0.015
 #: Below the first odds the goal is at risk, and what is sure (the second) is taken without regard to its price.
@@ -38,6 +39,8 @@ RESERVE_ODDS = 0.9
 #: A change for the sake of money or time saves at least this part of what is left to pay or wait for; a change back, soon
 #: after, the second.
 WORTH_WHILE, WORTH_GOING_BACK = 0.01, 0.04
+#: And at least this part of all that the run takes or costs: at its end there is nothing to be gained.
+WORTH_IN_ALL = 0.002
 #: Rounds of a choice before it is left for a better one. Trying one, and coming back from it, does not wait.
 ROUNDS_BETWEEN, ROUNDS_BACK = 2, 6
 #: Quantile of step time by which the money of a round is reckoned.
@@ -127,15 +130,14 @@ class Controller:
 
     def _most_s(self, standing: Standing) -> float:
         """No round is longer, though its mean be less sure."""
-        goal, most = self._goal(), math.inf
+        if self.let_go or self.missed:
+            return math.inf
+        goal, most = self.goal, math.inf
         if goal.deadline_s is not None:
-            most = ROUND_PART * max(goal.deadline_s - standing.elapsed_s, 0.0)
-            if standing.elapsed_s < EARLY_PART * goal.deadline_s:
-                most = EARLY_ROUND_PART * goal.deadline_s
+            most = goal.deadline_s * _round_part(standing.elapsed_s / goal.deadline_s)
         if goal.budget_usd is not None:
             rate = max(self.optimizer.model.usd_per_s(self.choice), 1e-12)
-            part = ROUND_PART if standing.spent_usd > EARLY_PART * goal.budget_usd else EARLY_ROUND_PART
-            most = min(most, part * max(goal.budget_usd - standing.spent_usd, 0.0) / rate)
+            most = min(most, goal.budget_usd * _round_part(standing.spent_usd / goal.budget_usd) / rate)
         return most
 
     def _money_ends(self, standing: Standing) -> bool:
@@ -381,9 +383,10 @@ class Controller:
             return True
         if self._rounds_here < ROUNDS_BETWEEN:
             return False
-        left = self._objective(here) - self._objective_so_far(standing, here)
+        whole = self._objective(here)
+        left = whole - self._objective_so_far(standing, here)
         back = self._rounds - self._left_at.get(suggestion.choice, -ROUNDS_BACK) < ROUNDS_BACK
-        return suggestion.gain > (WORTH_GOING_BACK if back else WORTH_WHILE) * left
+        return suggestion.gain > max(WORTH_IN_ALL * whole, (WORTH_GOING_BACK if back else WORTH_WHILE) * left)
 
     def _objective(self, found: Forecast) -> float:
         goal = self._goal()
@@ -403,6 +406,13 @@ class Controller:
         if goal.deadline_s is None and goal.budget_usd is None:
             return text
         return f"{text}, the goal kept with odds of {here.odds:.0%}"
+
+
+def _round_part(gone: float) -> float:
+    """The part of a deadline or a budget that a round may take when so much of it is gone."""
+    if gone < EARLY_PART:
+        return EARLY_ROUND_PART
+    return max(ROUND_PART * (1 - gone), ROUND_PART_LEAST)
 
 
 def first_choice(optimizer: PerformanceOptimizer, goal: Goal, standing: Standing, *, round_s: float = ROUND_S) -> Suggestion:
