@@ -171,7 +171,7 @@ def test_a_callback_that_raises_ends_the_run_with_its_traceback_once(store: Embe
     assert done.returncode == 5
     assert done.stderr.count("Traceback") == 1
     assert "in global_batch_size" in done.stderr
-    assert "global_batch_size(epoch=0, metrics={}) raised KeyError: 'accuracy'" in done.stderr
+    assert "global_batch_size(epoch=0, metrics={'global_batch_size': 16}) raised KeyError: 'accuracy'" in done.stderr
     assert keys_of(store.url, "c") == []
 
 
