@@ -146,6 +146,7 @@ def inline_svg(picture: Picture) -> str:
     for name, (light, _) in COLOURS.items():
         text = text.replace(light, f"var(--{name})")
     prefix = html.escape(picture.name, quote=True)
+    text = text.replace('aria-labelledby="title desc"', f'aria-labelledby="{prefix}-title {prefix}-desc"')
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
     return re.sub(r'(href="|url\()#', rf"\1#{prefix}-", text)
 
@@ -157,8 +158,14 @@ def _svg(picture: Picture, **options: Any) -> str:
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     text = re.sub(r"<!DOCTYPE[^>]*>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = text.replace("<image ", '<image style="image-rendering: pixelated" ')
-    words = f'<title id="title">{html.escape(picture.title)}</title><desc id="desc">{html.escape(picture.alt)}</desc>'
+    title, alt = (html.escape(plain(words)) for words in (picture.title, picture.alt))
+    words = f'<title id="title">{title}</title><desc id="desc">{alt}</desc>'
     return re.sub(r"(<svg [^>]*)>", lambda m: f'{m[1]} role="img" aria-labelledby="title desc">{words}', text, count=1)
+
+
+def plain(text: str) -> str:
+    """Without what no page and no picture can hold: control characters, halves of characters."""
+    return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def seconds_text(seconds: float) -> str:

@@ -24,6 +24,7 @@ from smlt.client.report.pictures import (
     legend,
     new_figure,
     number_text,
+    plain,
     seconds_text,
     time_unit,
 )
@@ -346,5 +347,5 @@ def _range(points: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _shortened(name: str) -> str:
-    """For a title of axes; a dollar sign is no mathematics here."""
-    return (name if len(name) <= 60 else f"{name[:59]}…").replace("$", r"\$")
+    """For a title of axes, where a dollar sign would begin a formula."""
+    return plain(name if len(name) <= 60 else f"{name[:59]}…").replace("$", r"\$")
