@@ -177,12 +177,10 @@ def change_line(row: dict[str, Any]) -> str:
 
 def decision_line(row: dict[str, Any]) -> str:
     """What was decided at a round's end, and how the run is expected to end, in a line."""
-    chosen = f"{row['chosen']['workers']} workers of {row['chosen']['memory_mb']} MB"
-    if not row["on_lambda"]:
-        chosen = f"{row['chosen']['workers']} workers"
-    verb = {"keep": "stays with", "switch": "goes on with", "stop": "stops:", "ask": "asks:"}[row["action"]]
-    what = row["reason"] if row["action"] in ("stop", "ask") else f"{chosen}: {row['reason']}"
-    return f"step {row['step']}: {verb} {what}; {forecast_text(row)}"
+    if row["action"] != "switch":
+        return f"step {row['step']}: {row['reason']}"
+    chosen = f"{row['chosen']['workers']} workers" + (f" of {row['chosen']['memory_mb']} MB" if row["on_lambda"] else "")
+    return f"step {row['step']}: goes on with {chosen}: {row['reason']}; {forecast_text(row)}"
 
 
 def forecast_text(row: dict[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import select
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from smlt.client.optimizer.controller import Controller, Decision
 
 DECISIONS = "decisions.jsonl"
+#: What can be done about a goal that cannot be kept.
+ANSWERS = ("stop", "continue", "best-effort")
 
 
 class Steering:
@@ -55,6 +59,8 @@ class Steering:
         self._wanted: Choice | None = None  # its memory is being made ready
         self._began: float | None = None  # monotonic: this round; None: none is under way
         self._rows: list[dict[str, Any]] = []
+        self._failures, self._lost_s = 0, 0.0  # of this round, and of the change before it
+        self._asked = False  # what to do about a goal that cannot be kept; the answer is still to come
 
     def tick(self, crew: Crew, executor: Executor, records: Records, progress: Progress) -> bool:
         """Look whether a round is over, and do what is decided then. False when the run is to stop."""
@@ -71,7 +77,9 @@ class Steering:
         if self._began is None or crew.size != self.choice.workers:
             self._begin_round(crew, records, now)
             return True
-        self._rows += records.take_round()
+        if self._asked:
+            self._take_answer()
+        self._take(records)
         steps = sum(row["kind"] == "step" for row in self._rows)
         standing = self._standing(records)
         if not standing.left or not self.controller.round_is_over(steps, now - self._began, standing):
@@ -81,8 +89,15 @@ class Steering:
     def _begin_round(self, crew: Crew, records: Records, now: float) -> None:
         """The crew is as it was wanted, or as it could be had: a worker less, another one by `smlt scale`."""
         self.choice = Choice(crew.size, self.choice.memory_mb)
-        records.take_round()  # of the steps before
+        self._take(records)
         self._rows, self._began = [], now
+
+    def _take(self, records: Records) -> None:
+        rows = records.take_round()
+        lost = [row for row in rows if row["kind"] == "membership" and row["lost_ranks"]]
+        self._failures += sum(len(row["lost_ranks"]) for row in lost)
+        self._lost_s += sum(row["recovery_s"] for row in lost)
+        self._rows += rows
 
     def _standing(self, records: Records) -> Standing:
         batch = records.global_batch_size or self.global_batch_size
@@ -91,19 +106,35 @@ class Steering:
 
     def _end_round(self, crew: Crew, executor: Executor, records: Records, progress: Progress, standing: Standing) -> bool:
         observation = observe_round(self._rows, self.choice, self.epoch_ends)
+        if observation is not None:
+            append_observation(self.run.path, observation, self.task)
+        decision = self.controller.end_round(observation, standing, failures=self._failures, lost_s=self._lost_s)
         self._rows, self._began = [], time.monotonic()
-        if observation is None:  # too little that can be told apart from starts and losses
-            return True
-        append_observation(self.run.path, observation, self.task)
-        decision = self.controller.end_round(observation, standing)
+        self._failures, self._lost_s = 0, 0.0
         self._write(decision, records, standing, progress)
         self.run.write_status(spent_usd=self.spending.usd)
         if decision.action == "stop":
             self.stopped_for = decision.reason
             return False
+        if decision.action == "ask":
+            self._ask(decision.reason, progress)
         if decision.action == "switch":
             self._switch(decision.choice, crew, executor, progress)
         return True
+
+    def _ask(self, reason: str, progress: Progress) -> None:
+        """Training goes on while the user thinks; the line that is typed is looked for in each tick."""
+        self._asked = True
+        progress.warning(f"{reason}. Type one of {', '.join(ANSWERS)} and Enter; until then training goes on")
+
+    def _take_answer(self) -> None:
+        if not select.select([sys.stdin], [], [], 0)[0]:
+            return
+        line = sys.stdin.readline().strip().lower()
+        found = [answer for answer in ANSWERS if line and answer.startswith(line)]
+        if found or not line:  # stdin has ended, or nothing was typed: nobody is there to be asked
+            self._asked = False
+            self.controller.answer(found[0] if found else "best-effort")
 
     def _switch(self, to: Choice, crew: Crew, executor: Executor, progress: Progress) -> None:
         if to.memory_mb == self.choice.memory_mb:
@@ -144,6 +175,8 @@ class Steering:
             "choice": asdict(self.choice),
             "chosen": asdict(decision.choice),
             "action": decision.action,
+            "kind": decision.kind,
+            "missed": decision.missed,
             "reason": decision.reason,
             "forecast": asdict(decision.forecast),
             "on_lambda": self.on_lambda,

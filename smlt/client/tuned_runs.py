@@ -35,8 +35,6 @@ FILE = "workload.json"
 WORKERS_MAX = 128
 #: How many times the cores are tried on this machine: the store and the waiting leave some of them idle.
 LOCAL_FACTOR = 2
-#: What the first suggestion counts on for the first round.
-FIRST_ROUND_S = 30.0
 
 
 @dataclass
@@ -146,7 +144,9 @@ def _started(
 ) -> Tuned:
     standing = Standing(0.0, 0.0, _left(request, model.workload.samples)(0, 0, request.global_batch_size))
     if workers is None:
-        suggestion = optimizer.suggest(None, standing, round_s=FIRST_ROUND_S)
+        from smlt.client.optimizer.controller import first_choice
+
+        suggestion = first_choice(optimizer, optimizer.goal, standing)
         choice, reason = suggestion.choice, suggestion.reason
     else:
         able = [choice for choice in optimizer.choices if choice.workers == workers]

@@ -25,9 +25,10 @@ class Workload:
     `compute`: forward and backward of local batches; `evaluate`: the task's evaluate() of batches. `gradients`: (dtype,
     elements). `tail_fraction`: the part of `compute` that is left when the first bucket of gradients is ready to travel; 0
     when none leaves before backward has ended. `parallel_fraction`: Amdahl's, of `compute`; below 0 where threads make it
-    slower. `crowding`: how many times as long `compute` takes while every core does the same. `load_sample_s`: taking a sample
-    and making a batch of it. `base_mb`: resident with model, data, gradients and optimizer; `sample_mb`: what a sample of the
-    local batch adds. `import_s`, `load_s`: the script with its framework; data() and model().
+    slower. How many times as long `compute` takes: with a thread for each core (`all_cores`), and while every core does the
+    same (`crowding`). `load_sample_s`: taking a sample and making a batch of it. `base_mb`: resident with model, data,
+    gradients and optimizer; `sample_mb`: what a sample of the local batch adds. `import_s`, `load_s`: the script with its
+    framework; data() and model().
     """
 
     script: str
@@ -42,6 +43,7 @@ class Workload:
     tail_fraction: float = 0.0
     parallel_fraction: float = 0.9
     crowding: float = 1.0
+    all_cores: float = 1.0
     load_sample_s: float = 0.0
     evaluate: Points = ()
     test_samples: int = 0

@@ -119,3 +119,10 @@ def duration_text(seconds: float) -> str:
     else:
         text = "{}d {:02d}h".format(*divmod(round(whole / 3600), 24))
     return sign + text
+
+
+def usd_text(usd: float) -> str:
+    """An amount of US dollars for people, without its unit: "12.40", "0.0312". Cents, and more digits of less than one."""
+    if abs(usd) >= 1 or usd == 0:
+        return f"{usd:,.2f}"
+    return f"{usd:.3g}" if abs(usd) >= 1e-4 else f"{usd:.2e}"
