@@ -45,7 +45,9 @@ def model_of(on: str) -> tuple[CostModel, Space]:
     if on == "lambda":
         model = CostModel(WORKLOAD, Platform.on_lambda())
         return model, model.space(64)
-    model = CostModel(replace(WORKLOAD, compute=((1, 0.01), (64, 0.45), (512, 3.5)), gradients=(("float32", 1_000_000),)), Platform.local(8))
+    model = CostModel(
+        replace(WORKLOAD, compute=((1, 0.01), (64, 0.45), (512, 3.5)), gradients=(("float32", 1_000_000),)), Platform.local(8)
+    )
     return model, model.space(16)
 
 

@@ -68,7 +68,7 @@ class Story:
 
 
 def story_of(data: RunData) -> tuple[Story | None, str]:
-    """The search of a run, and why there is none: a sentence, "" when there is one. ConfigError without bayesian-optimization."""
+    """The search of a run, or None and why there is none. ConfigError when bayesian-optimization is not installed."""
     known = data.workload
     if known is None:
         return None, "workload.json is not there"
@@ -113,7 +113,7 @@ def story_of_replay(
 ) -> Story:
     """The search of a replay, evaluation by evaluation: what was believed behind each (the first, the last, some in between).
 
-    `observations`: in the order in which they were tried; `standing`: what the goal was asked for; `chosen`: what was settled for.
+    `observations`: in the order in which they were tried; `standing`: before the first; `chosen`: what was settled for.
     """
     counts = sorted({1 + _spread(i, len(observations)) for i in range(min(MOMENTS_MAX, len(observations)))}) or [0]
     moments = []
@@ -124,7 +124,9 @@ def story_of_replay(
         title = f"{count} tried" if count else "before the first"
         moments.append(_moment(title, space, model, goal, seen, current, after, standing))
     path = _path([*(one.choice for one in observations), chosen])
-    whole = replace(_moment("the end", space, model, goal, observations, None, None, standing), current=path[-1] if path else None)
+    whole = replace(
+        _moment("the end", space, model, goal, observations, None, None, standing), current=path[-1] if path else None
+    )
     predicted = _predicted(space, model, whole.global_batch_size)
     return Story(goal, on_lambda, tuple(observations), path, tuple(moments), whole, predicted)
 
@@ -208,9 +210,9 @@ def _goal(decision: Decision, config: Row) -> Goal:
     limits = [decision.limit(name) for name in ("deadline_s", "budget_usd")]
     if all(map(math.isnan, limits)):
         limits = [number(config.get(name)) for name in ("deadline_s", "budget_usd")]
-    return Goal(*(limit if limit > 0 else None for limit in limits))
+    deadline_s, budget_usd = (limit if limit > 0 else None for limit in limits)
+    return Goal(deadline_s, budget_usd)
 
 
 def _or_zero(value: float) -> float:
     return value if math.isfinite(value) else 0.0
-

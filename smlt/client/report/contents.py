@@ -38,7 +38,7 @@ def contents_of(data: RunData) -> list[Section]:
 
 
 def pictures_of_search(story: Story) -> list[Picture]:
-    """The pictures of a search alone, to be written by `pictures.write`; of a replay: `pictures_of_search(story_of_replay(...))`.
+    """The pictures of a search alone, for `pictures.write`; of a replay: `pictures_of_search(story_of_replay(...))`.
 
     ConfigError when matplotlib is not installed.
     """
@@ -53,7 +53,10 @@ def _summary(data: RunData) -> Section:
 def _facts(data: RunData) -> Iterator[tuple[str, str]]:
     status, config, steps = data.status, data.config, data.steps
     state = str(status.get("state", "?"))
-    yield "state", {"running": "under way: what follows is as far as it has come", "lost": "lost: its process is gone"}.get(state, state)
+    yield (
+        "state",
+        {"running": "under way: what follows is as far as it has come", "lost": "lost: its process is gone"}.get(state, state),
+    )
     if status.get("error"):
         yield "error", str(status["error"])
     yield "script", str(config.get("script", "?"))
@@ -97,7 +100,7 @@ def _speed(data: RunData) -> Section:
 
 def _goal(data: RunData) -> Section:
     made = _drawn(forecast_picture(data))
-    why = "Nothing was forecast: decisions.jsonl, which a run with --deadline, --budget or --tune writes, has no row with a forecast."
+    why = "Nothing was forecast. A run with --deadline, --budget or --tune writes forecasts, to decisions.jsonl."
     return Section("goal", "Time and cost against the forecast", made, notes=() if made else (why,))
 
 

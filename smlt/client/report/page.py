@@ -31,7 +31,8 @@ figure { margin: 0 0 1.5rem; } figure svg { display: block; width: 100%; height:
 figcaption, .note, footer { color: var(--text); opacity: .85; font-size: .9rem; }
 summary { cursor: pointer; font-size: .9rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); overflow-wrap: normal; }
+th, td { padding: .25rem .7rem; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--line); overflow-wrap: normal; }
 td { white-space: pre-wrap; min-width: 4rem; } thead th { background: var(--shade); }
 @media print { details > * { display: block; } nav { display: none; } }
 """
@@ -96,7 +97,8 @@ def _table(table: Table) -> str:
         f'<tr><th scope="row">{_text(first)}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in rest) + "</tr>"
         for first, *rest in table.rows
     )
-    return f'<div class="wide" tabindex="0"><table>{f"<thead><tr>{head}</tr></thead>" if head else ""}<tbody>{rows}</tbody></table></div>'
+    top = f"<thead><tr>{head}</tr></thead>" if head else ""
+    return f'<div class="wide" tabindex="0"><table>{top}<tbody>{rows}</tbody></table></div>'
 
 
 def _text(text: str) -> str:

@@ -21,6 +21,7 @@ from smlt.client.report.pictures import (
     new_figure,
     seconds_text,
     time_unit,
+    whole_numbers,
 )
 
 ROWS_MAX = 60
@@ -57,7 +58,7 @@ def path_picture(data: RunData) -> Picture | None:
                 axes.plot(elapsed[1:][at] / unit, np.array(values)[1:][at], linestyle="", label=kind, **look)
         axes.set_ylim(0, 1.2 * max(values))
         axes.set_ylabel(label)
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        whole_numbers(axes.yaxis)
     legend(all_axes[0])
     all_axes[-1].set_xlabel(f"time from the run's first start, {name}")
     changes = sum(one.chosen not in (None, one.choice) for one in decisions)

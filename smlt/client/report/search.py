@@ -31,6 +31,7 @@ from smlt.client.report.pictures import (
     number_text,
     seconds_text,
     usd_text,
+    whole_numbers,
 )
 from smlt.client.report.steps import Array
 
@@ -95,7 +96,9 @@ def _above_least(believed: Landscape) -> Array:
 
 
 _WHOLE = "A run from beginning to end with one choice, as believed with all that was observed."
-_READ = "White dots: what was tried, numbered in order, the larger the oftener; the line: the path taken; the star: where it is."
+_READ = (
+    "White dots: what was tried, numbered in order, the larger the oftener; the line: the path taken; the star: where it is."
+)
 
 
 def _map(axes: Axes, space: Space, values: Array, title: str, colours: str, norm: Normalize) -> None:
@@ -137,13 +140,23 @@ def _points(axes: Axes, story: Story, moment: Moment) -> None:
     if spots:
         times = [sum(one.choice == choice for one in tried) for choice in order]
         x, y = np.array(spots).T
-        axes.scatter(x, y, s=[48 + 10 * min(count, 9) for count in times], c="white", edgecolors="black", label="tried", zorder=3)
+        axes.scatter(
+            x, y, s=[48 + 10 * min(count, 9) for count in times], c="white", edgecolors="black", label="tried", zorder=3
+        )
     for position, (x_at, y_at) in enumerate(spots):
         axes.annotate(str(position + 1), (x_at, y_at), ha="center", va="center", fontsize=6, color="black", zorder=6)
     if moment.current is not None:
         x_at, y_at = _spot(story.space, moment.current)
         axes.plot(
-            [x_at], [y_at + _LIFT], "*", color="#ffd400", markersize=9, markeredgecolor="black", label="now", zorder=5, clip_on=False
+            [x_at],
+            [y_at + _LIFT],
+            "*",
+            color="#ffd400",
+            markersize=9,
+            markeredgecolor="black",
+            label="now",
+            zorder=5,
+            clip_on=False,
         )
     if moment.chosen is not None and moment.chosen != moment.current:
         x_at, y_at = _spot(story.space, moment.chosen)
@@ -194,7 +207,9 @@ def _curves(story: Story) -> Picture:
     objective_axes.set_ylabel(objective_name(story.goal).replace(", ", ",\n"))
     if story.goal.deadline_s is not None or story.goal.budget_usd is not None:
         odds = objective_axes.twinx()
-        odds.plot(workers, 100 * moment.landscape.odds[:, 0], color=PURPLE, linestyle=":", label="odds that the goal is kept, %")
+        odds.plot(
+            workers, 100 * moment.landscape.odds[:, 0], color=PURPLE, linestyle=":", label="odds that the goal is kept, %"
+        )
         odds.set_ylim(-5, 105)
         odds.grid(visible=False)
         odds.set_ylabel("odds, %")
@@ -212,7 +227,7 @@ def _band(axes: Axes, workers: Array, believed: Landscape) -> None:
     axes.fill_between(workers, middle / spread, middle * spread, color=BLUE, alpha=0.22, linewidth=0, label="90 % band")
     axes.plot(workers, middle, color=BLUE, label="believed", marker="o" if workers.size < 20 else None)
     axes.set_ylim(0, 1.25 * float(np.nanmax(np.minimum(middle * spread, 3 * np.nanmax(middle)))))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axes.xaxis)
 
 
 def _tried(axes: Axes, tried: Sequence[Observation], global_batch_size: int) -> None:
@@ -222,7 +237,13 @@ def _tried(axes: Axes, tried: Sequence[Observation], global_batch_size: int) -> 
         if points:
             x, y = [one.choice.workers for one in points], np.array([one.step_s for one in points]) * 1e3
             errors = BAND * np.array([one.noise for one in points]) * y
-            look: dict[str, Any] = {"color": TEXT, "markersize": 4, "alpha": 0.8, "markerfacecolor": TEXT if same else "none", "linewidth": 1}
+            look: dict[str, Any] = {
+                "color": TEXT,
+                "markersize": 4,
+                "alpha": 0.8,
+                "markerfacecolor": TEXT if same else "none",
+                "linewidth": 1,
+            }
             axes.errorbar(x, y, errors, fmt="s", label="observed" if same else "observed, another batch", zorder=4, **look)
     for position, choice in enumerate(dict.fromkeys(one.choice for one in tried)):
         highest = max(one.step_s for one in tried if one.choice == choice) * 1e3
@@ -266,7 +287,13 @@ def _came(story: Story, draw: Callable[[Story, Moment, Axes, Axes], None]) -> Pi
         f"{moment.title}: best believed {_best_choice(moment)}" for moment in story.moments
     )
     rows = tuple(
-        (moment.title, str(moment.observed), str(moment.current or "none"), str(_best_choice(moment)), str(moment.chosen or "?"))
+        (
+            moment.title,
+            str(moment.observed),
+            str(moment.current or "none"),
+            str(_best_choice(moment)),
+            str(moment.chosen or "?"),
+        )
         for moment in story.moments
     )
     table = Table(("moment", "rounds seen", "at", "best believed", "chosen"), rows)

@@ -27,6 +27,7 @@ from smlt.client.report.pictures import (
     plain,
     seconds_text,
     time_unit,
+    whole_numbers,
 )
 from smlt.client.report.steps import Array, Steps
 
@@ -306,7 +307,7 @@ def _draw_workers(axes: Axes, data: RunData, clock: Clock, unit: float) -> None:
             x = clock(np.array([_ended(row) for row in of_kind])) / unit
             axes.plot(x, [number(row.get("world_size")) for row in of_kind], linestyle="", label=name, **look)
     axes.set_ylim(0, None if not workers.size else 1.2 * float(workers.max()) + 0.5)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axes.yaxis)
     axes.set_ylabel("workers")
     legend(axes)
 
