@@ -132,8 +132,8 @@ def observation_of(row: Row) -> Observation | None:
 
 def _decision(position: int, row: Row) -> Decision:
     step = number(row.get("step"))
-    texts = {name: str(row.get(name) or "") for name in ("action", "kind", "reason")}
-    parts = {name: row[name] if isinstance(row.get(name), dict) else {} for name in ("forecast", "goal")}
+    texts: dict[str, Any] = {name: str(row.get(name) or "") for name in ("action", "kind", "reason")}
+    parts: dict[str, Any] = {name: row[name] if isinstance(row.get(name), dict) else {} for name in ("forecast", "goal")}
     return Decision(
         position + 1,
         int(step) if math.isfinite(step) else 0,

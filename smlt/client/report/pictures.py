@@ -19,6 +19,7 @@ from smlt.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 FORMATS = ("svg", "png")
@@ -41,7 +42,7 @@ SERIES = ((BLUE, "-"), (RED, "--"), (GREEN, "-."), (PURPLE, ":"), (GOLD, (0, (5,
 #: Of maps: even in lightness, the same for most kinds of colour-blindness.
 MAP, UNSURE_MAP = "viridis", "cividis"
 
-_STYLE = {
+_STYLE: Any = {  # matplotlib knows the names
     "svg.fonttype": "none",  # text stays text: it is read aloud, found and small
     "svg.hashsalt": "smlt",  # the same data give the same file
     "font.family": "sans-serif",
@@ -113,6 +114,13 @@ def new_figure(height_in: float, rows: int = 1, columns: int = 1, **options: Any
     return figure, [one for row in axes for one in row]
 
 
+def whole_numbers(axis: Axis) -> None:
+    """No ticks at halves of workers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
 def legend(axes: Axes, **options: Any) -> None:
     """Where it hides no line: above the axes, on one line."""
     handles, labels = axes.get_legend_handles_labels()
@@ -121,18 +129,24 @@ def legend(axes: Axes, **options: Any) -> None:
         axes.legend(handles, labels, **{**where, "handlelength": 2.2, "columnspacing": 1.2, **options})
 
 
-def write(picture: Picture, folder: Path, kind: str) -> Path:
-    """Write a picture as <name>.<kind>, on white. ConfigError for a kind that is not in FORMATS, StoreError when it cannot be."""
+def check_format(kind: str) -> None:
+    """ConfigError when there is no such format."""
     if kind not in FORMATS:
         raise ConfigError(f"--format {kind}: {' or '.join(FORMATS)}, please")
+
+
+def write(picture: Picture, folder: Path, kind: str) -> Path:
+    """Write a picture as <name>.<kind>, on white. ConfigError for a kind that is none, StoreError when it cannot be written."""
+    check_format(kind)
     path = folder / f"{picture.name}.{kind}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if kind == "svg":
-            path.write_text(_svg(picture, facecolor="white"), encoding="utf-8")
-        else:
-            about = {"Title": picture.title, "Description": picture.alt, "Software": None}
-            picture.figure.savefig(path, format="png", dpi=PNG_DPI, facecolor="white", metadata=about)
+        with drawing():
+            if kind == "svg":
+                path.write_text(_svg(picture, facecolor="white"), encoding="utf-8")
+            else:
+                about = {"Title": plain(picture.title), "Description": plain(picture.alt), "Software": None}
+                picture.figure.savefig(path, format="png", dpi=PNG_DPI, facecolor="white", metadata=about)
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}") from error
     return path
@@ -146,6 +160,7 @@ def inline_svg(picture: Picture) -> str:
     for name, (light, _) in COLOURS.items():
         text = text.replace(light, f"var(--{name})")
     prefix = html.escape(picture.name, quote=True)
+    text = text.replace('aria-labelledby="title desc"', f'aria-labelledby="{prefix}-title {prefix}-desc"')
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
     return re.sub(r'(href="|url\()#', rf"\1#{prefix}-", text)
 
@@ -157,8 +172,14 @@ def _svg(picture: Picture, **options: Any) -> str:
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     text = re.sub(r"<!DOCTYPE[^>]*>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = text.replace("<image ", '<image style="image-rendering: pixelated" ')
-    words = f'<title id="title">{html.escape(picture.title)}</title><desc id="desc">{html.escape(picture.alt)}</desc>'
+    title, alt = (html.escape(plain(words)) for words in (picture.title, picture.alt))
+    words = f'<title id="title">{title}</title><desc id="desc">{alt}</desc>'
     return re.sub(r"(<svg [^>]*)>", lambda m: f'{m[1]} role="img" aria-labelledby="title desc">{words}', text, count=1)
+
+
+def plain(text: str) -> str:
+    """Without what no page and no picture can hold: control characters, halves of characters."""
+    return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def seconds_text(seconds: float) -> str:

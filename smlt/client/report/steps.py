@@ -147,7 +147,7 @@ def read_metrics(path: Path) -> Steps:
     )
 
 
-def _in_buckets(steps: Array, losses: Array) -> dict[str, Array]:
+def _in_buckets(steps: Array, losses: Array) -> dict[str, Any]:
     """Mean, least and greatest loss of neighbours; a bucket without a finite loss is nan."""
     width = max(1, math.ceil(len(steps) / POINTS_MAX))
     buckets = math.ceil(len(steps) / width)

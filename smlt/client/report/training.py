@@ -24,8 +24,10 @@ from smlt.client.report.pictures import (
     legend,
     new_figure,
     number_text,
+    plain,
     seconds_text,
     time_unit,
+    whole_numbers,
 )
 from smlt.client.report.steps import Array, Steps
 
@@ -305,7 +307,7 @@ def _draw_workers(axes: Axes, data: RunData, clock: Clock, unit: float) -> None:
             x = clock(np.array([_ended(row) for row in of_kind])) / unit
             axes.plot(x, [number(row.get("world_size")) for row in of_kind], linestyle="", label=name, **look)
     axes.set_ylim(0, None if not workers.size else 1.2 * float(workers.max()) + 0.5)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axes.yaxis)
     axes.set_ylabel("workers")
     legend(axes)
 
@@ -346,5 +348,5 @@ def _range(points: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _shortened(name: str) -> str:
-    """For a title of axes; a dollar sign is no mathematics here."""
-    return (name if len(name) <= 60 else f"{name[:59]}…").replace("$", r"\$")
+    """For a title of axes, where a dollar sign would begin a formula."""
+    return plain(name if len(name) <= 60 else f"{name[:59]}…").replace("$", r"\$")
