@@ -53,7 +53,7 @@ STEP_OVERHEAD_S = 0.45e-3
 SCHEDULER_STEP_S, SCHEDULER_REPORT_S = 0.15e-3, 0.09e-3
 #: From the scheduler's start to the workers' first step, beside what the workers themselves import and load: store and
 #: upload; Python and our own modules in each worker; and from the last step to the end, beside the workers' exit.
-LOCAL_START_S, LOCAL_WORKER_S, LOCAL_END_S = 0.25, 0.45, 0.7
+LOCAL_START_S, LOCAL_WORKER_S, LOCAL_END_S = 0.25, 0.45, 0.6
 #: A change of the membership: freeze, acknowledge, resume (docs/reliability.md), without the step that is done again.
 CHANGE_S = 0.1
 #: S3's requests of a checkpoint beside the parts: state, manifest, the list of older ones; of a start: manifests, code.

@@ -145,6 +145,10 @@ class Profiled:
 
     # ---- around them ----
 
+    def used(self) -> dict[str, Any]:
+        """A core's time that this process has used, in seconds."""
+        return {"cpu_s": time.process_time()}
+
     def evaluate(self, batch: int, budget_s: float) -> dict[str, Any]:
         """evaluate() of a batch of the test set, in seconds."""
         test = self.trainer.test
