@@ -6,6 +6,7 @@ Pure: time and money come in as a `Standing`. docs/goals.md says what is promise
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,8 +35,10 @@ AT_RISK, SURE = 0.9, 0.95
 HOPELESS, HOPEFUL = 0.02, 0.5
 #: Before that is said: so many rounds, and so much certainty of the best choice's step time.
 EVIDENCE_ROUNDS, EVIDENCE_STD_LOG = 2, 0.12
-#: Failures that come with these odds are counted on when a choice is made.
-RESERVE_ODDS = 0.9
+#: When a choice is made, as many failures as are expected are counted on, and one as long as it is likelier than this.
+RESERVE_FROM = 0.02
+#: A choice is tried so often, as long as its step time is not known this well: then it is, or trying does not tell.
+TRIES_MAX, TRY_STD_LOG = 2, 0.02
 #: A change for the sake of money or time saves at least this part of what is left to pay or wait for; a change back, soon
 #: after, the second.
 WORTH_WHILE, WORTH_GOING_BACK = 0.01, 0.04
@@ -112,6 +115,7 @@ class Controller:
         self._tried_from: Choice | None = None  # where training was before this choice was tried
         self._left_s = 0.0  # as was forecast last
         self._beliefs_of: dict[tuple[Choice, int], Belief] = {}  # since the last observation
+        self._tries: Counter[Choice] = Counter()  # in this era
         self._left_at: dict[Choice, int] = {}  # the round at which a choice was left
 
     # ---- rounds ----
@@ -212,6 +216,7 @@ class Controller:
         if note:
             self.optimizer.dynamics_changed()
             self._seen.clear()
+            self._tries.clear()
             self._drift = DriftTest()
         self.optimizer.observe(observation)
         self._beliefs_of.clear()
@@ -334,13 +339,38 @@ class Controller:
         suggestion = self._suggest(standing)
         if not self.let_go and not self.missed and here.odds < AT_RISK:
             return self._rescue(standing, suggestion, by_choice, best, here)
+        if suggestion.kind == "explore" and not self._is_to_be_tried(suggestion.choice, standing):
+            suggestion = self._settle(prospects, standing)
         if suggestion.choice == self.choice or not self._is_worth_it(suggestion, here, standing):
             return Decision("keep", self.choice, here, self._keep_text(here))
         if suggestion.kind == "explore":
+            self._tries[suggestion.choice] += 1
             self._tried_from = self._tried_from or self.choice
         else:
             self._tried_from = None
         return self._switch(suggestion.choice, standing, suggestion.reason, suggestion.kind)
+
+    def _is_to_be_tried(self, choice: Choice, standing: Standing) -> bool:
+        """Whether a round of it can tell something: what is uncertain beside its step time, no round does."""
+        std_log = self._belief(choice, standing.left[0].global_batch_size).std_log
+        return self._tries[choice] < TRIES_MAX and std_log > TRY_STD_LOG
+
+    def _settle(self, prospects: Sequence[_Prospect], standing: Standing) -> Suggestion:
+        """The best choice of those that surely keep the goal, if nothing more is tried."""
+        goal = self._goal()
+
+        def objective(one: _Prospect) -> float:
+            if goal.deadline_s is not None:
+                return one.usd
+            return one.seconds if goal.budget_usd is not None else one.seconds * one.usd
+
+        here = next((one for one in prospects if one.choice == self.choice), None)
+        sure = [one for one in prospects if one.odds >= SURE]
+        if here is None or not sure:
+            return Suggestion(self.choice, "stay", 0.0, 0.0, "")
+        to = min(sure, key=objective)
+        reason = f"{self._name(to.choice)}: {duration_text(to.seconds)} and {usd_text(to.usd)} USD in all"
+        return Suggestion(to.choice, "exploit", objective(here) - objective(to), 0.0, reason)
 
     def _rescue(
         self, standing: Standing, suggestion: Suggestion, by_choice: dict[Choice, _Prospect], best: _Prospect, here: Forecast
@@ -369,7 +399,7 @@ class Controller:
         """The optimizer's, that counts on failures to come as if their time and money were gone already."""
         beliefs = self._beliefs(self.choice, standing)
         left_s = sum(phase.steps * belief.median_s for phase, belief in zip(standing.left, beliefs, strict=True))
-        reserve_s = self._setbacks(standing, left_s).reserve_s(RESERVE_ODDS)
+        reserve_s = self._setbacks(standing, left_s).reserve_s(RESERVE_FROM)
         rate = self.optimizer.model.usd_per_s(self.choice)
         careful = Standing(standing.elapsed_s + reserve_s, standing.spent_usd + rate * reserve_s, standing.left)
         round_s = min(max(FIRST_PART * self.round_s, self.round_steps * 0.5 * beliefs[0].median_s), self._most_s(standing))
@@ -420,7 +450,7 @@ def first_choice(optimizer: PerformanceOptimizer, goal: Goal, standing: Standing
     plain = optimizer.suggest(None, standing, round_s=FIRST_PART * round_s)
     start_s = optimizer.model.switch_s(None, plain.choice)
     setbacks = FailureHistory().to_come(0.0, 1.0, start_s)
-    reserve_s = setbacks.reserve_s(RESERVE_ODDS)
+    reserve_s = setbacks.reserve_s(RESERVE_FROM)
     usd = optimizer.model.usd_per_s(plain.choice) * reserve_s
     careful = Standing(standing.elapsed_s + reserve_s, standing.spent_usd + usd, standing.left)
     return optimizer.suggest(None, careful, round_s=FIRST_PART * round_s)
