@@ -90,6 +90,9 @@ class Steering:
 
     def _begin_round(self, crew: Crew, records: Records, now: float) -> None:
         """The crew is as it was wanted, or as it could be had: a worker less, another one by `smlt scale`."""
+        if crew.too_many is not None:
+            self.controller.optimizer.limit_workers(crew.too_many - 1)
+            crew.too_many = None
         self.choice = Choice(crew.size, self.choice.memory_mb)
         self._take(records)
         self._rows, self._began = [], now

@@ -51,7 +51,8 @@ class LocalWorker:
             self.process.kill()
         self.process.wait()
         if self.process.stdin is not None:
-            self.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it ended before it had read its configuration
+                self.process.stdin.close()
 
     def _end_group(self) -> None:
         """It leads a process group of its own: what the task started (data loaders) goes with it."""

@@ -111,9 +111,17 @@ class PerformanceOptimizer:
         self.choices = [choice for choice in space if not model.why_not(choice)]
         if not self.choices:
             raise ConfigError(f"no number of workers with any memory can work: {model.why_not(next(iter(space)))}")
-        self.index = {choice: i for i, choice in enumerate(self.choices)}
-        self.usd_per_s = np.array([model.usd_per_s(choice) for choice in self.choices])
+        self._number_choices()
         self._search = GridSearch(self._log_speed, hyper, seed)
+
+    def limit_workers(self, most: int) -> None:
+        """Choose no more than `most` workers from now on: more could not be had. Where none would be left nothing changes."""
+        self.choices = [choice for choice in self.choices if choice.workers <= most] or self.choices
+        self._number_choices()
+
+    def _number_choices(self) -> None:
+        self.index = {choice: i for i, choice in enumerate(self.choices)}
+        self.usd_per_s = np.array([self.model.usd_per_s(choice) for choice in self.choices])
 
     def observe(self, observation: Observation, *, carried: bool = False) -> None:
         """Learn from a round. `carried`: of an earlier run, which is trusted less."""
