@@ -7,6 +7,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -190,3 +191,17 @@ class Steering:
         with (self.run.path / DECISIONS).open("a") as file:
             file.write(json.dumps(row) + "\n")
         progress.decision(row)
+
+
+def last_decision(run: Run) -> dict[str, Any] | None:
+    """The newest row of a run's decisions.jsonl; None when there is none. A row that was cut short is left out."""
+    try:
+        lines = (run.path / DECISIONS).read_bytes().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "forecast" in row:
+                return row
+    return None

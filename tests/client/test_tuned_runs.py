@@ -45,6 +45,7 @@ def test_a_run_goes_on_with_its_deadline_and_with_what_it_has_observed(store: Em
     folder = tmp_path / "smlt-runs" / "run"
     with Running("train", script, *JOB, *goal, cwd=tmp_path, PACE="0.1") as run:
         run.wait_for(lambda event: event["event"] == "decision")
+        assert "forecast it will take" in smlt("status", "run", cwd=tmp_path).stdout
         run.process.send_signal(signal.SIGINT)
         assert run.finish() == 130
     began = status(folder)["deadline_from"]
