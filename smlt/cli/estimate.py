@@ -25,7 +25,7 @@ from smlt.client.offers import (
 from smlt.client.optimizer.goals import Goal, duration_text, parse_duration, parse_usd
 from smlt.client.platforms import STORE_NODE, Platform
 from smlt.client.prices import load_prices
-from smlt.client.profiling import ProgressLine, profile
+from smlt.client.profiling import BUSY, ProgressLine, profile
 from smlt.client.rehearsal import rehearse
 from smlt.client.request import PLACES
 from smlt.client.workload import Workload
@@ -185,9 +185,12 @@ def _about(model: CostModel) -> str:
         nodes = f"{platform.store_nodes} x " if platform.store_nodes > 1 else ""
         where = f"Lambda ({platform.architecture}) with a store on {nodes}{platform.store_node}"
     step_s = task.compute_s(task.global_batch_size) + task.optimizer_s
+    busy = ""
+    if task.queued > BUSY:
+        busy = f"this machine is busy: it had no core for the task {task.queued:.0%} of the time, which is left out\n"
     return (
         f"{task.script}: {task.parameters:,} parameters, {task.samples:,} samples, {task.epochs} epochs of "
-        f"{task.steps_per_epoch:,} steps ({steps:,} steps of {task.global_batch_size} samples)\n"
+        f"{task.steps_per_epoch:,} steps ({steps:,} steps of {task.global_batch_size} samples)\n{busy}"
         f"here a step takes one core {step_s * 1e3:,.1f} ms (+- {task.noise:.0%}); on {where}:\n"
     )
 

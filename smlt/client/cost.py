@@ -149,7 +149,7 @@ class CostModel:
     ) -> None:
         self.workload, self.platform, self.scales = workload, platform, scales or Scales()
         self.prices = at_usage(prices, platform.architecture, platform.month_gb_s)
-        self.communication = Communication(workload.bucket_bytes(), platform)
+        self.communication = Communication(workload.bucket_bytes(), platform, workload.codec)
         self._parts: dict[tuple[Choice, int], StepParts] = {}
 
     # ---- a step ----

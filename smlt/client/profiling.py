@@ -66,6 +66,7 @@ def profile(
     if global_batch_size < 1:
         raise ConfigError(f"global batch size {global_batch_size} is not positive")
     cores = threads_per_worker(1)
+    size, files = _folder(data)
     start = {
         "script": str(script.resolve()),
         "data": str(Path(data).resolve()) if data is not None else None,
@@ -74,13 +75,14 @@ def profile(
     }
     with ExitStack() as stack:
         say("importing the script, loading the data")
-        alone, *others = [stack.enter_context(_child(script, threads)) for threads in _threads(cores, crowd)]
+        alone, *others = [
+            stack.enter_context(_child(script, threads)) for threads in _threads(cores, crowd, _room_for_copies(size, cores))
+        ]
         for child in (alone, *others):
             child.ask("load", **start, threads=child.threads)
         about = alone.answer()
         found = _measure(alone, others, about, min(global_batch_size, about["samples"]), cores, budget_s, say)
         found["exit_s"] = alone.end()
-    size, files = _folder(data)
     return Workload(
         script=script.name,
         samples=about["samples"],
@@ -104,9 +106,9 @@ def profile(
     )
 
 
-def _threads(cores: int, crowd: bool) -> list[int]:
+def _threads(cores: int, crowd: bool, room: bool) -> list[int]:
     """Of the processes: one thread; all cores; the others of the crowd."""
-    if cores == 1:
+    if cores == 1 or not room:
         return [1]
     return [1, cores, *([1] * (min(cores, CROWD_MAX) - 1) if crowd else [])]
 
@@ -281,6 +283,16 @@ def _folder(data: Path | None) -> tuple[int, int]:
     """Bytes and files below a folder."""
     sizes = [path.stat().st_size for path in Path(data).rglob("*") if path.is_file()] if data is not None else []
     return sum(sizes), len(sizes)
+
+
+def _room_for_copies(data_bytes: int, cores: int) -> bool:
+    """Whether the data, which each process may hold, fit into the machine's memory so many times."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return True
+    return data_bytes * (1 + min(cores, CROWD_MAX)) < 0.5 * available
 
 
 def _processor() -> str:

@@ -76,6 +76,17 @@ def test_the_links_bound_is_never_undercut() -> None:
         assert bound <= communication.exposed_s(n, 0.0, 1.0) <= 1.15 * bound
 
 
+@pytest.mark.parametrize(
+    ("codec", "measured_ms"),  # the README's table: 11 M floats over a unix socket, workers and store on two cores
+    [("fp32", {2: 44, 4: 110, 8: 247}), ("fp16", {2: 32, 4: 61, 8: 140}), ("int8", {2: 24, 4: 43, 8: 87})],
+)
+def test_collectives_on_one_machine_come_near_to_what_was_measured(codec: str, measured_ms: dict[int, float]) -> None:
+    communication = Communication((wire_size("float32", codec, 11_000_000),), Platform.local(2), codec)
+    ratios = [communication.on_shared_cores_s(n) * 1e3 / measured for n, measured in measured_ms.items()]
+    assert all(0.7 < ratio < 1.35 for ratio in ratios), ratios
+    assert 0.85 < sum(ratios) / len(ratios) < 1.15, ratios
+
+
 def test_a_small_store_is_what_many_workers_wait_for_and_more_nodes_help() -> None:
     small = CostModel(RESNET, Platform.on_lambda(store_node="t4g.small"))
     one, four = (CostModel(RESNET, Platform.on_lambda(store_node="c6gn.xlarge", store_nodes=k)) for k in (1, 4))
