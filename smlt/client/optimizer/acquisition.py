@@ -77,19 +77,19 @@ class Outlook:
 
     def odds_to_be_sure(self, most_s: Array, needed: float, noise: float) -> Array:
         """The probability that after a round at each choice the odds of at most `most_s` will be `needed` or more."""
-        moved = learnt(self.std_log, noise)
+        moved = learnt(self.std_log, 0.0, noise)
         still = np.sqrt(np.maximum(self.std_log**2 - moved**2, 0.0) + UNFORESEEN**2)
         return np.asarray(ndtr((np.log(most_s) - ndtri(needed) * still - self.mean_log) / np.maximum(moved, 1e-9)))
 
 
-def learnt(std_log: Array, noise: float) -> Array:
-    """By how much a round moves the mean of what is believed with `std_log`: the standard deviation of that move.
+def learnt(std_log: Array, shared: Array | float, noise: float) -> Array:
+    """By how much a round moves the mean of the difference between a choice's log time and another's: its standard deviation.
 
-    All of it when a round tells exactly, less the more it scatters (`noise`, of log step time): the knowledge gradient's
-    (Frazier et al. 2009), so that nothing is tried for what it cannot show.
+    `std_log`: of the choice; `shared`: its covariance with the other; `noise`: by how much a round scatters. A round shows all when it
+    does not scatter, and nothing of what is known: the knowledge gradient's measure (Frazier et al. 2009).
     """
     variance = std_log**2
-    return np.asarray(variance / np.sqrt(np.maximum(variance + noise**2, 1e-18)))
+    return np.asarray(np.abs(variance - shared) / np.sqrt(np.maximum(variance + noise**2, 1e-18)))
 
 
 def improvement(outlook: Outlook, best: float, std_log: Array) -> tuple[Array, Array]:

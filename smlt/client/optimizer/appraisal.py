@@ -61,20 +61,20 @@ def appraise(
     back_s[best] = 0.0
     heaviest = max(standing.left, key=lambda phase: phase.steps * phase.global_batch_size).global_batch_size
     covariance = optimizer.covariance(choices[best], heaviest)
-    variance = np.maximum(outlook.std_log**2 + outlook.std_log[best] ** 2 - 2 * covariance, 0.0)
-    gain, better = improvement(outlook, float(expected[best]), learnt(np.sqrt(variance), noise))
+    gain, better = improvement(outlook, float(expected[best]), learnt(outlook.std_log, covariance, noise))
     gain, better = gain * keeps, better * keeps
     price = (1 - better) * price_of_trying(outlook, best, round_s, back_s)
-    gain[best] = price[best] = 0.0
+    gain[best] = _worth_knowing(outlook, best, np.where(allowed >= needed, expected, np.inf), covariance, noise)
+    price[best] = 0.0
 
     worth = WORTH_WHILE * _left(outlook, best, expected)
     scores = gain - price - worth
     scores[~safe] = -np.inf
-    scores[best] = 0.0
+    scores[best] = gain[best]
     if current in optimizer.index:  # to stay is worth a little that is not sure to be gained
         here = optimizer.index[current]
         if here != best and allowed[here] >= needed:
-            scores[here] = expected[best] - expected[here] + worth
+            scores[here] = max(scores[here], expected[best] - expected[here] + worth)
     return Appraisal(outlook, scores, best, gain, price, odds, most >= HOPELESS)
 
 
@@ -113,6 +113,19 @@ def _nearest(outlook: Outlook) -> Goal:
     dear = (outlook.spent_usd + seconds * outlook.usd_per_s) / budget_usd
     nearest = int(np.maximum(late, dear).argmin())
     return least_time if late[nearest] > dear[nearest] else least_cost
+
+
+def _worth_knowing(outlook: Outlook, best: int, expected: Array, covariance: Array, noise: float) -> float:
+    """What a round of the best choice is worth beyond its steps: it may show that the second best is better."""
+    others = expected.copy()
+    others[best] = np.inf
+    second = int(others.argmin())
+    if not np.isfinite(others[second]):
+        return 0.0
+    moved = learnt(outlook.std_log, np.full_like(covariance, covariance[second]), noise)
+    # E[(J - c)+] = E[(c - J)+] + E[J] - c
+    gain, _ = improvement(outlook, float(expected[second]), moved)
+    return max(float(gain[best] + expected[best] - expected[second]), 0.0)
 
 
 def _left(outlook: Outlook, best: int, expected: Array) -> float:
