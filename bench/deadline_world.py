@@ -86,9 +86,13 @@ class Job:
     drift: float
     drift_at: float
 
-    def totals(self) -> tuple[Array, Array]:
-        """Seconds and USD of every choice, started at once and kept, without noise and failures."""
-        stretched = self.drift_at + (1 - self.drift_at) * self.drift
+    def totals(self, *, better: bool | None = None) -> tuple[Array, Array]:
+        """Seconds and USD of every choice, started at once and kept, without noise and failures.
+
+        `better`: as if the drift did not come, if that is better (True) or worse (False) than with it.
+        """
+        drift = self.drift if better is None else min(1.0, self.drift) if better else max(1.0, self.drift)
+        stretched = self.drift_at + (1 - self.drift_at) * drift
         ends = self.steps // self.truth.steps_per_epoch
         seconds = np.array(
             [

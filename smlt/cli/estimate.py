@@ -26,6 +26,7 @@ from smlt.client.optimizer.goals import Goal, duration_text, parse_duration, par
 from smlt.client.platforms import STORE_NODE, Platform
 from smlt.client.prices import load_prices
 from smlt.client.profiling import ProgressLine, profile
+from smlt.client.rehearsal import rehearse
 from smlt.client.request import PLACES
 from smlt.client.workload import Workload
 from smlt.collective.codecs import check_codec
@@ -72,6 +73,9 @@ def estimate(
     prices: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Prices of your own, TOML or JSON; SMLT_PRICES names one, too.")
     ] = None,
+    rehearsal: Annotated[
+        bool, typer.Option("--rehearsal/--no-rehearsal", help="With --on local: also train for some seconds, then stop.")
+    ] = True,
     workload: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What --save has written, instead of profiling.")
     ] = None,
@@ -92,6 +96,8 @@ def estimate(
     if save is not None:
         task.save(save)
     model = CostModel(task, platform, known)
+    if platform.is_local and rehearsal and script is not None:
+        model = _rehearsed(model, Path(script), data)
     most = max_workers or (2 * platform.cores if platform.is_local else 128)
     found = offers(model, model.space(most))
     taken = recommended(found, goal)
@@ -154,6 +160,16 @@ def _workload(
             crowd=platform.is_local,
             say=say,
         )
+    finally:
+        say.close()
+
+
+def _rehearsed(model: CostModel, script: Path, data: Path | None) -> CostModel:
+    workers = min(model.platform.cores, model.workload.global_batch_size)
+    say = ProgressLine()
+    try:
+        say(f"a rehearsal with {_workers_text(workers)}")
+        return model.with_rehearsal(rehearse(script, data, model.workload, workers))
     finally:
         say.close()
 
@@ -239,8 +255,8 @@ def _machine_lines(taken: Offer, rented: list[MachineOffer]) -> list[str]:
     better, like = better_machine(taken, rented), machine_like(taken, rented)
     if better is not None:
         return [
-            f"Lambda is the wrong tool for this: one {better.node} ({better.vcpus} vCPUs, {_workers_text(better.workers)}) would take "
-            f"{duration_text(better.seconds)} and {usd_text(better.usd)} USD, booting among it"
+            f"Lambda is the wrong tool for this: one {better.node} ({better.vcpus} vCPUs, {_workers_text(better.workers)}) "
+            f"would take {duration_text(better.seconds)} and {usd_text(better.usd)} USD, booting among it"
         ]
     if like is None:
         return []

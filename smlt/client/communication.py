@@ -14,6 +14,10 @@ SMALL_BYTES = 64
 #: Round trips of a collective in the critical path: contribution, token and fetch, aggregate, fetch.
 ONE_SHOT_TRIPS, HIERARCHICAL_TRIPS = 2, 4
 
+#: What a collective takes of a worker's core beside its bytes: Python, system calls, wakings (`python -m bench.estimate
+#: --constants`).
+CALL_S = {"one-shot": 0.1e-3, "hierarchical": 0.2e-3}
+
 
 class Communication:
     """The collectives of a step whose buckets have these encoded sizes, in bytes, in the order in which they leave."""
@@ -40,11 +44,12 @@ class Communication:
         if n == 1:
             return 0.0
         cores, tuning = self.platform.cores, self.platform.tuning
-        total = 0.0
-        for size in self.buckets:
+        waves, total = max(1.0, n / cores), 0.0
+        for number, size in enumerate(self.buckets, 1):
             algorithm, work, store, trips = self._work(n, size)
-            del algorithm
-            total += max(store, (n * work + store) / cores) + trips * tuning.round_trip_s * max(1.0, n / cores)
+            total += max(store, (n * work + store) / cores) + waves * CALL_S[algorithm]
+            if number == len(self.buckets):  # those before are on their way together
+                total += waves * trips * tuning.round_trip_s
         return total
 
     def small_s(self, n: int) -> float:
@@ -74,8 +79,9 @@ class Communication:
 
     def _collective_s(self, n: int, size: int, core_speed: float) -> tuple[float, float]:
         """(seconds for which links or store are busy with it, seconds of round trips and owners' work around them)."""
-        _, work, _, trips = self._work(n, size)
-        return max(self._limits(n, size)), trips * self.platform.tuning.round_trip_s + work / core_speed
+        algorithm, work, _, trips = self._work(n, size)
+        around = trips * self.platform.tuning.round_trip_s + (work + CALL_S[algorithm]) / core_speed
+        return max(self._limits(n, size)), around
 
     def _limits(self, n: int, size: int) -> tuple[float, float, float]:
         """Seconds of a worker's link, of the store nodes' network, of their threads."""

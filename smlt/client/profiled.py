@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -62,6 +62,7 @@ class Profiled:
         self.import_s, self.load_s = imported - cpu, time.process_time() - imported
         self.length = dataset_length(self.trainer.train)
         self.step = 0
+        self.clock = Clock()
 
     def about(self) -> dict[str, Any]:
         """Sizes: of the data, the gradients, a checkpoint."""
@@ -70,6 +71,7 @@ class Profiled:
             "samples": self.length,
             "test_samples": dataset_length(trainer.test) if trainer.test is not None else 0,
             "gradients": self._gradients(),
+            "buckets": self._buckets(),
             "model_bytes": sum(_bytes(value) for value in adapter.parameters().values()),
             "import_s": self.import_s,
             "load_s": self.load_s,
@@ -79,9 +81,14 @@ class Profiled:
         whole = getattr(self.adapter, "_flat", None) or self.adapter.gradient
         sizes: dict[str, int] = {}
         for value in whole.values():
-            name = str(value.dtype).removeprefix("torch.")
+            name = _dtype(value)
             sizes[name] = sizes.get(name, 0) + int(np.prod(value.shape))
         return list(sizes.items())
+
+    def _buckets(self) -> list[tuple[str, int]]:
+        early, last = getattr(self.adapter, "_early", ()), list(self.adapter.gradient.values())
+        sizes = [(_dtype(value), int(np.prod(value.shape))) for value in early]
+        return [*sizes, (_dtype(last[0]), sum(int(np.prod(value.shape)) for value in last))]
 
     # ---- steps ----
 
@@ -90,10 +97,9 @@ class Profiled:
         batches = self._batches(batch)
         rows: list[tuple[float, float, float, float]] = []
         _forget_peak()
-        cpu, until = 0.0, time.perf_counter() + budget_s
+        began, queued = time.perf_counter(), self.clock.queued_s()
+        until = began + budget_s
         for number in range(WARM_UP + STEPS_MAX):
-            if number == WARM_UP:
-                cpu = time.process_time()
             row = self._step(next(batches))
             if number < WARM_UP and time.perf_counter() < until:
                 continue
@@ -111,7 +117,8 @@ class Profiled:
             "noise": (quartiles[2] - quartiles[0]) / 2 / compute if compute else 0.0,
             "peak_mb": _peak_mb(),
             "steps": len(rows),
-            "cpu_s": time.process_time() - cpu,
+            "least_s": sorted(row[1] for row in rows)[len(rows) // 10],
+            "queued": (self.clock.queued_s() - queued) / (time.perf_counter() - began),
         }
 
     def _batches(self, batch: int) -> Iterator[Indices]:
@@ -125,18 +132,22 @@ class Profiled:
     def _step(self, indices: Indices) -> tuple[float, float, float, float]:
         """(load, forward and backward, what of it was left when the first bucket was ready, optimizer), in seconds."""
         adapter, sent = self.adapter, list[float]()
-        began = time.perf_counter()
+        began = self.clock()
         batch = adapter.prepare(take(self.trainer.train, indices))
-        loaded = time.perf_counter()
+        loaded = self.clock()
         adapter.keep_buffers()
         seed_generators(step_seed(0, self.step, 0))
-        adapter.compute(batch, 1.0, lambda bucket: sent.append(time.perf_counter()))
-        computed = time.perf_counter()
+        adapter.compute(batch, 1.0, lambda bucket: sent.append(self.clock()))
+        computed = self.clock()
         adapter.apply()
         self.step += 1
-        return loaded - began, computed - loaded, computed - sent[0] if sent else 0.0, time.perf_counter() - computed
+        return loaded - began, computed - loaded, computed - sent[0] if sent else 0.0, self.clock() - computed
 
     # ---- around them ----
+
+    def used(self) -> dict[str, Any]:
+        """A core's time that this process has used, in seconds."""
+        return {"cpu_s": time.process_time()}
 
     def evaluate(self, batch: int, budget_s: float) -> dict[str, Any]:
         """evaluate() of a batch of the test set, in seconds."""
@@ -147,7 +158,7 @@ class Profiled:
         def once() -> None:
             self.adapter.evaluate(self.adapter.prepare(take(test, indices)))
 
-        return {"batch": batch, "seconds": _median_s(once, budget_s)}
+        return {"batch": batch, "seconds": _median_s(once, budget_s, self.clock)}
 
     def checkpoint(self, budget_s: float) -> dict[str, Any]:
         """A checkpoint in a directory, in seconds."""
@@ -161,16 +172,45 @@ class Profiled:
 
             tensors, _ = self.adapter.state()
             size = sum(int(array.nbytes) for array in tensors.values())
-            return {"seconds": _median_s(once, budget_s), "bytes": size}
+            return {"seconds": _median_s(once, budget_s, self.clock), "bytes": size}
 
 
-def _median_s(action: Callable[[], None], budget_s: float) -> float:
+class Clock:
+    """Seconds in which this thread ran, or waited for something else than a core that others have.
+
+    On a busy machine a step takes longer than it does: what the thread spent in the scheduler's queue is left out, where Linux
+    tells it (schedstat: time on a core, time in the queue, in ns).
+    """
+
+    def __init__(self) -> None:
+        self._file: BinaryIO | None = None
+        try:
+            self._file = open("/proc/thread-self/schedstat", "rb", buffering=0)  # noqa: SIM115
+        except OSError:
+            return
+
+    def __call__(self) -> float:
+        return time.perf_counter() - self.queued_s()
+
+    def queued_s(self) -> float:
+        """In the queue so far; 0 where it is not told."""
+        if self._file is None:
+            return 0.0
+        self._file.seek(0)
+        return int(self._file.read(100).split()[1]) * 1e-9
+
+
+def _median_s(action: Callable[[], None], budget_s: float, clock: Clock) -> float:
     until, times = time.perf_counter() + budget_s, list[float]()
     while len(times) < 50 and (len(times) < 2 or time.perf_counter() < until):
-        began = time.perf_counter()
+        began = clock()
         action()
-        times.append(time.perf_counter() - began)
+        times.append(clock() - began)
     return statistics.median(times[1:])
+
+
+def _dtype(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _bytes(value: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,9 @@ from smlt.worker.processors import VARIABLES
 BUDGET_S = 3.0
 #: Local batches: the global batch and halves of it, so many of them, and a single sample.
 SIZES = 6
+#: A machine on which a process waits so much of its time for a core tells nothing of threads: then this is assumed of steps
+#: that are not small.
+BUSY, PARALLEL_FRACTION, SMALL_STEP_S = 0.1, 0.9, 5e-3
 #: Processes that compute at once to see what a crowded machine does to a step.
 CROWD_MAX = 4
 
@@ -75,6 +79,7 @@ def profile(
             child.ask("load", **start, threads=child.threads)
         about = alone.answer()
         found = _measure(alone, others, about, min(global_batch_size, about["samples"]), cores, budget_s, say)
+        found["exit_s"] = alone.end()
     size, files = _folder(data)
     return Workload(
         script=script.name,
@@ -82,6 +87,7 @@ def profile(
         epochs=epochs,
         global_batch_size=global_batch_size,
         gradients=tuple((str(dtype), int(count)) for dtype, count in about["gradients"]),
+        buckets=tuple((str(dtype), int(count)) for dtype, count in about["buckets"]),
         codec=codec,
         bucket_mb=bucket_mb,
         test_samples=about["test_samples"],
@@ -132,10 +138,13 @@ def _measure(
         largest = rows[-1]
         say(f"{cores} threads")
         threaded = wide("steps", batch=largest["batch"], budget_s=budget_s / 6)
-        # Amdahl: time with c threads over time with one is 1 - p (1 - 1/c).
-        found["all_cores"] = threaded["compute_s"] / largest["compute_s"]
-        gone = 1 - found["all_cores"]
-        found["parallel_fraction"] = max(-0.5, min(0.999, gone / (1 - 1 / cores)))
+        # Threads wait for one another: on a busy machine only the quickest steps tell what they do. Amdahl: time with c
+        # threads over time with one is 1 - p (1 - 1/c).
+        factor = threaded["least_s"] / largest["least_s"]
+        if found["queued"] > BUSY and factor > 1:  # the others' doing; small steps gain nothing from threads
+            factor = 1.0 if largest["least_s"] < SMALL_STEP_S else 1 - PARALLEL_FRACTION * (1 - 1 / cores)
+        found["all_cores"] = factor
+        found["parallel_fraction"] = max(-0.5, min(0.999, (1 - factor) / (1 - 1 / cores)))
         if crowd:
             found["crowding"] = _crowding([alone, *crowd], rows, batch, cores, budget_s, say)
     return found
@@ -156,6 +165,7 @@ def _fitted(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "load_sample_s": min(row["load_s"] / row["batch"] for row in rows),
         "base_mb": first["peak_mb"],
         "sample_mb": max(0.0, (last["peak_mb"] - first["peak_mb"]) / span) if span else 0.0,
+        "queued": statistics.median(row["queued"] for row in rows),
         "noise": sorted(row["noise"] for row in rows)[len(rows) // 2],
     }
 
@@ -209,9 +219,27 @@ class _Child:
             raise _error(found["kind"], found["error"])
         return found
 
+    def end(self) -> float:
+        """Let it end in order; returns what of a core's time that takes, in seconds."""
+        assert self.process.stdin is not None
+        used_s, before_s = float(self("used")["cpu_s"]), _children_s()
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return 0.0
+        return max(0.0, _children_s() - before_s - used_s)
+
     def __call__(self, what: str, **values: Any) -> dict[str, Any]:
         self.ask(what, **values)
         return self.answer()
+
+
+def _children_s() -> float:
+    """A core's time that children have used which have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _error(kind: str, text: str) -> SmltError:

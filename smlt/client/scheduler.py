@@ -26,7 +26,7 @@ from smlt.client.resources import ResourceManager
 from smlt.client.runs import Run
 from smlt.client.settling import add_use, settle
 from smlt.client.starts import Starts
-from smlt.client.steering import Steering
+from smlt.client.steering import TUNED_THREADS, Steering
 from smlt.client.watching import Progress, Unwatched
 from smlt.errors import CheckpointError, ConfigError, GoalMissed, SmltError, StoreError, StoreUnavailable, WorkerLostError
 from smlt.store.coordination import Coordination
@@ -185,7 +185,8 @@ class TaskScheduler:
     def _make_executor(self, workers_url: str) -> Executor:
         if self.request.on == "lambda":
             return lambda_executor(self.request, self.folder, workers_url, self.object_store_url)
-        return LocalExecutor([self._store.life_line] if self._store is not None else [])
+        shared = [self._store.life_line] if self._store is not None else []
+        return LocalExecutor(shared, TUNED_THREADS if self.request.tune else None)
 
     def _upload_data(self, artifacts: ArtifactManager) -> None:
         folder = Path(self.request.data or "")

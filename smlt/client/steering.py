@@ -7,6 +7,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from smlt.client.optimizer.controller import Controller, Decision
 
 DECISIONS = "decisions.jsonl"
+#: Of a local worker in a run that tunes itself: their number is what changes, and a process cannot well change its threads.
+TUNED_THREADS = 1
 #: What can be done about a goal that cannot be kept.
 ANSWERS = ("stop", "continue", "best-effort")
 
@@ -88,6 +91,9 @@ class Steering:
 
     def _begin_round(self, crew: Crew, records: Records, now: float) -> None:
         """The crew is as it was wanted, or as it could be had: a worker less, another one by `smlt scale`."""
+        if crew.too_many is not None:
+            self.controller.optimizer.limit_workers(crew.too_many - 1)
+            crew.too_many = None
         self.choice = Choice(crew.size, self.choice.memory_mb)
         self._take(records)
         self._rows, self._began = [], now
@@ -185,3 +191,17 @@ class Steering:
         with (self.run.path / DECISIONS).open("a") as file:
             file.write(json.dumps(row) + "\n")
         progress.decision(row)
+
+
+def last_decision(run: Run) -> dict[str, Any] | None:
+    """The newest row of a run's decisions.jsonl; None when there is none. A row that was cut short is left out."""
+    try:
+        lines = (run.path / DECISIONS).read_bytes().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "forecast" in row:
+                return row
+    return None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from smlt.client.cost import CostModel
 from smlt.client.deployment.lookup import find_deployment
+from smlt.client.executors.preparation import available
 from smlt.client.optimizer.goals import Goal, Phase, Standing
 from smlt.client.optimizer.observations import EpochEnds, carried_observations, comparable, read_observations
 from smlt.client.optimizer.remaining import phases
@@ -22,9 +23,10 @@ from smlt.client.prices import load_prices
 from smlt.client.request import RunRequest
 from smlt.client.runs import Run
 from smlt.client.spending import Spending
-from smlt.client.steering import Steering
+from smlt.client.steering import TUNED_THREADS, Steering
 from smlt.client.watching import Progress
 from smlt.errors import CheckpointError, ConfigError
+from smlt.store.aws import aws_client
 from smlt.worker.schedule import BatchSchedule
 
 if TYPE_CHECKING:
@@ -165,14 +167,15 @@ def _optimizer(space: Space, model: CostModel, request: RunRequest) -> Performan
 
 def _platform(request: RunRequest) -> Platform:
     if request.on == "local":
-        return Platform.local()
+        return Platform.local(threads=TUNED_THREADS)
     deployment = find_deployment(request.function)
     return Platform.on_lambda(deployment.arch, request.store_node or STORE_NODE, ephemeral_mb=deployment.tmp_mb)
 
 
 def _most(request: RunRequest) -> int:
     if request.on == "lambda":
-        return min(WORKERS_MAX, request.global_batch_size)
+        at_once = available(aws_client("lambda"), find_deployment(request.function)) - request.spares
+        return max(1, min(WORKERS_MAX, request.global_batch_size, at_once))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return min(LOCAL_FACTOR * cores, request.global_batch_size)
 

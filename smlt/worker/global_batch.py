@@ -28,6 +28,7 @@ class GlobalBatch:
         self.size, self.lr_factor = config.global_batch_size, 1.0
         self.by_callback = type(task).global_batch_size is not Task.global_batch_size
         self._ask = task.global_batch_size
+        self._epoch = -1  # the last for which it was decided
         if self.by_callback and config.batch_schedule is not None:
             raise TaskError(
                 f"{type(task).__name__} has a global_batch_size() of its own and the run a --batch-schedule: one must go"
@@ -55,14 +56,14 @@ class GlobalBatch:
     def begin(self, epoch: int, metrics: dict[str, float], comm: Communicator) -> float:
         """Decide and apply what holds in `epoch`, with all other workers; returns how many times as large the batch is.
 
-        Called again for the same epoch, after a failure or a change of the membership, it changes nothing more where it had
-        been applied: some workers may have come through it and others not.
+        Called again for the same epoch, after a failure or a change of the membership, it changes nothing more where it was
+        applied already: some workers may have come through it and others not.
         """
         if self.by_callback:
-            size = self._agreed(epoch, self._asked(epoch, metrics), comm)
+            size = self._agreed(epoch, self.size if self._epoch == epoch else self._asked(epoch, metrics), comm)
         else:
             size = self.schedule.at(epoch)
-        before = self.size
+        before, self._epoch = self.size, epoch
         if size == before:
             return 1.0
         ratio = lr_ratio(self.rule, before, size)
@@ -73,18 +74,20 @@ class GlobalBatch:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, as JSON. The learning rate itself is in the adapter's state."""
-        return {"size": self.size, "lr_factor": self.lr_factor}
+        return {"size": self.size, "lr_factor": self.lr_factor, "decided_epoch": self._epoch}
 
     def load_state(self, state: dict[str, Any] | None) -> None:
         """The inverse of `state`; None: the checkpoint is of a time when there was but one batch."""
         if state is not None:
             self.size, self.lr_factor = int(state["size"]), float(state["lr_factor"])
+            self._epoch = int(state["decided_epoch"])
 
     def _asked(self, epoch: int, metrics: dict[str, float]) -> int:
         """What the task wants."""
-        call = f"global_batch_size(epoch={epoch}, metrics={metrics})"
+        known = {"global_batch_size": self.size, **metrics}
+        call = f"global_batch_size(epoch={epoch}, metrics={known})"
         try:
-            answer: Any = self._ask(epoch, dict(metrics))
+            answer: Any = self._ask(epoch, known)
         except Exception as error:
             raise TaskError(f"{call} raised {type(error).__name__}: {error}") from error
         if answer is None:

@@ -88,9 +88,10 @@ class Task:
     def global_batch_size(self, epoch: int, metrics: dict[str, float]) -> int | None:
         """How many samples a step takes in `epoch` (from 0), all workers together; None: as many as before. Optional.
 
-        Called as an epoch begins, with what evaluate() gave behind the one before (of epoch 0: nothing). It is called on every
-        worker, again after a failure, and by workers that came later: it must depend on nothing but its arguments and on
-        what never changes. The learning rate follows as --lr-rule says. Without it, --batch-schedule may say the same.
+        Called as an epoch begins. `metrics`: what evaluate() gave behind the epoch before (before epoch 0: nothing), and under
+        "global_batch_size" the batch it was trained with. It is called on every worker, also on those that came later, and
+        again after a failure: it must depend on nothing but its arguments and what never changes; what it keeps in `self`
+        is lost with the worker. The learning rate follows as --lr-rule says. --batch-schedule is its like by epochs.
         """
         return None
 

@@ -28,6 +28,10 @@ class Scripted:
     def __init__(self, *decisions: tuple[str, Choice]) -> None:
         self.decisions, self.observed = list(decisions), list[Observation]()
         self.standings: list[Standing] = []
+        self.optimizer, self.limits = self, list[int]()
+
+    def limit_workers(self, most: int) -> None:
+        self.limits.append(most)
 
     def round_is_over(self, steps: int, seconds: float, standing: Standing) -> bool:
         return steps >= 6

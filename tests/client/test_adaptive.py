@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from commandline import PACED, TASK, Running, all_gone, keys_of, rows, same_end, smlt, status, steps, write_task
+from commandline import PACED, REPOSITORY, TASK, Running, all_gone, keys_of, rows, same_end, smlt, status, steps, write_task
 
 from smlt.store.embedded import EmbeddedStore
 
 #: Of 64 samples: 3 epochs of 4 steps, 3 of 2, 2 of 8.
 SCHEDULED = ("--epochs", 8, "--batch-schedule", "0:16,3:32,6:8", "--lr-rule", "linear", "--codec", "fp32")
-CHANGES, LAST_STEP = (12, 18), 34
 #: Chooses 16, 32 and 8 by itself.
 CALLBACK = TASK.replace(
     "    def evaluate(",
@@ -105,8 +104,8 @@ def test_a_run_stopped_with_its_scheduler_resumes_to_the_same_bits(tmp_path: Pat
 def test_invoked_again_and_again_a_run_with_a_schedule_ends_in_the_same_bits(
     tmp_path: Path, undisturbed: Path, kind: str
 ) -> None:
-    options = ("-n", 3, "--time-limit", 2.5, "--cold", "--name", "run")
-    done = smlt("train", *job(kind, tmp_path, PACED), *options, cwd=tmp_path, PACE="0.12")
+    options = ("-n", 3, "--time-limit", 3.5, "--cold", "--name", "run")
+    done = smlt("train", *job(kind, tmp_path, PACED), *options, cwd=tmp_path, PACE="0.2")
     assert (done.returncode, done.stderr) == (0, "")
     folder = tmp_path / "smlt-runs" / "run"
     same_end(folder, undisturbed)
@@ -114,14 +113,18 @@ def test_invoked_again_and_again_a_run_with_a_schedule_ends_in_the_same_bits(
 
 
 def test_scaled_while_its_batch_changes_a_run_keeps_its_curve(tmp_path: Path, undisturbed: Path, kind: str) -> None:
-    with Running("train", *job(kind, tmp_path, PACED), "-n", 3, "--json", "--name", "run", cwd=tmp_path, PACE="0.05") as run:
-        run.wait_for(lambda event: event["event"] == "step" and event["step"] >= 3)
-        for size in (5, 2):
+    folder, slow = tmp_path / "smlt-runs" / "run", tmp_path / "slow"
+    slow.touch()
+    paced = f"\n        time.sleep(0.4 if Path({str(slow)!r}).exists() else 0.0)\n"
+    with Running("train", *job(kind, tmp_path, paced), "-n", 3, "--json", "--name", "run", cwd=tmp_path) as run:
+        for size, at_step in ((5, 3), (2, first_change(undisturbed) + 1)):
+            run.wait_for(lambda event, at_step=at_step: event["event"] == "step" and event["step"] >= at_step)
             assert smlt("scale", "run", "-n", size, cwd=tmp_path).returncode == 0
             run.wait_for(lambda event, size=size: event["event"] == "membership" and event["world_size"] == size)
+        slow.unlink()
         assert run.finish() == 0
         assert run.errors.read_text() == ""
-    curve = steps(tmp_path / "smlt-runs" / "run")
+    curve = steps(folder)
     assert [number for number, _ in curve] == [number for number, _ in steps(undisturbed)]
     assert [loss for _, loss in curve] == pytest.approx([loss for _, loss in steps(undisturbed)], rel=1e-5)
 
@@ -171,7 +174,7 @@ def test_a_callback_that_raises_ends_the_run_with_its_traceback_once(store: Embe
     assert done.returncode == 5
     assert done.stderr.count("Traceback") == 1
     assert "in global_batch_size" in done.stderr
-    assert "global_batch_size(epoch=0, metrics={}) raised KeyError: 'accuracy'" in done.stderr
+    assert "global_batch_size(epoch=0, metrics={'global_batch_size': 16}) raised KeyError: 'accuracy'" in done.stderr
     assert keys_of(store.url, "c") == []
 
 
@@ -188,3 +191,10 @@ def test_a_run_that_gets_no_better_ends_and_is_done_when_resumed(tmp_path: Path)
     done = smlt("train", "--resume", "p", "--patience", 5, cwd=tmp_path)  # more patience: it goes on, and remembers
     assert (done.returncode, done.stderr) == (0, "")
     assert (status(folder)["state"], status(folder)["epoch"]) == ("done", 6)
+
+
+def test_the_example_lets_its_batch_grow(tmp_path: Path) -> None:
+    example = REPOSITORY / "examples" / "digits_adaptive.py"
+    done = smlt("train", example, "-n", 2, "--epochs", 5, "--lr-rule", "sqrt", "--name", "e", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "global batch 128 instead of 64, learning rate x 1.414 since the beginning" in done.stdout

@@ -51,6 +51,16 @@ def test_more_memory_computes_faster_in_proportion_below_a_vcpu_and_by_amdahl_ab
     assert at[7076] == pytest.approx(at[1769] * (0.1 + 0.9 / 4))
 
 
+def test_compute_lies_on_straight_lines_between_what_was_measured() -> None:
+    assert RESNET.compute_s(8) == 0.12
+    assert RESNET.compute_s(36) == pytest.approx((0.12 + 0.9) / 2)
+    assert RESNET.compute_s(1024) == pytest.approx(7.0 + (7.0 - 0.9) / 448 * 512)
+    wide = replace(RESNET, compute=((1, 0.02), (512, 4.0)))
+    assert wide.compute_s(8) == pytest.approx(0.02 + 7 * 3.98 / 511)
+    assert replace(RESNET, compute=((4, 1.0), (8, 3.0))).compute_s(1) == pytest.approx(0.1)
+    assert replace(RESNET, compute=((8, 3.0),)).compute_s(4) == pytest.approx(1.5)
+
+
 def test_one_worker_communicates_nothing_and_the_optimizer_step_does_not_shrink_with_workers() -> None:
     model = on_lambda()
     assert model.step(Choice(1, 3538), 512).communication_s == 0

@@ -10,7 +10,7 @@ import pytest
 from commandline import PACED, keys_of, rows, same_end, smlt, status, write_task
 from steered import EPOCHS, Recorder, Scripted, decisions_of, nearly_same_end, steering
 
-from smlt.client.executors.local import LocalExecutor
+from smlt.client.executors.local import LocalExecutor, LocalWorker
 from smlt.client.optimizer.observations import read_observations
 from smlt.client.optimizer.space import Choice
 from smlt.client.request import RunRequest
@@ -18,18 +18,19 @@ from smlt.client.runs import Run
 from smlt.client.scheduler import TaskScheduler
 from smlt.errors import DeployError, GoalMissed
 from smlt.store.embedded import EmbeddedStore
+from smlt.worker.config import WorkerConfig
 
 
 class Noting(LocalExecutor):
-    """Notes with which memory workers are started; 666 MB cannot be had."""
+    """Notes with which memory workers are started; 666 MB cannot be had, nor, where so wanted, more workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, none_beside: bool = False) -> None:
         super().__init__()
-        self.memory_mb, self.started = 1000, list[int]()
+        self.memory_mb, self.started, self.none_beside = 1000, list[int](), none_beside
 
-    def start(self, *arguments: Any) -> Any:
+    def start(self, config: WorkerConfig, log_path: Path) -> LocalWorker:
         self.started.append(self.memory_mb)
-        return super().start(*arguments)
+        return self.start_in(config, log_path, ["false"] if config.spare and self.none_beside else ())
 
     def make_ready(self, memory_mb: int) -> bool:
         if memory_mb == 666:
@@ -112,6 +113,16 @@ def test_another_memory_is_taken_by_all_workers_at_one_step_with_a_checkpoint(
     ]
     assert status(folder)["restarts"] == 0
     assert keys_of(store.url, "run") == []
+
+
+def test_workers_that_do_not_come_up_are_not_wanted_again(made: Any, undisturbed: Path) -> None:
+    scheduler, controller = made(("switch", Choice(3, 1000)))
+    scheduler.executor = Noting(none_beside=True)
+    assert scheduler.run()["state"] == "done"
+    assert any("additional workers do not come up: 2 go on" in text for text in scheduler.progress.warnings)
+    assert controller.limits == [2]
+    assert {one.choice for one in controller.observed} == {Choice(2, 1000)}
+    same_end(scheduler.folder.path, undisturbed)
 
 
 def test_a_memory_that_cannot_be_had_changes_nothing(made: Any, undisturbed: Path) -> None:

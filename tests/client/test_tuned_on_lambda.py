@@ -79,20 +79,8 @@ def test_functions_get_another_memory_and_more_of_them_take_part(
 def test_a_run_chooses_its_functions_keeps_its_deadline_and_says_what_it_expects(
     deployed: Cloud, script: Path, tmp_path: Path
 ) -> None:
-    run = (
-        "--epochs",
-        EPOCHS,
-        "--global-batch-size",
-        16,
-        "--deadline",
-        "3m",
-        "--max-workers",
-        4,
-        "--name",
-        "deadline",
-        "--json",
-    )
-    done = deployed.train(script, *run, cwd=tmp_path)
+    job = ("--epochs", EPOCHS, "--global-batch-size", 16, "--name", "deadline", "--json")
+    done = deployed.train(script, *job, "--deadline", "3m", "--max-workers", 4, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     started = next(event for event in events if event["event"] == "started")

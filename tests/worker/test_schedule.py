@@ -205,14 +205,20 @@ def test_a_donor_gives_the_batch_and_the_learning_rate_that_are_in_force(
 
 def test_workers_that_have_decided_go_on_with_those_that_have_not(group: Callable[..., Group]) -> None:
     """A generation may end while the workers agree on an epoch's batch: some know the answer, others ask again."""
+
+    class Doubling(Line):
+        def global_batch_size(self, epoch: int, metrics: dict[str, float]) -> int | None:
+            return 2 * int(metrics["global_batch_size"]) if epoch else None
+
     workers = group(2)
-    config = configure(epochs=4, lr_rule="linear")
-    expected = workers.run(lambda comm: losses(train(comm, config, None, Growing())[1]))
+    config = configure(epochs=3, lr_rule="linear")
+    expected = workers.run(lambda comm: losses(train(comm, config, None, Doubling())[1]))
+    assert len(expected[0]) == 6 + 3 + 2
 
     def run(comm: Communicator) -> list[float]:
-        trainer, _ = train(comm, config, None, Growing(), stop_at=5)
+        trainer, _ = train(comm, config, None, Doubling(), stop_at=5)
         assert (trainer.step, trainer.step_in_epoch) == (6, 0)
-        trainer.stop_requested, trainer.state, trainer._saved_step = False, "running", -1
+        trainer.stop_requested = False
         if comm.rank == 1:
             trainer.batch.begin(1, trainer.metrics, Communicator())
         trainer.attach(comm)
@@ -365,8 +371,9 @@ def test_a_task_chooses_the_batch_by_its_metrics(group: Callable[..., Group], n:
         assert set(expected) == {10, 30}
         assert trainer.batch.lr_factor == 3
     assert sorted({epoch for epoch, _ in Growing.asked}) == [0, 1, 2, 3]
-    assert [metrics for epoch, metrics in Growing.asked if epoch == 0] == [{}] * n
-    assert all(list(metrics) == ["mse"] for epoch, metrics in Growing.asked if epoch)
+    assert [metrics for epoch, metrics in Growing.asked if epoch == 0] == [{"global_batch_size": 10}] * n
+    for epoch, metrics in Growing.asked[n:]:
+        assert metrics == {"mse": ended[epoch - 1], "global_batch_size": expected[epoch - 1]}
 
 
 def test_a_batch_smaller_than_the_number_of_workers_trains_with_those_it_is_enough_for(group: Callable[..., Group]) -> None:
@@ -401,7 +408,10 @@ def test_nonsense_of_a_callback_is_named_with_the_call(answer: Any, told: str) -
                 raise answer
             return answer  # type: ignore[no-any-return]
 
-    with Communicator() as comm, pytest.raises(TaskError, match=rf"global_batch_size\(epoch=1, metrics={{'mse': .*}}\) {told}"):
+    with (
+        Communicator() as comm,
+        pytest.raises(TaskError, match=rf"global_batch_size\(epoch=1, metrics={{'global_batch_size': 10, 'mse': .*}}\) {told}"),
+    ):
         train(comm, configure(), None, Odd())
 
 

@@ -6,6 +6,7 @@ Pure: time and money come in as a `Standing`. docs/goals.md says what is promise
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,8 +24,9 @@ ROUND_S, ROUND_STEPS, ROUND_PART_USUAL = 60.0, 20, 0.02
 FIRST_PART = 0.25
 #: However long steps take, a mean of fewer tells nothing.
 STEPS_MIN = 3
-#: A round is no longer than this part of what is left of the time and the money, so that there is always time to act.
-ROUND_PART = 0.05
+#: A round is no longer than this part of what is left of the time and the money, so that there is always time to act; parts of
+#: the whole deadline or budget below the second are not worth asking for.
+ROUND_PART, ROUND_PART_LEAST = 0.1, 0.005
 #: Until so much of the deadline has passed rounds are shorter still: what cannot be kept is said within it.
 EARLY_PART, EARLY_ROUND_PART = 0.1, 0.015
 #: Below the first odds the goal is at risk, and what is sure (the second) is taken without regard to its price.
@@ -33,11 +35,15 @@ AT_RISK, SURE = 0.9, 0.95
 HOPELESS, HOPEFUL = 0.02, 0.5
 #: Before that is said: so many rounds, and so much certainty of the best choice's step time.
 EVIDENCE_ROUNDS, EVIDENCE_STD_LOG = 2, 0.12
-#: Failures that come with these odds are counted on when a choice is made.
-RESERVE_ODDS = 0.9
+#: When a choice is made, as many failures as are expected are counted on, and one as long as it is likelier than this.
+RESERVE_FROM = 0.02
+#: A choice is tried so often, as long as its step time is not known this well: then it is, or trying does not tell.
+TRIES_MAX, TRY_STD_LOG = 2, 0.02
 #: A change for the sake of money or time saves at least this part of what is left to pay or wait for; a change back, soon
 #: after, the second.
 WORTH_WHILE, WORTH_GOING_BACK = 0.01, 0.04
+#: And at least this part of all that the run takes or costs: at its end there is nothing to be gained.
+WORTH_IN_ALL = 0.002
 #: Rounds of a choice before it is left for a better one. Trying one, and coming back from it, does not wait.
 ROUNDS_BETWEEN, ROUNDS_BACK = 2, 6
 #: Quantile of step time by which the money of a round is reckoned.
@@ -109,6 +115,7 @@ class Controller:
         self._tried_from: Choice | None = None  # where training was before this choice was tried
         self._left_s = 0.0  # as was forecast last
         self._beliefs_of: dict[tuple[Choice, int], Belief] = {}  # since the last observation
+        self._tries: Counter[Choice] = Counter()  # in this era
         self._left_at: dict[Choice, int] = {}  # the round at which a choice was left
 
     # ---- rounds ----
@@ -127,15 +134,14 @@ class Controller:
 
     def _most_s(self, standing: Standing) -> float:
         """No round is longer, though its mean be less sure."""
-        goal, most = self._goal(), math.inf
+        if self.let_go or self.missed:
+            return math.inf
+        goal, most = self.goal, math.inf
         if goal.deadline_s is not None:
-            most = ROUND_PART * max(goal.deadline_s - standing.elapsed_s, 0.0)
-            if standing.elapsed_s < EARLY_PART * goal.deadline_s:
-                most = EARLY_ROUND_PART * goal.deadline_s
+            most = goal.deadline_s * _round_part(standing.elapsed_s / goal.deadline_s)
         if goal.budget_usd is not None:
             rate = max(self.optimizer.model.usd_per_s(self.choice), 1e-12)
-            part = ROUND_PART if standing.spent_usd > EARLY_PART * goal.budget_usd else EARLY_ROUND_PART
-            most = min(most, part * max(goal.budget_usd - standing.spent_usd, 0.0) / rate)
+            most = min(most, goal.budget_usd * _round_part(standing.spent_usd / goal.budget_usd) / rate)
         return most
 
     def _money_ends(self, standing: Standing) -> bool:
@@ -210,6 +216,7 @@ class Controller:
         if note:
             self.optimizer.dynamics_changed()
             self._seen.clear()
+            self._tries.clear()
             self._drift = DriftTest()
         self.optimizer.observe(observation)
         self._beliefs_of.clear()
@@ -332,13 +339,38 @@ class Controller:
         suggestion = self._suggest(standing)
         if not self.let_go and not self.missed and here.odds < AT_RISK:
             return self._rescue(standing, suggestion, by_choice, best, here)
+        if suggestion.kind == "explore" and not self._is_to_be_tried(suggestion.choice, standing):
+            suggestion = self._settle(prospects, standing)
         if suggestion.choice == self.choice or not self._is_worth_it(suggestion, here, standing):
             return Decision("keep", self.choice, here, self._keep_text(here))
         if suggestion.kind == "explore":
+            self._tries[suggestion.choice] += 1
             self._tried_from = self._tried_from or self.choice
         else:
             self._tried_from = None
         return self._switch(suggestion.choice, standing, suggestion.reason, suggestion.kind)
+
+    def _is_to_be_tried(self, choice: Choice, standing: Standing) -> bool:
+        """Whether a round of it can tell something: what is uncertain beside its step time, no round does."""
+        std_log = self._belief(choice, standing.left[0].global_batch_size).std_log
+        return self._tries[choice] < TRIES_MAX and std_log > TRY_STD_LOG
+
+    def _settle(self, prospects: Sequence[_Prospect], standing: Standing) -> Suggestion:
+        """The best choice of those that surely keep the goal, if nothing more is tried."""
+        goal = self._goal()
+
+        def objective(one: _Prospect) -> float:
+            if goal.deadline_s is not None:
+                return one.usd
+            return one.seconds if goal.budget_usd is not None else one.seconds * one.usd
+
+        here = next((one for one in prospects if one.choice == self.choice), None)
+        sure = [one for one in prospects if one.odds >= SURE]
+        if here is None or not sure:
+            return Suggestion(self.choice, "stay", 0.0, 0.0, "")
+        to = min(sure, key=objective)
+        reason = f"{self._name(to.choice)}: {duration_text(to.seconds)} and {usd_text(to.usd)} USD in all"
+        return Suggestion(to.choice, "exploit", objective(here) - objective(to), 0.0, reason)
 
     def _rescue(
         self, standing: Standing, suggestion: Suggestion, by_choice: dict[Choice, _Prospect], best: _Prospect, here: Forecast
@@ -367,7 +399,7 @@ class Controller:
         """The optimizer's, that counts on failures to come as if their time and money were gone already."""
         beliefs = self._beliefs(self.choice, standing)
         left_s = sum(phase.steps * belief.median_s for phase, belief in zip(standing.left, beliefs, strict=True))
-        reserve_s = self._setbacks(standing, left_s).reserve_s(RESERVE_ODDS)
+        reserve_s = self._setbacks(standing, left_s).reserve_s(RESERVE_FROM)
         rate = self.optimizer.model.usd_per_s(self.choice)
         careful = Standing(standing.elapsed_s + reserve_s, standing.spent_usd + rate * reserve_s, standing.left)
         round_s = min(max(FIRST_PART * self.round_s, self.round_steps * 0.5 * beliefs[0].median_s), self._most_s(standing))
@@ -381,9 +413,10 @@ class Controller:
             return True
         if self._rounds_here < ROUNDS_BETWEEN:
             return False
-        left = self._objective(here) - self._objective_so_far(standing, here)
+        whole = self._objective(here)
+        left = whole - self._objective_so_far(standing, here)
         back = self._rounds - self._left_at.get(suggestion.choice, -ROUNDS_BACK) < ROUNDS_BACK
-        return suggestion.gain > (WORTH_GOING_BACK if back else WORTH_WHILE) * left
+        return suggestion.gain > max(WORTH_IN_ALL * whole, (WORTH_GOING_BACK if back else WORTH_WHILE) * left)
 
     def _objective(self, found: Forecast) -> float:
         goal = self._goal()
@@ -405,12 +438,19 @@ class Controller:
         return f"{text}, the goal kept with odds of {here.odds:.0%}"
 
 
+def _round_part(gone: float) -> float:
+    """The part of a deadline or a budget that a round may take when so much of it is gone."""
+    if gone < EARLY_PART:
+        return EARLY_ROUND_PART
+    return max(ROUND_PART * (1 - gone), ROUND_PART_LEAST)
+
+
 def first_choice(optimizer: PerformanceOptimizer, goal: Goal, standing: Standing, *, round_s: float = ROUND_S) -> Suggestion:
     """What to begin a run with: the optimizer's suggestion, with time and money kept back for a failure."""
     plain = optimizer.suggest(None, standing, round_s=FIRST_PART * round_s)
     start_s = optimizer.model.switch_s(None, plain.choice)
     setbacks = FailureHistory().to_come(0.0, 1.0, start_s)
-    reserve_s = setbacks.reserve_s(RESERVE_ODDS)
+    reserve_s = setbacks.reserve_s(RESERVE_FROM)
     usd = optimizer.model.usd_per_s(plain.choice) * reserve_s
     careful = Standing(standing.elapsed_s + reserve_s, standing.spent_usd + usd, standing.left)
     return optimizer.suggest(None, careful, round_s=FIRST_PART * round_s)

@@ -51,14 +51,10 @@ class Setbacks:
             left -= found[-1]
         return [*found[:-1], found[-1] + left]
 
-    def reserve_s(self, odds: float) -> float:
-        """The time for which they are enough with these odds."""
-        count, below = 0, 0.0
-        for count, one in enumerate(self.probabilities()):  # noqa: B007
-            below += one
-            if below >= odds:
-                break
-        return count * self.each_s
+    def reserve_s(self, least_odds: float) -> float:
+        """The time to keep back for them: as many as are expected, and for one when it is likelier than `least_odds`."""
+        one = 1.0 if 1 - math.exp(-self.expected) > least_odds else 0.0
+        return max(self.expected, one) * self.each_s
 
 
 @dataclass

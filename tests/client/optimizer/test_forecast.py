@@ -88,11 +88,11 @@ def test_the_odds_of_a_quantile_are_its_own(
     assert left.below(at * 0.999) <= q + 1e-6
 
 
-def test_the_reserve_for_setbacks_is_as_many_as_are_likely() -> None:
-    assert Setbacks(0.5, 20.0).reserve_s(0.9) == 20.0
-    assert Setbacks(0.05, 20.0).reserve_s(0.9) == 0.0
-    assert Setbacks(3.0, 20.0).reserve_s(0.9) == 100.0
-    assert Setbacks().reserve_s(0.99) == 0.0
+def test_time_is_kept_back_for_the_setbacks_that_are_expected_and_for_one_that_is_likely() -> None:
+    assert Setbacks(0.5, 20.0).reserve_s(0.02) == 20.0
+    assert Setbacks(0.01, 20.0).reserve_s(0.02) == 0.01 * 20.0
+    assert Setbacks(3.0, 20.0).reserve_s(0.02) == 60.0
+    assert Setbacks().reserve_s(0.02) == 0.0
 
 
 def test_failures_make_more_failures_likely_and_teach_what_they_cost() -> None:
