@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,6 @@ from smlt.client.optimizer.remaining import phases
 from smlt.client.optimizer.space import Choice, Space
 from smlt.client.report.data import Decision, Row, RunData, number
 from smlt.client.report.steps import Array
-from smlt.client.request import RunRequest
 from smlt.errors import SmltError
 from smlt.worker.schedule import BatchSchedule
 
@@ -85,17 +85,18 @@ def story_of(data: RunData) -> tuple[Story | None, str]:
     chosen = [decisions[i] for i in _to_be_drawn(decisions)]
     moments = []
     for one in chosen:
-        observed = [seen for seen in data.observations if seen.at_step <= one.step]
+        observed = _before(one, data)
         standing = Standing(_or_zero(one.elapsed_s), _or_zero(one.spent_usd), left_behind(one, data, model, observed))
         if not standing.left:
             continue
         title = f"round {one.number}, {one.elapsed_s:,.0f} s"
-        moments.append(_moment(title, space, model, goal, observed, one.choice, one.chosen, standing))
+        moments.append(_moment(title, space, model, goal, eras_of(observed, decisions), one.choice, one.chosen, standing))
     if not moments:
         return None, "at no decision was anything left to be trained"
     all_of = _from_the_beginning(decisions[0], left_behind(decisions[0], data, model, data.observations[:1]))
     last = decisions[-1].chosen or decisions[-1].choice
-    whole = replace(_moment("the end", space, model, goal, data.observations, None, None, all_of), current=last)
+    eras = eras_of(data.observations, decisions)
+    whole = replace(_moment("the end", space, model, goal, eras, None, None, all_of), current=last)
     path = _path([*(one.choice for one in decisions), decisions[-1].chosen])
     predicted = _predicted(space, model, whole.global_batch_size)
     return Story(goal, data.on_lambda, data.observations, path, tuple(moments), whole, predicted), ""
@@ -118,14 +119,14 @@ def story_of_replay(
     counts = sorted({1 + _spread(i, len(observations)) for i in range(min(MOMENTS_MAX, len(observations)))}) or [0]
     moments = []
     for count in counts:
-        seen = list(observations[:count])
+        seen = observations[:count]
         current = seen[-1].choice if seen else None
         after = observations[count].choice if count < len(observations) else chosen
         title = f"{count} tried" if count else "before the first"
-        moments.append(_moment(title, space, model, goal, seen, current, after, standing))
+        moments.append(_moment(title, space, model, goal, (seen,), current, after, standing))
     path = _path([*(one.choice for one in observations), chosen])
     whole = replace(
-        _moment("the end", space, model, goal, observations, None, None, standing), current=path[-1] if path else None
+        _moment("the end", space, model, goal, (observations,), None, None, standing), current=path[-1] if path else None
     )
     predicted = _predicted(space, model, whole.global_batch_size)
     return Story(goal, on_lambda, tuple(observations), path, tuple(moments), whole, predicted)
@@ -137,13 +138,17 @@ def left_behind(decision: Decision, data: RunData, model: CostModel, observed: S
     if isinstance(written, list) and all(isinstance(one, dict) for one in written):
         pairs = [(number(one.get("steps")), number(one.get("global_batch_size"))) for one in written]
         return tuple(Phase(int(steps), int(batch)) for steps, batch in pairs if steps > 0 and batch > 0)
-    known = {one.name for one in fields(RunRequest)}
-    request = RunRequest(**{"script": "", **{name: value for name, value in data.config.items() if name in known}})
-    batch = observed[-1].global_batch_size if observed else request.global_batch_size
-    schedule = request.schedule if getattr(request, "batch_schedule", None) else BatchSchedule.constant(batch)
+    config = data.config
+    epochs, batch = number(config.get("epochs")), number(config.get("global_batch_size"))
+    batch = float(observed[-1].global_batch_size) if observed else batch
+    if not (0 < epochs < math.inf and 0 < batch < math.inf):
+        return ()
+    schedule = BatchSchedule.constant(int(batch))
+    if config.get("batch_schedule"):
+        schedule = BatchSchedule.parse(str(config["batch_schedule"]), int(number(config.get("global_batch_size"))))
     ends = [row for row in data.steps.epochs if number(row.get("step")) <= decision.step]
     epoch, at = (int(number(ends[-1].get("epoch"))) + 1, int(number(ends[-1].get("step")))) if ends else (0, 0)
-    return phases(schedule, model.workload.samples, request.epochs, epoch, decision.step - at)
+    return phases(schedule, model.workload.samples, int(epochs), epoch, decision.step - at)
 
 
 def _from_the_beginning(first: Decision, left: tuple[Phase, ...]) -> Standing:
@@ -153,12 +158,46 @@ def _from_the_beginning(first: Decision, left: tuple[Phase, ...]) -> Standing:
     return Standing(0.0, 0.0, (replace(left[0], steps=left[0].steps + first.step), *left[1:]))
 
 
+def _before(decision: Decision, data: RunData) -> list[Observation]:
+    """What had been observed when it was decided."""
+    return [one for one in data.observations if one.at_step <= decision.step]
+
+
+#: How the controller's reason begins when it has told the optimizer that steps take another time than they did.
+_CHANGED = re.compile(r"(computing takes|steps have become) .*?; ")
+
+
+def eras_of(observed: Sequence[Observation], decisions: Sequence[Decision]) -> list[list[Observation]]:
+    """Observations by eras: one begins with the round in which the controller noticed that the dynamics had changed."""
+    changes = [one.step for one in decisions if one.row.get("dynamics_changed") or _CHANGED.match(one.reason)]
+    eras: list[list[Observation]] = [[]]
+    for position, one in enumerate(observed):
+        until = observed[position + 1].at_step if position + 1 < len(observed) else math.inf
+        if any(one.at_step <= step < until for step in changes):
+            eras.append([])
+        eras[-1].append(one)
+    return eras
+
+
+def _pooled(observed: Sequence[Observation]) -> list[Observation]:
+    """One for each choice and batch, as the optimizer puts them together by itself: a run has hundreds, and learns at each."""
+    groups: dict[tuple[Choice, int], list[Observation]] = {}
+    for one in observed:
+        groups.setdefault((one.choice, one.global_batch_size), []).append(one)
+    pooled = []
+    for group in groups.values():
+        weights = np.array([max(one.noise, 1e-3) ** -2 for one in group])
+        log_s = float(weights @ np.log([one.step_s for one in group]) / weights.sum())
+        pooled.append(replace(group[-1], step_s=math.exp(log_s), noise=float(weights.sum() ** -0.5)))
+    return pooled
+
+
 def _moment(
     title: str,
     space: Space,
     model: StepModel,
     goal: Goal,
-    observed: Sequence[Observation],
+    eras: Sequence[Sequence[Observation]],
     current: Choice | None,
     chosen: Choice | None,
     standing: Standing,
@@ -166,11 +205,15 @@ def _moment(
     from smlt.client.optimizer.optimizer import PerformanceOptimizer
 
     optimizer = PerformanceOptimizer(space, model, goal)
-    for one in observed:
-        optimizer.observe(one)
-    round_s = observed[-1].steps * observed[-1].step_s if observed else 0.0
+    for number_of_era, observed in enumerate(eras):
+        if number_of_era:
+            optimizer.dynamics_changed()
+        for one in _pooled(observed):
+            optimizer.observe(one)
+    seen = [one for observed in eras for one in observed]
+    round_s = seen[-1].steps * seen[-1].step_s if seen else 0.0
     landscape = optimizer.landscape(current, standing, round_s=round_s)
-    return Moment(title, len(observed), current, chosen, standing.left[0].global_batch_size, landscape)
+    return Moment(title, len(seen), current, chosen, standing.left[0].global_batch_size, landscape)
 
 
 def _predicted(space: Space, model: StepModel, global_batch_size: int) -> Array:

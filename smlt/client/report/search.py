@@ -189,7 +189,7 @@ def _around_zero(values: Array) -> Normalize:
     known = values[np.isfinite(values)]
     most = float(np.abs(known).max()) if known.size else 1.0
     gain = float(known.max()) if known.size else 0.0
-    reach = gain if gain > 0 else most
+    reach = gain if gain > 1e-6 * most else most  # nothing is ever quite without a gain
     return Normalize(-(reach or 1.0), reach or 1.0)
 
 
@@ -240,7 +240,7 @@ def _tried(axes: Axes, tried: Sequence[Observation], global_batch_size: int) -> 
             look: dict[str, Any] = {
                 "color": TEXT,
                 "markersize": 4,
-                "alpha": 0.8,
+                "alpha": 0.8 if len(points) <= 30 else 0.25,
                 "markerfacecolor": TEXT if same else "none",
                 "linewidth": 1,
             }

@@ -121,7 +121,7 @@ def metrics(data: RunData) -> Picture | None:
 def speed(data: RunData) -> Picture | None:
     """Throughput and the number of workers over the time of training, with the changes of the membership."""
     steps = data.steps
-    if steps.time.size < 2:
+    if np.isfinite(steps.time).sum() < 2:
         return None
     clock = Clock(steps.time)
     unit, name = time_unit(clock.end_s)
@@ -338,8 +338,13 @@ def _binned(x: Array, y: Array) -> tuple[Array, Array]:
     """Medians of at most BARS groups of neighbours."""
     width = max(1, math.ceil(x.size / BARS))
     groups = [slice(i, i + width) for i in range(0, x.size, width)]
-    middle = [float(np.median(y[g][np.isfinite(y[g])])) if np.isfinite(y[g]).any() else math.nan for g in groups]
-    return np.array([float(np.nanmean(x[g])) for g in groups]), np.array(middle)
+    middle = [[_known_median(values[g]) for g in groups] for values in (x, y)]
+    return np.array(middle[0]), np.array(middle[1])
+
+
+def _known_median(values: Array) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if known.size else math.nan
 
 
 def _range(points: list[tuple[float, float]]) -> tuple[float, float]:
