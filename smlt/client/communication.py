@@ -24,6 +24,10 @@ NODE_BYTES_PER_S = LOCAL.store_bytes_per_s
 #: --constants`).
 CALL_S = {"one-shot": 0.1e-3, "hierarchical": 0.2e-3}
 
+#: Beside that, where workers share cores: whoever has waited for the others comes back to caches that are no longer its own
+#: (`python -m bench.estimate`: what small steps take more than their parts).
+WAKING_S = {"one-shot": 0.15e-3, "hierarchical": 0.45e-3}
+
 
 class Communication:
     """The collectives of a step whose buckets have these encoded sizes, in bytes, in the order in which they leave."""
@@ -55,7 +59,7 @@ class Communication:
             algorithm, work, store, trips = self._work(n, size)
             total += max(store, (n * work + store) / cores) + waves * CALL_S[algorithm]
             if number == len(self.buckets):  # those before are on their way together
-                total += waves * trips * tuning.round_trip_s
+                total += waves * (trips * tuning.round_trip_s + WAKING_S[algorithm])
         return total
 
     def small_s(self, n: int) -> float:

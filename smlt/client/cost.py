@@ -47,13 +47,13 @@ __all__ = [
 ]
 
 #: What a worker does in a step beside the framework's work and the collective: minibatch, seeds, report, loss. One core's
-#: time; this and the next three as `python -m bench.estimate --constants` finds them.
-STEP_OVERHEAD_S = 0.45e-3
+#: time; this and the next three as `python -m bench.local_costs` finds them.
+STEP_OVERHEAD_S = 0.5e-3
 #: What the scheduler does for a step's reports, on the cores that local workers share: for the step, for each worker.
-SCHEDULER_STEP_S, SCHEDULER_REPORT_S = 0.15e-3, 0.09e-3
+SCHEDULER_STEP_S, SCHEDULER_REPORT_S = 0.08e-3, 0.13e-3
 #: From the scheduler's start to the workers' first step, beside what the workers themselves import and load: store and
 #: upload; Python and our own modules in each worker; and from the last step to the end, beside the workers' exit.
-LOCAL_START_S, LOCAL_WORKER_S, LOCAL_END_S = 0.25, 0.45, 0.6
+LOCAL_START_S, LOCAL_WORKER_S, LOCAL_END_S = 0.05, 0.18, 0.3
 #: A change of the membership: freeze, acknowledge, resume (docs/reliability.md), without the step that is done again.
 CHANGE_S = 0.1
 #: S3's requests of a checkpoint beside the parts: state, manifest, the list of older ones; of a start: manifests, code.
