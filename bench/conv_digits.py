@@ -1,4 +1,4 @@
-"""A small convolutional network on handwritten digits: much computing for few parameters, so that workers are worth their while."""
+"""A small convolutional network on handwritten digits: much computing for few parameters, so that more workers pay."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -26,7 +26,7 @@ class ConvDigits(smlt.Task):
         return functional.cross_entropy(model(batch[0]), batch[1])
 
     def optimizer(self, model):
-        return torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
     def evaluate(self, model, batch):
         return {"accuracy": (model(batch[0]).argmax(1) == batch[1]).float().mean().item()}

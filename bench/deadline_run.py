@@ -36,7 +36,7 @@ class LinkedExecutor(LocalExecutor):
     """Workers as processes in network namespaces of their own."""
 
     def __init__(self, links: Links, store: EmbeddedStore, cores: int) -> None:
-        super().__init__()
+        super().__init__(threads_each=1)
         self.links, self.store, self.cores, self._next = links, store, cores, 0
 
     def start(self, config: WorkerConfig, log_path: Path) -> LocalWorker:
@@ -44,9 +44,6 @@ class LinkedExecutor(LocalExecutor):
         self._next += 1
         there = replace(config, store_url=self.store.tcp_url_at(self.links.store_host(place)))
         return self.start_in(there, log_path, ["ip", "netns", "exec", self.links.namespace(place)])
-
-    def threads(self, world_size: int) -> int:
-        return 1
 
 
 def fixed_run(folder: Path, request: RunRequest, store: EmbeddedStore, executor: LinkedExecutor, name: str) -> dict[str, Any]:

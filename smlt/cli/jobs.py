@@ -24,13 +24,13 @@ from smlt.cli.common import (
 )
 from smlt.client.artifacts import local_modules
 from smlt.client.lambda_runs import place, through
+from smlt.client.optimizer.goals import parse_duration, parse_usd
 from smlt.client.progress import make_progress
-from smlt.client.request import FUNCTION, RunRequest, check_request, check_workers
+from smlt.client.request import FUNCTION, RunRequest, check_request, check_workers, smallest_batch, with_schedule
 from smlt.client.runs import DEFAULT_RUNS_DIR, Run
 from smlt.client.scheduler import TaskScheduler, take_over
 from smlt.client.stopping import stop_run
 from smlt.client.tuned_runs import chosen_line, steered, steered_again
-from smlt.client.optimizer.goals import parse_duration, parse_usd
 from smlt.errors import CheckpointError, ConfigError, TaskError
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
@@ -41,6 +41,7 @@ from smlt.store.parameter import ParameterStore
         "smlt train examples/digits.py --workers 4 --epochs 25",
         "smlt train task.py --target-accuracy 0.97 --codec fp32 --data ./images",
         "smlt train task.py --codec int8 --no-error-feedback",
+        "smlt train task.py --batch-schedule 0:64,10:128,20:256 --lr-rule linear --patience 5",
         "AWS_PROFILE=me smlt train task.py --object-store s3://my-bucket/smlt --data ./images",
         "smlt train task.py --on-failure shrink --liveness 5 --spares 1",
         "SMLT_STORE_PASSWORD=... smlt train task.py --store rediss://store.example:6380",
@@ -59,6 +60,23 @@ def train(
         int | None, typer.Option(help="Samples a step, all workers together.", show_default="64")
     ] = None,
     target_accuracy: Annotated[float | None, typer.Option(help='End when evaluate() gives this "accuracy", 0 to 1.')] = None,
+    batch_schedule: Annotated[
+        str | None,
+        typer.Option(metavar="EPOCH:SAMPLES,...", help="Samples a step from which epoch on.", show_default="one global batch"),
+    ] = None,
+    lr_rule: Annotated[
+        str | None,
+        typer.Option(help="How the learning rate follows the global batch: none, linear or sqrt.", show_default="none"),
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(metavar="K", help="End when K epochs have brought no better metric.", show_default="never")
+    ] = None,
+    stop_metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of evaluate()'s metrics.", show_default="accuracy")
+    ] = None,
+    stop_mode: Annotated[
+        str | None, typer.Option(help="Whether more of it is better (max) or less (min).", show_default="max")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the model, the sample order and the workers.", show_default="0")] = None,
     codec: Annotated[
         str | None, typer.Option(help="What gradients travel as: fp32, fp16, bf16 or int8.", show_default="fp16")
@@ -153,7 +171,9 @@ def train(
     ] = None,
     tune: Annotated[
         bool | None,
-        typer.Option("--tune", help="Choose workers, and change them, for the best trade of time and cost.", show_default=False),
+        typer.Option(
+            "--tune", help="Choose workers, and change them: the best trade of time and cost.", show_default=False
+        ),
     ] = None,
     on_miss: Annotated[
         str | None,
@@ -188,6 +208,11 @@ def train(
         "epochs": epochs,
         "global_batch_size": global_batch_size,
         "target_accuracy": target_accuracy,
+        "batch_schedule": batch_schedule,
+        "lr_rule": lr_rule,
+        "patience": patience,
+        "stop_metric": stop_metric,
+        "stop_mode": stop_mode,
         "seed": seed,
         "codec": codec,
         "error_feedback": error_feedback,
@@ -224,7 +249,7 @@ def train(
         return
     if script is None:
         raise ConfigError("give a SCRIPT, or --resume RUN")
-    request = RunRequest(script, **{"workers": 4, **chosen})
+    request = with_schedule(RunRequest(script, **{"workers": 4, **chosen}), global_batch_size)
     check_request(request)
     local_modules(Path(script))
     request, url = _placed(request, store)
@@ -296,7 +321,7 @@ def scale(
     training goes on meanwhile.
     """
     found = Run.open(runs_dir, run)
-    check_workers(workers, int(found.config["global_batch_size"]))
+    check_workers(workers, smallest_batch(_request_of(found), found.status))
     if found.status["state"] != "running":
         raise ConfigError(
             f"run {found.name} is not under way (it is {found.status['state']}): smlt resume {run} --workers {workers}"
@@ -349,18 +374,18 @@ def _resumed(run: Run, chosen: dict[str, Any]) -> RunRequest:
     if state.get("state") == "running":
         raise ConfigError(f"run {run.name} is still running (process {state['pid']})")
     before = _request_of(run)
-    request = replace(before, **chosen)
-    for key in ("seed", "global_batch_size"):
+    request = with_schedule(replace(before, **chosen), chosen.get("global_batch_size"))
+    for key in ("seed", "global_batch_size", "batch_schedule", "lr_rule"):
         if getattr(request, key) != getattr(before, key):
-            raise ConfigError(f"--resume keeps the run's {key} ({getattr(before, key)}): the samples' order hangs on it")
-    check_request(request)
+            raise ConfigError(f"--resume keeps the run's {key} ({getattr(before, key)}): the loss curve hangs on it")
+    check_request(request, state)
     return request
 
 
 def _request_of(run: Run) -> RunRequest:
     try:
         request = RunRequest(**run.config)
-        check_request(request)
+        check_request(request, run.status)
     except (TypeError, ConfigError) as error:
         raise CheckpointError(f"run {run.name}: {run.path / 'config.json'} is not a run's configuration: {error}") from error
     return request

@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from smlt.cli.common import AsJson, EndpointUrl, Profile, Region, RunsDir, app, examples, go_where
-from smlt.client.progress import metrics_text, resume_line
+from smlt.client.progress import forecast_text, metrics_text, resume_line
 from smlt.client.runs import DEFAULT_RUNS_DIR, Run, list_runs
 from smlt.client.settling import settle
+from smlt.client.steering import last_decision
 from smlt.errors import CheckpointError, SmltError
 from smlt.store.object import open_object_store
 from smlt.worker.checkpoint import latest_step
@@ -33,8 +34,10 @@ def status(
     else:
         found = Run.open(runs_dir, run)
     state, config = found.status, found.config
+    decision = last_decision(found)
     if as_json:
-        typer.echo(json.dumps({"run": found.name, "folder": str(found.path), "config": config, **state}))
+        known = {"run": found.name, "folder": str(found.path), "config": config, **state}
+        typer.echo(json.dumps({**known, "decision": decision} if decision is not None else known))
         return
     typer.echo(f"run      {found.name}")
     typer.echo(f"folder   {found.path}")
@@ -45,6 +48,8 @@ def status(
     end = state.get("ended") if state["state"] != "running" else time.time()
     if end is not None and "started" in state:
         typer.echo(f"time     {max(0.0, end - state['started']):.1f} s")
+    if decision is not None and state["state"] == "running":
+        typer.echo(f"forecast {forecast_text(decision)}")
     if state.get("cost_usd") is not None:
         typer.echo(f"cost     {state['cost_usd']:.6f} USD (items: smlt bill {found.name})")
     if state.get("error"):

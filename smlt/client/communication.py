@@ -7,19 +7,33 @@ from functools import lru_cache
 from smlt.client.platforms import Platform
 from smlt.collective import _native
 from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_TUNED_MIN
-from smlt.collective.tuning import COMPUTE_BYTES_PER_S, OVERHEAD_BYTES, choose, chunk_bytes
+from smlt.collective.tuning import LOCAL, OVERHEAD_BYTES, choose, chunk_bytes
 
 #: A value of some numbers: a barrier, metrics, a step's loss.
 SMALL_BYTES = 64
 #: Round trips of a collective in the critical path: contribution, token and fetch, aggregate, fetch.
 ONE_SHOT_TRIPS, HIERARCHICAL_TRIPS = 2, 4
 
+#: Encoded bytes/s that a worker's core encodes, adds or decodes, and what the store's thread moves over a unix socket, in and
+#: out: from the README's table of `python -m bench.compare --workers 2 4 8`; the store's is its last row, the raw limit.
+CODEC_BYTES_PER_S = {"fp32": 4e9, "fp16": 3e9, "bf16": 3e9, "int8": 2e9}
+SOCKET_BYTES_PER_S = 4.2e9
+#: The same of a node over its network: the round figure of `tuning.LOCAL`.
+NODE_BYTES_PER_S = LOCAL.store_bytes_per_s
+#: What a collective takes of a worker's core beside its bytes: Python, system calls, wakings (`python -m bench.estimate
+#: --constants`).
+CALL_S = {"one-shot": 0.1e-3, "hierarchical": 0.2e-3}
+
+#: Beside that, where workers share cores: whoever has waited for the others comes back to caches that are no longer its own
+#: (`python -m bench.estimate`: what small steps take more than their parts).
+WAKING_S = {"one-shot": 0.15e-3, "hierarchical": 0.45e-3}
+
 
 class Communication:
     """The collectives of a step whose buckets have these encoded sizes, in bytes, in the order in which they leave."""
 
-    def __init__(self, buckets: tuple[int, ...], platform: Platform) -> None:
-        self.buckets, self.platform = buckets, platform
+    def __init__(self, buckets: tuple[int, ...], platform: Platform, codec: str = "fp16") -> None:
+        self.buckets, self.platform, self.codec = buckets, platform, codec
         self._collective = lru_cache(maxsize=None)(self._collective_s)
 
     def exposed_s(self, n: int, tail_s: float, core_speed: float) -> float:
@@ -40,11 +54,12 @@ class Communication:
         if n == 1:
             return 0.0
         cores, tuning = self.platform.cores, self.platform.tuning
-        total = 0.0
-        for size in self.buckets:
+        waves, total = max(1.0, n / cores), 0.0
+        for number, size in enumerate(self.buckets, 1):
             algorithm, work, store, trips = self._work(n, size)
-            del algorithm
-            total += max(store, (n * work + store) / cores) + trips * tuning.round_trip_s * max(1.0, n / cores)
+            total += max(store, (n * work + store) / cores) + waves * CALL_S[algorithm]
+            if number == len(self.buckets):  # those before are on their way together
+                total += waves * (trips * tuning.round_trip_s + WAKING_S[algorithm])
         return total
 
     def small_s(self, n: int) -> float:
@@ -74,8 +89,9 @@ class Communication:
 
     def _collective_s(self, n: int, size: int, core_speed: float) -> tuple[float, float]:
         """(seconds for which links or store are busy with it, seconds of round trips and owners' work around them)."""
-        _, work, _, trips = self._work(n, size)
-        return max(self._limits(n, size)), trips * self.platform.tuning.round_trip_s + work / core_speed
+        algorithm, work, _, trips = self._work(n, size)
+        around = trips * self.platform.tuning.round_trip_s + (work + CALL_S[algorithm]) / core_speed
+        return max(self._limits(n, size)), around
 
     def _limits(self, n: int, size: int) -> tuple[float, float, float]:
         """Seconds of a worker's link, of the store nodes' network, of their threads."""
@@ -100,17 +116,17 @@ class Communication:
         return link, network, thread
 
     def _thread_rate(self) -> float:
-        """Bytes/s of one store thread, in and out. Where a network of known rate limits a node, what its thread could do."""
-        platform = self.platform
-        return max(platform.tuning.store_bytes_per_s, 3e9 if platform.node_bytes_per_s else 0.0)
+        """Bytes/s of one store thread, in and out."""
+        return max(self.platform.tuning.store_bytes_per_s, SOCKET_BYTES_PER_S if self.platform.is_local else NODE_BYTES_PER_S)
 
     def _work(self, n: int, size: int) -> tuple[str, float, float, int]:
         """(algorithm, seconds of a worker's core, seconds of the store's thread, round trips)."""
         algorithm, shards = self._chosen(n, size)
         if algorithm == "one-shot":
-            return algorithm, n * size / COMPUTE_BYTES_PER_S, self._limits(n, size)[2], ONE_SHOT_TRIPS
-        coded = size + n * size / shards + size  # encode all, decode and add a shard of each, decode all
-        return algorithm, coded / COMPUTE_BYTES_PER_S, self._limits(n, size)[2], HIERARCHICAL_TRIPS
+            return algorithm, n * size / CODEC_BYTES_PER_S[self.codec], self._limits(n, size)[2], ONE_SHOT_TRIPS
+        # Encode for the others, add what comes from them and publish, decode what others publish.
+        coded = 3 * size * (n - 1) / n + size / shards
+        return algorithm, coded / CODEC_BYTES_PER_S[self.codec], self._limits(n, size)[2], HIERARCHICAL_TRIPS
 
     def _chosen(self, n: int, size: int) -> tuple[str, int]:
         return choose(self.platform.tuning, "auto", n, size, _native.ONE_SHOT_BYTES_MAX)

@@ -33,14 +33,27 @@ from smlt.client.workload import Workload
 from smlt.errors import ConfigError
 from smlt.worker.processors import MB_PER_VCPU
 
-__all__ = ["Choice", "CostModel", "JobEstimate", "Phase", "Platform", "Scales", "StepModel", "StepParts", "Workload"]
+__all__ = [
+    "Choice",
+    "CostModel",
+    "JobEstimate",
+    "Phase",
+    "Platform",
+    "Rehearsal",
+    "Scales",
+    "StepModel",
+    "StepParts",
+    "Workload",
+]
 
-#: What a worker does in a step beside the framework's work and the collective: minibatch, report, loss. One core's time
-#: (`python -m bench.estimate --constants`).
-STEP_OVERHEAD_S = 0.4e-3
-#: From the scheduler's start to the workers' first step, beside what the workers themselves import and load: store, upload,
-#: plan, broadcast; and from the last step to the end.
-LOCAL_START_S, LOCAL_WORKER_S, LOCAL_END_S = 0.25, 0.45, 0.3
+#: What a worker does in a step beside the framework's work and the collective: minibatch, seeds, report, loss. One core's
+#: time; this and the next three as `python -m bench.local_costs` finds them.
+STEP_OVERHEAD_S = 0.5e-3
+#: What the scheduler does for a step's reports, on the cores that local workers share: for the step, for each worker.
+SCHEDULER_STEP_S, SCHEDULER_REPORT_S = 0.08e-3, 0.13e-3
+#: From the scheduler's start to the workers' first step, beside what the workers themselves import and load: store and
+#: upload; Python and our own modules in each worker; and from the last step to the end, beside the workers' exit.
+LOCAL_START_S, LOCAL_WORKER_S, LOCAL_END_S = 0.05, 0.18, 0.3
 #: A change of the membership: freeze, acknowledge, resume (docs/reliability.md), without the step that is done again.
 CHANGE_S = 0.1
 #: S3's requests of a checkpoint beside the parts: state, manifest, the list of older ones; of a start: manifests, code.
@@ -115,6 +128,17 @@ class Scales:
     communication: float = 1.0
     data: float = 1.0
     total: float = 1.0
+    start: float = 1.0  # of a local run, with its end: `with_rehearsal`
+    end: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A short real run: its steps without the ends of epochs, from its start to the first step, from the last to its end."""
+
+    observation: Observation
+    start_s: float
+    end_s: float
 
 
 class CostModel:
@@ -125,7 +149,7 @@ class CostModel:
     ) -> None:
         self.workload, self.platform, self.scales = workload, platform, scales or Scales()
         self.prices = at_usage(prices, platform.architecture, platform.month_gb_s)
-        self.communication = Communication(workload.bucket_bytes(), platform)
+        self.communication = Communication(workload.bucket_bytes(), platform, workload.codec)
         self._parts: dict[tuple[Choice, int], StepParts] = {}
 
     # ---- a step ----
@@ -165,16 +189,19 @@ class CostModel:
         return StepParts(compute_s, communication_s, data_s, overhead_s, 0.0)
 
     def _on_shared_cores(self, n: int, computing: float, load: float, speed: float) -> StepParts:
-        """The longer of a worker's own way through the step and of all the work there is over all the cores there are."""
+        """Workers in waves over the cores; the phases of a step follow one another, for each waits for the slowest worker."""
         workload, cores = self.workload, self.platform.cores
-        busy = min(n * self.platform.threads(n, LOCAL_MEMORY_MB), cores)
-        crowd = 1 + (workload.crowding - 1) * (min(n, busy) - 1) / max(1, cores - 1)
-        own = crowd * computing / speed + workload.optimizer_s * crowd
-        work = crowd * n * (computing + workload.optimizer_s) / cores
-        compute_s = max(own, work)
-        aside = n * load / cores
-        overhead_s = STEP_OVERHEAD_S * max(1.0, n / cores)
-        return StepParts(compute_s, self.communication.on_shared_cores_s(n), aside, overhead_s, 0.0)
+        waves = max(1.0, n / cores)
+        threads = self.platform.threads(n, LOCAL_MEMORY_MB)
+        if threads > 1 and threads == workload.cores:
+            speed = 1 / workload.all_cores  # as measured
+        crowd = 1 + (workload.crowding - 1) * (min(n * threads, cores) - 1) / max(1, cores - 1) if threads == 1 else 1.0
+        compute_s = waves * crowd * (computing / speed + workload.optimizer_s)
+        # The thread that loads ahead has a core for itself as long as there are more cores than busy threads.
+        spare = cores - n * threads
+        data_s = 0.0 if spare > 0 else load * waves
+        overhead_s = STEP_OVERHEAD_S * waves + (SCHEDULER_STEP_S + n * SCHEDULER_REPORT_S) / cores
+        return StepParts(compute_s, self.communication.on_shared_cores_s(n), data_s, overhead_s, 0.0)
 
     def _scaled(self, parts: StepParts) -> StepParts:
         scales = self.scales
@@ -228,9 +255,14 @@ class CostModel:
         asked = (START_GETS + workload.data_files / 4) * OBJECT_TRIP_S
         return SANDBOX_S + (COLD_START_S + own) / one + fetched + asked + joined
 
+    def _end_s(self, choice: Choice) -> float:
+        if not self.platform.is_local:
+            return CHANGE_S
+        return LOCAL_END_S + self.workload.exit_s * max(1.0, choice.workers / self.platform.cores)
+
     def switch_s(self, before: Choice | None, after: Choice) -> float:
         if before is None:
-            return self._start_s(after)
+            return self.scales.start * self._start_s(after)
         if before == after:
             return 0.0
         again = max(self.step(choice, self.workload.global_batch_size).total_s for choice in (before, after))
@@ -251,9 +283,9 @@ class CostModel:
             raise ConfigError(f"{choice}: {reason}")
         workload, platform = self.workload, self.platform
         left = self.phases() if left is None else left
-        start_s = 0.0 if begun else self._start_s(choice)
+        start_s = 0.0 if begun else self.scales.start * self._start_s(choice)
         steps_s = sum(phase.steps * self.step_s(choice, phase.global_batch_size) for phase in left)
-        end_s = LOCAL_END_S if platform.is_local else CHANGE_S
+        end_s = self.scales.end * self._end_s(choice)
         seconds = start_s + steps_s + end_s
         epochs = sum(phase.steps / workload.steps_of(phase.global_batch_size) for phase in left)
         invocations = choice.workers * math.ceil(seconds / platform.invocation_s)
@@ -364,6 +396,15 @@ class CostModel:
         inner = CostModel(self.workload, self.platform, self.prices, scales=replace(self.scales, **learnt))
         whole = statistics.median(row.step_s / inner.step_s(row.choice, row.global_batch_size) for row in rows)
         scales = replace(inner.scales, total=inner.scales.total * whole)
+        return CostModel(self.workload, self.platform, self.prices, scales=scales)
+
+    def with_rehearsal(self, rehearsal: Rehearsal) -> CostModel:
+        """This model after a short real run: scaled to its steps, and to what starting and ending took."""
+        row = rehearsal.observation
+        start_s, end_s = (rehearsal.start_s / self._start_s(row.choice), rehearsal.end_s / self._end_s(row.choice))
+        share_s = self.step(row.choice, row.global_batch_size).epoch_end_s
+        learnt = self.calibrated([replace(row, step_s=row.step_s + share_s)])
+        scales = replace(learnt.scales, start=start_s, end=end_s)
         return CostModel(self.workload, self.platform, self.prices, scales=scales)
 
     # ---- as JSON ----

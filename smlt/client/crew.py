@@ -69,6 +69,7 @@ class Crew:
         self._begins_at = 0  # the step behind which the plan begins
         self._joining: dict[str, str | None] = {}  # started beside the others, by whom they will replace; None: one more
         self._spare_failures = 0
+        self.too_many: int | None = None  # so many workers could not be had
         self._looked = 0.0
         self._nothing_to_finish = False  # the store has lost its data since the last plan, and with it what was sent
         self._missing: dict[str, float] = {}  # monotonic: since when a metadata key is not there
@@ -266,7 +267,7 @@ class Crew:
         if self._spare_failures <= SPARE_FAILURES:
             self._join(instead_of)
             return
-        self.size = len(self.coordinator.ranks)
+        self.too_many, self.size = self.size, len(self.coordinator.ranks)
         logs = self.started.folder.path / "logs"
         self.records.progress.warning(f"additional workers do not come up: {self.size} go on; see {logs}")
 

@@ -68,6 +68,7 @@ class Platform:
     ephemeral_mb: int = FREE_EPHEMERAL_MB
     invocation_s: float = LONGEST_INVOCATION_S
     object_bytes_per_s: float = NETWORK.link_bytes_per_s
+    threads_each: int = 0  # of a local worker; 0: the cores are shared out
     month_gb_s: float = 0.0  # what the account has used this month before: prices fall above some billions
 
     def __post_init__(self) -> None:
@@ -110,10 +111,10 @@ class Platform:
         )
 
     @classmethod
-    def local(cls, cores: int | None = None, *, tuning: Tuning = LOCAL) -> Platform:
-        """Processes on this machine, or on one of so many cores like its own."""
+    def local(cls, cores: int | None = None, *, tuning: Tuning = LOCAL, threads: int = 0) -> Platform:
+        """Processes on this machine, or on one of so many cores like it. `threads` of each; 0: the cores are shared out."""
         found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        return cls("local", tuning=tuning, cores=cores or found, object_bytes_per_s=1e9)
+        return cls("local", tuning=tuning, cores=cores or found, object_bytes_per_s=1e9, threads_each=threads)
 
     @property
     def is_local(self) -> bool:
@@ -122,7 +123,9 @@ class Platform:
 
     def threads(self, workers: int, memory_mb: int) -> int:
         """The threads that a worker's framework gets: as its executor gives them."""
-        return max(1, self.cores // workers) if self.is_local else threads_of(memory_mb)
+        if self.is_local:
+            return self.threads_each or max(1, self.cores // workers)
+        return threads_of(memory_mb)
 
     def vcpus(self, memory_mb: int) -> float:
         """A function's share of processors."""

@@ -93,6 +93,7 @@ class PlainLines:
         self.samples, self.began, self.said = 0, time.monotonic(), time.monotonic()
         self.epochs = 0
         self.foretold = -math.inf  # monotonic
+        self.row: dict[str, Any] | None = None
 
     def _say(self, text: str) -> None:
         self.out.write(f"{text}\n")
@@ -113,6 +114,9 @@ class PlainLines:
     def step(self, row: dict[str, Any]) -> None:
         if not self.losses:
             self.began = time.monotonic()
+        if text := batch_line(self.row, row):
+            self._say(text)
+        self.row = row
         self.losses.append(row["loss"])
         self.samples += row["samples"]
         self.seconds[0] += max(row["compute_s"])
@@ -173,12 +177,10 @@ def change_line(row: dict[str, Any]) -> str:
 
 def decision_line(row: dict[str, Any]) -> str:
     """What was decided at a round's end, and how the run is expected to end, in a line."""
-    chosen = f"{row['chosen']['workers']} workers of {row['chosen']['memory_mb']} MB"
-    if not row["on_lambda"]:
-        chosen = f"{row['chosen']['workers']} workers"
-    verb = {"keep": "stays with", "switch": "goes on with", "stop": "stops:", "ask": "asks:"}[row["action"]]
-    what = row["reason"] if row["action"] in ("stop", "ask") else f"{chosen}: {row['reason']}"
-    return f"step {row['step']}: {verb} {what}; {forecast_text(row)}"
+    if row["action"] != "switch":
+        return f"step {row['step']}: {row['reason']}"
+    chosen = f"{row['chosen']['workers']} workers" + (f" of {row['chosen']['memory_mb']} MB" if row["on_lambda"] else "")
+    return f"step {row['step']}: goes on with {chosen}: {row['reason']}; {forecast_text(row)}"
 
 
 def forecast_text(row: dict[str, Any]) -> str:
@@ -189,6 +191,15 @@ def forecast_text(row: dict[str, Any]) -> str:
     if row["on_lambda"]:
         text += f" and cost {found['usd']:.4g} USD ({found['usd_low']:.4g} to {found['usd_high']:.4g})"
     return text
+
+
+def batch_line(before: dict[str, Any] | None, row: dict[str, Any]) -> str:
+    """How the global batch has changed between two steps, in a line; "" when it has not."""
+    size, old = row.get("global_batch_size"), (before or {}).get("global_batch_size")
+    if before is None or old is None or size in (None, old):
+        return ""
+    lr = f", learning rate x {row['lr_factor']:.4g} since the beginning" if row["lr_factor"] != before["lr_factor"] else ""
+    return f"epoch {row['epoch'] + 1}: global batch {size} instead of {old}{lr}"
 
 
 def resume_line(run: Run, status: dict[str, Any]) -> str:
@@ -228,6 +239,7 @@ class LiveView:
         self.live.update(self._picture())
 
     def step(self, row: dict[str, Any]) -> None:
+        self.changed = batch_line(self.row, row) or self.changed
         self.row, self.note = row, ""
         self.recent.append(row)
         self.live.update(self._picture())

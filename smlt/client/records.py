@@ -11,7 +11,6 @@ from typing import Any, TextIO
 from smlt.client.runs import Run
 from smlt.client.watching import Progress
 
-
 #: Rows that are kept for whoever looks at the last while only.
 ROUND_ROWS = 100_000
 
@@ -121,6 +120,7 @@ class Records:
             "epoch": rows[0]["epoch"],
             "loss": rows[0]["loss"],
             "samples": rows[0]["samples"],
+            **_batch(rows[0]),
             "samples_per_s": rows[0]["samples"] / seconds if seconds > 0 else 0.0,
             "ranks": [row["rank"] for row in rows],
             "compute_s": [row["compute_s"] for row in rows],
@@ -143,9 +143,10 @@ class Records:
             if int(row["epoch"]) < self.epoch:
                 continue
             self.epoch, self.epoch_step, self.metrics = int(row["epoch"]) + 1, int(row["step"]), row["metrics"]
-            record = {"kind": "epoch", "epoch": row["epoch"], "step": row["step"], "metrics": row["metrics"]}
+            held = _batch(row)
+            record = {"kind": "epoch", "epoch": row["epoch"], "step": row["step"], "metrics": row["metrics"], **held}
             self._record(record)
-            self.folder.write_status(epoch=self.epoch, step=row["step"], metrics=self.metrics)
+            self.folder.write_status(epoch=self.epoch, step=row["step"], metrics=self.metrics, **held)
             self.progress.epoch(record)
 
     def _record(self, row: dict[str, Any]) -> None:
@@ -153,6 +154,11 @@ class Records:
             self._file = (self.folder.path / "metrics.jsonl").open("a", buffering=1)
         self._file.write(json_line(row) + "\n")
         self._round.append(row)
+
+
+def _batch(row: dict[str, Any]) -> dict[str, Any]:
+    """The global batch in force, which an epoch's last step may not fill, and the factor of the learning rate."""
+    return {name: row[name] for name in ("global_batch_size", "lr_factor") if name in row}
 
 
 def json_line(value: Any) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from smlt.client.optimizer.goals import Goal, check_goal
 from smlt.collective.codecs import check_codec
 from smlt.errors import ConfigError
 from smlt.worker.buckets import BUCKET_MB, BUCKET_MB_MAX
 from smlt.worker.checkpoint import KEPT
+from smlt.worker.early_stop import EarlyStop
+from smlt.worker.schedule import BatchSchedule, check_lr_rule
 
 ON_FAILURE = ("restart", "shrink", "stop")
 PLACES = ("local", "lambda")
@@ -29,6 +33,11 @@ class RunRequest:
     error_feedback: bool | None = None  # None: with int8
     bucket_mb: float = BUCKET_MB
     target_accuracy: float | None = None
+    batch_schedule: str | None = None  # "0:64,5:128"; then `global_batch_size` is that of epoch 0
+    lr_rule: str = "none"
+    patience: int | None = None  # epochs without a better `stop_metric`
+    stop_metric: str = "accuracy"
+    stop_mode: str = "max"
     memory_mb: int | None = None
     timeout_s: float = 300.0
     object_store: str | None = None
@@ -59,9 +68,29 @@ class RunRequest:
         """What the run is to keep to."""
         return Goal(self.deadline_s, self.budget_usd, self.on_miss)
 
+    @property
+    def schedule(self) -> BatchSchedule:
+        """The global batch by epoch, as far as it is known before: a task's callback may change it."""
+        if self.batch_schedule is None:
+            return BatchSchedule.constant(self.global_batch_size)
+        return BatchSchedule.parse(self.batch_schedule, self.global_batch_size)
 
-def check_request(request: RunRequest) -> None:
-    """ConfigError for numbers that cannot work."""
+
+def with_schedule(request: RunRequest, global_batch_size: int | None) -> RunRequest:
+    """The request with its batch schedule in canonical form, from epoch 0 on.
+
+    `global_batch_size`: what was asked for beside it, if anything; ConfigError when the schedule begins with another.
+    """
+    if request.batch_schedule is None:
+        return request
+    schedule = request.schedule
+    if global_batch_size not in (None, schedule.at(0)):
+        raise ConfigError(f"--global-batch-size {global_batch_size}, but --batch-schedule begins with {schedule.at(0)}")
+    return replace(request, global_batch_size=schedule.at(0), batch_schedule=str(schedule))
+
+
+def check_request(request: RunRequest, status: Mapping[str, Any] | None = None) -> None:
+    """ConfigError for numbers that cannot work. `status`: where the run stands, if it has begun."""
     for name, whole in (
         ("--workers", request.workers),
         ("--epochs", request.epochs),
@@ -95,14 +124,32 @@ def check_request(request: RunRequest) -> None:
         raise ConfigError(f"--memory {request.memory_mb}: a function has 128 to 10240 MB")
     if request.replace_stragglers is not None and not request.replace_stragglers > 1:
         raise ConfigError(f"--replace-stragglers {request.replace_stragglers} is not above 1: how many times the others' step")
-    check_workers(request.workers, request.global_batch_size)
+    check_lr_rule(request.lr_rule)
+    if request.schedule.at(0) != request.global_batch_size:
+        raise ConfigError(
+            f"--batch-schedule {request.batch_schedule}: epoch 0 is --global-batch-size {request.global_batch_size}"
+        )
+    if request.patience is not None:
+        EarlyStop(request.patience, request.stop_metric, request.stop_mode)  # raises
+    check_workers(request.workers, smallest_batch(request, status or {}))
     _check_goal(request)
     check_codec(request.codec)
 
 
+def smallest_batch(request: RunRequest, status: Mapping[str, Any]) -> int:
+    """The smallest global batch to come, as far as is known, of a run with that status.
+
+    Without a schedule a callback may change it: where it has grown that counts; where it has shrunk, workers beyond it have
+    nothing to do, which is no error.
+    """
+    if request.batch_schedule is not None:
+        return request.schedule.smallest(int(status.get("epoch") or 0))
+    return max(request.global_batch_size, int(status.get("global_batch_size") or 0))
+
+
 def _check_goal(request: RunRequest) -> None:
     check_goal(request.goal)
-    if request.goal.is_set and not request.tune:
+    if (request.deadline_s is not None or request.budget_usd is not None) and not request.tune:
         raise ConfigError("a deadline or a budget needs a run that tunes itself")
     if request.budget_usd is not None and request.on == "local":
         raise ConfigError("--budget is for --on lambda: on this machine a run costs nothing")
@@ -117,5 +164,5 @@ def check_workers(workers: int, global_batch_size: int) -> None:
     if workers > global_batch_size:
         raise ConfigError(
             f"{workers} workers cannot share a global batch of {global_batch_size}: "
-            "give a larger --global-batch-size or fewer --workers"
+            "give a larger --global-batch-size (or --batch-schedule) or fewer --workers"
         )

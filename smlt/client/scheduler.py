@@ -21,12 +21,12 @@ from smlt.client.executors import Executor
 from smlt.client.executors.local import LocalExecutor
 from smlt.client.lambda_runs import lambda_executor
 from smlt.client.records import Records
-from smlt.client.request import RunRequest, check_workers
+from smlt.client.request import RunRequest, check_workers, smallest_batch
 from smlt.client.resources import ResourceManager
 from smlt.client.runs import Run
 from smlt.client.settling import add_use, settle
 from smlt.client.starts import Starts
-from smlt.client.steering import Steering
+from smlt.client.steering import TUNED_THREADS, Steering
 from smlt.client.watching import Progress, Unwatched
 from smlt.errors import CheckpointError, ConfigError, GoalMissed, SmltError, StoreError, StoreUnavailable, WorkerLostError
 from smlt.store.coordination import Coordination
@@ -185,7 +185,8 @@ class TaskScheduler:
     def _make_executor(self, workers_url: str) -> Executor:
         if self.request.on == "lambda":
             return lambda_executor(self.request, self.folder, workers_url, self.object_store_url)
-        return LocalExecutor([self._store.life_line] if self._store is not None else [])
+        shared = [self._store.life_line] if self._store is not None else []
+        return LocalExecutor(shared, TUNED_THREADS if self.request.tune else None)
 
     def _upload_data(self, artifacts: ArtifactManager) -> None:
         folder = Path(self.request.data or "")
@@ -222,6 +223,11 @@ class TaskScheduler:
             store_url=url,
             has_data=request.data is not None,
             target_accuracy=request.target_accuracy,
+            batch_schedule=request.batch_schedule,
+            lr_rule=request.lr_rule,
+            patience=request.patience,
+            stop_metric=request.stop_metric,
+            stop_mode=request.stop_mode,
             timeout_s=request.timeout_s,
             liveness_s=request.liveness_s,
             time_limit_s=request.time_limit_s,
@@ -352,7 +358,7 @@ class TaskScheduler:
         try:
             if self.steering is not None:
                 raise ConfigError("the run chooses its workers itself, toward its goal")
-            check_workers(wanted, self.request.global_batch_size)
+            check_workers(wanted, smallest_batch(self.request, self.folder.status))
             limit = self.executor.concurrency if self.executor is not None else None
             if limit is not None and wanted + self.request.spares > limit:
                 raise ConfigError(f"{wanted} workers: the function may have {limit} invocations at once")

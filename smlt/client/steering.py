@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import select
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from smlt.client.crew import Crew
 from smlt.client.executors import Executor
 from smlt.client.optimizer.goals import Goal, Phase, Standing
-from smlt.client.optimizer.observations import append_observation, observe_round
+from smlt.client.optimizer.observations import EpochEnds, append_observation, observe_round
 from smlt.client.optimizer.space import Choice
 from smlt.client.records import Records
 from smlt.client.runs import Run
@@ -23,12 +26,17 @@ if TYPE_CHECKING:
     from smlt.client.optimizer.controller import Controller, Decision
 
 DECISIONS = "decisions.jsonl"
+#: Of a local worker in a run that tunes itself: their number is what changes, and a process cannot well change its threads.
+TUNED_THREADS = 1
+#: What can be done about a goal that cannot be kept.
+ANSWERS = ("stop", "continue", "best-effort")
 
 
 class Steering:
     """One run's controller at the wheel.
 
-    `left`: what is still to be trained behind a step, in phases. `from_s`: epoch s, the deadline counts from there.
+    `left`: what is still to be trained behind so many epochs and steps of the next one, by the global batch in force. `from_s`:
+    epoch s, the deadline counts from there. `task`: which runs' observations are alike (`comparable`).
     """
 
     def __init__(
@@ -41,16 +49,21 @@ class Steering:
         left: Callable[[int, int, int], tuple[Phase, ...]],
         from_s: float,
         *,
+        epoch_ends: EpochEnds,
+        task: str = "",
         global_batch_size: int,
         on_lambda: bool,
     ) -> None:
         self.run, self.goal, self.controller, self.choice = run, goal, controller, choice
         self.spending, self.left, self.from_s, self.on_lambda = spending, left, from_s, on_lambda
+        self.epoch_ends, self.task = epoch_ends, task
         self.global_batch_size = global_batch_size  # at the beginning
         self.stopped_for = ""  # why the goal has ended the run
         self._wanted: Choice | None = None  # its memory is being made ready
         self._began: float | None = None  # monotonic: this round; None: none is under way
         self._rows: list[dict[str, Any]] = []
+        self._failures, self._lost_s = 0, 0.0  # of this round, and of the change before it
+        self._asked = False  # what to do about a goal that cannot be kept; the answer is still to come
 
     def tick(self, crew: Crew, executor: Executor, records: Records, progress: Progress) -> bool:
         """Look whether a round is over, and do what is decided then. False when the run is to stop."""
@@ -67,7 +80,9 @@ class Steering:
         if self._began is None or crew.size != self.choice.workers:
             self._begin_round(crew, records, now)
             return True
-        self._rows += records.take_round()
+        if self._asked:
+            self._take_answer()
+        self._take(records)
         steps = sum(row["kind"] == "step" for row in self._rows)
         standing = self._standing(records)
         if not standing.left or not self.controller.round_is_over(steps, now - self._began, standing):
@@ -76,32 +91,56 @@ class Steering:
 
     def _begin_round(self, crew: Crew, records: Records, now: float) -> None:
         """The crew is as it was wanted, or as it could be had: a worker less, another one by `smlt scale`."""
+        if crew.too_many is not None:
+            self.controller.optimizer.limit_workers(crew.too_many - 1)
+            crew.too_many = None
         self.choice = Choice(crew.size, self.choice.memory_mb)
-        records.take_round()  # of the steps before
+        self._take(records)
         self._rows, self._began = [], now
+
+    def _take(self, records: Records) -> None:
+        rows = records.take_round()
+        lost = [row for row in rows if row["kind"] == "membership" and row["lost_ranks"]]
+        self._failures += sum(len(row["lost_ranks"]) for row in lost)
+        self._lost_s += sum(row["recovery_s"] for row in lost)
+        self._rows += rows
 
     def _standing(self, records: Records) -> Standing:
         batch = records.global_batch_size or self.global_batch_size
         left = self.left(records.epoch, records.done_step - records.epoch_step, batch)
         return Standing(time.time() - self.from_s, self.spending.usd, left)
 
-    def _end_round(
-        self, crew: Crew, executor: Executor, records: Records, progress: Progress, standing: Standing
-    ) -> bool:
-        observation = observe_round(self._rows, self.choice)
+    def _end_round(self, crew: Crew, executor: Executor, records: Records, progress: Progress, standing: Standing) -> bool:
+        observation = observe_round(self._rows, self.choice, self.epoch_ends)
+        if observation is not None:
+            append_observation(self.run.path, observation, self.task)
+        decision = self.controller.end_round(observation, standing, failures=self._failures, lost_s=self._lost_s)
         self._rows, self._began = [], time.monotonic()
-        if observation is None:  # too little that can be told apart from starts and losses
-            return True
-        append_observation(self.run.path, observation)
-        decision = self.controller.end_round(observation, standing)
+        self._failures, self._lost_s = 0, 0.0
         self._write(decision, records, standing, progress)
         self.run.write_status(spent_usd=self.spending.usd)
         if decision.action == "stop":
             self.stopped_for = decision.reason
             return False
+        if decision.action == "ask":
+            self._ask(decision.reason, progress)
         if decision.action == "switch":
             self._switch(decision.choice, crew, executor, progress)
         return True
+
+    def _ask(self, reason: str, progress: Progress) -> None:
+        """Training goes on while the user thinks; the line that is typed is looked for in each tick."""
+        self._asked = True
+        progress.warning(f"{reason}. Type one of {', '.join(ANSWERS)} and Enter; until then training goes on")
+
+    def _take_answer(self) -> None:
+        if not select.select([sys.stdin], [], [], 0)[0]:
+            return
+        line = sys.stdin.readline().strip().lower()
+        found = [answer for answer in ANSWERS if line and answer.startswith(line)]
+        if found or not line:  # stdin has ended, or nothing was typed: nobody is there to be asked
+            self._asked = False
+            self.controller.answer(found[0] if found else "best-effort")
 
     def _switch(self, to: Choice, crew: Crew, executor: Executor, progress: Progress) -> None:
         if to.memory_mb == self.choice.memory_mb:
@@ -142,6 +181,8 @@ class Steering:
             "choice": asdict(self.choice),
             "chosen": asdict(decision.choice),
             "action": decision.action,
+            "kind": decision.kind,
+            "missed": decision.missed,
             "reason": decision.reason,
             "forecast": asdict(decision.forecast),
             "on_lambda": self.on_lambda,
@@ -150,3 +191,17 @@ class Steering:
         with (self.run.path / DECISIONS).open("a") as file:
             file.write(json.dumps(row) + "\n")
         progress.decision(row)
+
+
+def last_decision(run: Run) -> dict[str, Any] | None:
+    """The newest row of a run's decisions.jsonl; None when there is none. A row that was cut short is left out."""
+    try:
+        lines = (run.path / DECISIONS).read_bytes().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "forecast" in row:
+                return row
+    return None

@@ -9,23 +9,24 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smlt.client.cost import CostModel
 from smlt.client.deployment.lookup import find_deployment
+from smlt.client.executors.preparation import available
 from smlt.client.optimizer.goals import Goal, Phase, Standing
-from smlt.client.optimizer.observations import carried_observations, read_observations
+from smlt.client.optimizer.observations import EpochEnds, carried_observations, comparable, read_observations
 from smlt.client.optimizer.remaining import phases
 from smlt.client.optimizer.space import Choice, Space
 from smlt.client.platforms import STORE_NODE, Platform
 from smlt.client.prices import load_prices
-from smlt.client.profiling import profile
 from smlt.client.request import RunRequest
 from smlt.client.runs import Run
 from smlt.client.spending import Spending
-from smlt.client.steering import Steering
+from smlt.client.steering import TUNED_THREADS, Steering
 from smlt.client.watching import Progress
 from smlt.errors import CheckpointError, ConfigError
+from smlt.store.aws import aws_client
 from smlt.worker.schedule import BatchSchedule
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ FILE = "workload.json"
 WORKERS_MAX = 128
 #: How many times the cores are tried on this machine: the store and the waiting leave some of them idle.
 LOCAL_FACTOR = 2
-#: What the first suggestion counts on for the first round.
-FIRST_ROUND_S = 30.0
 
 
 @dataclass
@@ -76,10 +75,20 @@ class Tuned:
         controller = Controller(self.optimizer, goal, self.choice)
         spending = Spending(self.model, spent_usd)
         left = _left(request, self.model.workload.samples)
-        on_lambda = request.on == "lambda"
-        batch = request.global_batch_size
+        workload, model = self.model.workload, self.model
+        ends = EpochEnds(workload.steps_of, lambda choice, batch: model.step(choice, batch).epoch_end_s)
         return Steering(
-            run, goal, controller, self.choice, spending, left, from_s, global_batch_size=batch, on_lambda=on_lambda
+            run,
+            goal,
+            controller,
+            self.choice,
+            spending,
+            left,
+            from_s,
+            epoch_ends=ends,
+            task=_task(request, model),
+            global_batch_size=request.global_batch_size,
+            on_lambda=request.on == "lambda",
         )
 
 
@@ -89,7 +98,8 @@ def steered(request: RunRequest, *, workers: int | None, learn_from: Run | None,
     `learn_from`: a run of the same task, whose observations are believed, if less than this run's own. TaskError for a task
     that does not run, ConfigError when no choice can work.
     """
-    progress.preparing(f"profiling {Path(request.script).name}: a few steps on this machine")
+    from smlt.client.profiling import profile
+
     workload = profile(
         Path(request.script),
         None if request.data is None else Path(request.data),
@@ -97,7 +107,8 @@ def steered(request: RunRequest, *, workers: int | None, learn_from: Run | None,
         global_batch_size=request.global_batch_size,
         codec=request.codec,
         bucket_mb=request.bucket_mb,
-        seed=request.seed,
+        crowd=request.on == "local",
+        say=progress.preparing,
     )
     model = CostModel(workload, _platform(request), load_prices())
     most = request.max_workers or _most(request)
@@ -107,7 +118,7 @@ def steered(request: RunRequest, *, workers: int | None, learn_from: Run | None,
         space = Space(tuple(sorted({*space.workers, workers})), space.memory_mb)
     optimizer = _optimizer(space, model, request)
     if learn_from is not None:
-        for observation in carried_observations(learn_from.path):
+        for observation in carried_observations(learn_from.path, _task(request, model)):
             optimizer.observe(observation, carried=True)
     return _started(request, model, space, optimizer, workers)
 
@@ -135,7 +146,9 @@ def _started(
 ) -> Tuned:
     standing = Standing(0.0, 0.0, _left(request, model.workload.samples)(0, 0, request.global_batch_size))
     if workers is None:
-        suggestion = optimizer.suggest(None, standing, round_s=FIRST_ROUND_S)
+        from smlt.client.optimizer.controller import first_choice
+
+        suggestion = first_choice(optimizer, optimizer.goal, standing)
         choice, reason = suggestion.choice, suggestion.reason
     else:
         able = [choice for choice in optimizer.choices if choice.workers == workers]
@@ -154,16 +167,23 @@ def _optimizer(space: Space, model: CostModel, request: RunRequest) -> Performan
 
 def _platform(request: RunRequest) -> Platform:
     if request.on == "local":
-        return Platform.local()
+        return Platform.local(threads=TUNED_THREADS)
     deployment = find_deployment(request.function)
     return Platform.on_lambda(deployment.arch, request.store_node or STORE_NODE, ephemeral_mb=deployment.tmp_mb)
 
 
 def _most(request: RunRequest) -> int:
     if request.on == "lambda":
-        return min(WORKERS_MAX, request.global_batch_size)
+        at_once = available(aws_client("lambda"), find_deployment(request.function)) - request.spares
+        return max(1, min(WORKERS_MAX, request.global_batch_size, at_once))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return min(LOCAL_FACTOR * cores, request.global_batch_size)
+
+
+def _task(request: RunRequest, model: CostModel) -> str:
+    """Runs whose step times are alike: the same task on the same kind of machine."""
+    here = f"{model.workload.processor}, {model.workload.cores} cores"
+    return comparable(asdict(request), here if request.on == "local" else model.platform.architecture)
 
 
 def _left(request: RunRequest, samples: int) -> Callable[[int, int, int], tuple[Phase, ...]]:
@@ -188,4 +208,3 @@ def chosen_line(tuned: Tuned) -> str:
     if tuned.request.on == "lambda":
         what += f" of {tuned.choice.memory_mb} MB"
     return f"starts with {what}: {tuned.reason}"
-

@@ -23,11 +23,13 @@ class Workload:
     """A task, a data set and how they are trained, in numbers. Seconds are those of one core of the profiled machine.
 
     `compute`: forward and backward of local batches; `evaluate`: the task's evaluate() of batches. `gradients`: (dtype,
-    elements). `tail_fraction`: the part of `compute` that is left when the first bucket of gradients is ready to travel; 0
-    when none leaves before backward has ended. `parallel_fraction`: Amdahl's, of `compute`; below 0 where threads make it
-    slower. `crowding`: how many times as long `compute` takes while every core does the same. `load_sample_s`: taking a sample
-    and making a batch of it. `base_mb`: resident with model, data, gradients and optimizer; `sample_mb`: what a sample of the
-    local batch adds. `import_s`, `load_s`: the script with its framework; data() and model().
+    elements), and `buckets` the same of each collective, in the order in which they leave. `tail_fraction`: the part of
+    `compute` that is left when the first bucket of gradients is ready to travel; 0 when none leaves before backward has ended.
+    `parallel_fraction`: Amdahl's, of `compute`; below 0 where threads make it slower. How many times as long `compute` takes:
+    with a thread for each core (`all_cores`), and while every core does the same (`crowding`). `load_sample_s`: taking a
+    sample and making a batch of it. `base_mb`: resident with model, data, gradients and optimizer; `sample_mb`: what a
+    sample of the local batch adds. `import_s`, `load_s`: the script with its framework; data() and model(); `exit_s`: the
+    process's end.
     """
 
     script: str
@@ -36,12 +38,14 @@ class Workload:
     global_batch_size: int
     compute: Points
     gradients: tuple[tuple[str, int], ...]
+    buckets: tuple[tuple[str, int], ...] = ()
     codec: str = "fp16"
     bucket_mb: float = BUCKET_MB
     optimizer_s: float = 0.0
     tail_fraction: float = 0.0
     parallel_fraction: float = 0.9
     crowding: float = 1.0
+    all_cores: float = 1.0
     load_sample_s: float = 0.0
     evaluate: Points = ()
     test_samples: int = 0
@@ -54,10 +58,12 @@ class Workload:
     data_files: int = 0
     import_s: float = 0.0
     load_s: float = 0.0
+    exit_s: float = 0.0
     base_mb: float = 100.0
     sample_mb: float = 0.0
     cores: int = 1  # of the profiled machine
     processor: str = ""
+    queued: float = 0.0  # the part of the time that the profiled process waited for a core: others were busy
     noise: float = 0.0  # the spread of the profiled steps: half the distance of their quartiles over their median
 
     def __post_init__(self) -> None:
@@ -97,7 +103,9 @@ class Workload:
 
     def bucket_bytes(self) -> tuple[int, ...]:
         """Encoded bytes of a step's collectives, in the order in which they leave; the last one waits for backward's end."""
-        sizes: list[int] = []
+        if self.buckets:
+            return tuple(wire_size(_wire(dtype), self.codec, count) for dtype, count in self.buckets)
+        sizes: list[int] = []  # not profiled: as if the parameters could be cut anywhere
         for dtype, count in self.gradients:
             item, done = _item_bytes(dtype), 0
             while done < count and self.tail_fraction > 0 and self.bucket_mb > 0:
@@ -129,7 +137,7 @@ class Workload:
             known = {field.name for field in fields(cls)}
             if not isinstance(values, dict) or (unknown := sorted(set(values) - known)):
                 raise ConfigError(f"workload: unknown {unknown if isinstance(values, dict) else 'form'}")
-            for name in ("compute", "evaluate", "gradients"):
+            for name in ("compute", "evaluate", "gradients", "buckets"):
                 values[name] = tuple((first, second) for first, second in values.get(name, ()))
             return cls(**values)
         except (ValueError, TypeError) as error:
@@ -158,14 +166,16 @@ class Workload:
 
 
 def _between(points: Sequence[tuple[int, float]], at: float) -> float:
-    """Linear between points, in proportion to the last slope beyond them; never below a tenth of the nearest point."""
+    """Linear between points; beyond them by the last slope, below no less than a tenth of the first, above than the last."""
     if len(points) == 1:
         batch, seconds = points[0]
         return seconds * max(0.1, at / batch)
     place = min(max(1, bisect_left([batch for batch, _ in points], at)), len(points) - 1)
     (low, low_s), (high, high_s) = points[place - 1], points[place]
     value = low_s + (high_s - low_s) * (at - low) / (high - low)
-    return max(value, 0.1 * (low_s if at < low else high_s))
+    if low <= at <= high:
+        return value
+    return max(value, 0.1 * low_s if at < low else high_s)
 
 
 def _wire(dtype: str) -> str:

@@ -7,6 +7,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 
 from smlt.errors import ConfigError
 from smlt.worker.buckets import BUCKET_MB, BUCKET_MB_MAX
+from smlt.worker.early_stop import EarlyStop
+from smlt.worker.schedule import BatchSchedule, check_lr_rule
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class WorkerConfig:
     store_url: str | None = field(default=None, repr=False)
     has_data: bool = False  # whether <run>/data/ holds files for the task
     target_accuracy: float | None = None
+    batch_schedule: str | None = None  # "0:64,5:128": from which epoch on how many samples; epoch 0 as `global_batch_size`
+    lr_rule: str = "none"  # what becomes of the learning rate when the global batch changes
+    patience: int | None = None  # end when `stop_metric` has not been better for so many epochs
+    stop_metric: str = "accuracy"
+    stop_mode: str = "max"
     timeout_s: float = 300.0
     checkpoint_every_epochs: int = 1
     checkpoints_kept: int = 3
@@ -52,6 +59,22 @@ class WorkerConfig:
             raise ConfigError(f"seed {self.seed} is not between 0 and 2**63 - 1")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
             raise ConfigError(f"target accuracy {self.target_accuracy} is not between 0 and 1")
+        check_lr_rule(self.lr_rule)
+        if self.schedule.at(0) != self.global_batch_size:
+            raise ConfigError(f"batch_schedule {self.batch_schedule} begins with another batch than {self.global_batch_size}")
+        _ = self.early_stop  # raises for what cannot be
+
+    @property
+    def schedule(self) -> BatchSchedule:
+        """The global batch by epoch, as far as the configuration knows: a task's callback may change it."""
+        if self.batch_schedule is None:
+            return BatchSchedule.constant(self.global_batch_size)
+        return BatchSchedule.parse(self.batch_schedule, self.global_batch_size)
+
+    @property
+    def early_stop(self) -> EarlyStop | None:
+        """When training ends for want of progress; None: never."""
+        return None if self.patience is None else EarlyStop(self.patience, self.stop_metric, self.stop_mode)
 
     def to_json(self) -> str:
         """One line of JSON. It may hold the store's password: it is handed over by pipe, never as an argument."""

@@ -2,13 +2,13 @@
 
 The order of samples is one permutation per epoch, drawn from the job's seed. A step consumes one global batch; rank r of
 n takes the r-th of n nearly equal parts of it. So what the model sees depends on the seed and the global batch size, not
-on the number of workers, on restarts, or on where a run was resumed.
+on the number of workers, on restarts, or on where a run was resumed. The global batch may differ from epoch to epoch.
 """
 
 from __future__ import annotations
 
 import linecache
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -28,30 +28,29 @@ Indices = npt.NDArray[np.int64]
 class DataIterator:
     """The steps of a data set of `length` samples for one worker.
 
-    The last batch of an epoch may be short, and a worker's part of it empty. Raises ConfigError for sizes below 1.
+    `batch_of`: the global batch of an epoch. The last one of an epoch may be short, and a worker's part of it empty. Raises
+    ConfigError for an empty training set.
     """
 
-    def __init__(self, length: int, global_batch_size: int, seed: int, rank: int, world_size: int) -> None:
+    def __init__(self, length: int, batch_of: Callable[[int], int], seed: int, rank: int, world_size: int) -> None:
         if length < 1:
             raise ConfigError("the training set is empty")
-        if global_batch_size < 1:
-            raise ConfigError(f"global batch size {global_batch_size} is not positive")
-        self.length, self.global_batch_size, self.seed = length, global_batch_size, seed
+        self.length, self.batch_of, self.seed = length, batch_of, seed
         self.rank, self.world_size = rank, world_size
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    @property
-    def steps_per_epoch(self) -> int:
+    def steps_in(self, epoch: int) -> int:
         """How many global batches an epoch has."""
-        return -(-self.length // self.global_batch_size)
+        return -(-self.length // self.batch_of(epoch))
 
     def global_indices(self, epoch: int, step: int) -> Indices:
-        """The samples of a global batch: int64, shape (at most global_batch_size,)."""
+        """The samples of a global batch: int64, shape (at most the epoch's batch,)."""
         if epoch != self._epoch:
             # Counter-based: the permutation of any epoch without those before it.
             generator = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, epoch]))
             self._epoch, self._order = epoch, generator.permutation(self.length)
-        return self._order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
+        size = self.batch_of(epoch)
+        return self._order[step * size : (step + 1) * size]
 
     def indices(self, epoch: int, step: int) -> tuple[Indices, int]:
         """This worker's samples of a step, and the size of the global batch."""
@@ -61,7 +60,7 @@ class DataIterator:
     def steps(self, epoch: int, step: int, epochs: int) -> Iterator[tuple[int, int, Indices, int]]:
         """(epoch, step, indices, global batch size) from there to the end of epoch `epochs` - 1."""
         while epoch < epochs:
-            while step < self.steps_per_epoch:
+            while step < self.steps_in(epoch):
                 yield epoch, step, *self.indices(epoch, step)
                 step += 1
             epoch, step = epoch + 1, 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import inspect
 import sys
@@ -86,23 +85,32 @@ class Task:
         """Metrics as means over a batch of the test set, for example {"accuracy": 0.97}. Optional."""
         return {}
 
+    def global_batch_size(self, epoch: int, metrics: dict[str, float]) -> int | None:
+        """How many samples a step takes in `epoch` (from 0), all workers together; None: as many as before. Optional.
+
+        Called as an epoch begins. `metrics`: what evaluate() gave behind the epoch before (before epoch 0: nothing), and under
+        "global_batch_size" the batch it was trained with. It is called on every worker, also on those that came later, and
+        again after a failure: it must depend on nothing but its arguments and what never changes; what it keeps in `self`
+        is lost with the worker. The learning rate follows as --lr-rule says. --batch-schedule is its like by epochs.
+        """
+        return None
+
     @classmethod
     def main(cls, arguments: list[str] | None = None) -> None:
-        """Train in this process: one worker, no store. Options: --epochs, --global-batch-size, --seed, --data."""
-        from smlt.worker.alone import train_alone
+        """Train in this process: one worker, no store. Options: --epochs, --global-batch-size, --seed, --data, and those of
+        adaptive training: --batch-schedule, --lr-rule, --target-accuracy, --patience, --stop-metric, --stop-mode.
+        """
+        from smlt.worker.alone import option_parser, train_alone
 
-        parser = argparse.ArgumentParser(description=f"Train {cls.__name__} in this process, with one worker and no store.")
-        parser.add_argument("--epochs", type=int, default=10, help="passes over the training set (10)")
-        parser.add_argument("--global-batch-size", type=int, default=64, help="samples a step (64)")
-        parser.add_argument("--seed", type=int, default=0, help="of the model and the sample order (0)")
-        parser.add_argument("--data", type=Path, metavar="DIR", help="files for the task (its data_dir)")
-        options = parser.parse_args(arguments)
+        parser = option_parser(cls.__name__)
+        options = vars(parser.parse_args(arguments))
+        data = options.pop("data")
         check_task(cls, inspect.getsourcefile(cls) or "the script")
         try:
             task = cls()
-            if options.data is not None:
-                task.data_dir = options.data
-            train_alone(task, options.epochs, options.global_batch_size, options.seed)
+            if data is not None:
+                task.data_dir = data
+            train_alone(task, **options)
         except ConfigError as error:
             parser.error(str(error))
         except KeyboardInterrupt:

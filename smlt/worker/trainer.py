@@ -16,17 +16,19 @@ from smlt.collective.feedback import ErrorFeedback
 from smlt.errors import CheckpointError, CollectiveError, FencedError, SmltError, TaskError
 from smlt.store.membership import COMMITTED, EPOCH_ENDED, SHARED, Position
 from smlt.store.object import ObjectStore
-from smlt.worker import checkpoint
+from smlt.worker import checkpoint, evaluation
 from smlt.worker.config import WorkerConfig
-from smlt.worker.data import DataIterator, dataset_length, part, take
+from smlt.worker.data import DataIterator, dataset_length, take
 from smlt.worker.frameworks import make_adapter, seed_generators
+from smlt.worker.global_batch import GlobalBatch
 from smlt.worker.minibatch import Minibatch, MinibatchBuffer
 from smlt.worker.step import StepUnderWay, resident_mb, step_seed
 from smlt.worker.task import Task
 
-EVALUATION_BATCH = 256
 #: Rows of the last steps go into checkpoints and acknowledgements: a report may be lost with whoever was to read it.
 RECENT_ROWS = 256
+#: What holds for checkpoints that were written when there was but one global batch.
+BEFORE_SCHEDULES = {"batch_schedule": None, "lr_rule": "none"}
 #: Before a time limit: this many of the longest recent steps, and so much beside.
 STEPS_AHEAD, SPARE_TIME_S = 2.0, 0.3
 
@@ -64,6 +66,7 @@ class Trainer:
         self.has_state = False  # the model is where `position` says, not just built
         self.state = "running"
         self.metrics: dict[str, float] = {}
+        self.history: list[tuple[int, float]] = []  # with patience: epoch, the metric it is about
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT_ROWS)
         datasets = task.data()
         if not isinstance(datasets, dict) or "train" not in datasets:
@@ -77,12 +80,21 @@ class Trainer:
         self._longest_s = deque[float](maxlen=20)
         self._epoch_end_s = self._save_s = 0.0
         self.comm: Communicator
-        self.iterator = DataIterator(dataset_length(self.train), config.global_batch_size, config.seed, 0, 1)
+        self.batch = GlobalBatch(config, task, self.adapter)
+        self.iterator = self._iterator(0, 1)
         if config.target_accuracy is not None:
-            if self.test is None:
-                raise TaskError('--target-accuracy needs a "test" set in data() and "accuracy" in evaluate()')
-            if "accuracy" not in self._metrics_of_one_sample():
-                raise TaskError('--target-accuracy needs "accuracy" in what evaluate() returns')
+            self._check_metric("accuracy", "--target-accuracy")
+        if config.patience is not None:
+            self._check_metric(config.stop_metric, "--patience")
+
+    def _iterator(self, rank: int, world_size: int) -> DataIterator:
+        return DataIterator(dataset_length(self.train), self.batch.of, self.config.seed, rank, world_size)
+
+    def _check_metric(self, name: str, option: str) -> None:
+        if self.test is None:
+            raise TaskError(f'{option} needs a "test" set in data() and "{name}" in evaluate()')
+        if name not in evaluation.metrics_of_one_sample(self.adapter, self.test):
+            raise TaskError(f'{option} needs "{name}" in what evaluate() returns')
 
     # ---- generations ----
 
@@ -102,9 +114,7 @@ class Trainer:
         self.pause_requested = False  # if it still holds, the next report brings it
         before, self._rank = self._rank, comm.rank
         config = self.config
-        self.iterator = DataIterator(
-            dataset_length(self.train), config.global_batch_size, config.seed, comm.rank, comm.world_size
-        )
+        self.iterator = self._iterator(comm.rank, comm.world_size)
         if config.error_feedback and comm.world_size > 1 and self._feedback is None:  # alone nothing is encoded
             self._feedback = defaultdict(ErrorFeedback)
         elif self._feedback is not None and before != comm.rank:  # a warm sandbox: the rank that it had holds another shard
@@ -157,7 +167,7 @@ class Trainer:
         """
         if self._is_complete():
             self.state = "done"
-        elif self.step_in_epoch == self.iterator.steps_per_epoch:
+        elif self.step_in_epoch == self.iterator.steps_in(self.epoch):
             self._end_epoch()
         if self.state == "running":
             self._train()
@@ -172,25 +182,43 @@ class Trainer:
         return self.state
 
     def _is_complete(self) -> bool:
-        target = self.config.target_accuracy
-        reached = target is not None and self.step_in_epoch == 0 and self.metrics.get("accuracy", 0.0) >= target
-        return self.epoch >= self.config.epochs or reached
+        return self.epoch >= self.config.epochs or (self.step_in_epoch == 0 and self._is_good_enough())
+
+    def _is_good_enough(self) -> bool:
+        """Whether the last epoch has ended training before the last one: at its target, or for want of progress."""
+        target, early_stop = self.config.target_accuracy, self.config.early_stop
+        reached = target is not None and self.metrics.get("accuracy", 0.0) >= target
+        return reached or (early_stop is not None and early_stop.reached([value for _, value in self.history]))
 
     def _train(self) -> None:
-        steps = self.iterator.steps(self.epoch, self.step_in_epoch, self.config.epochs)
+        """Train to the end, or until the workers agree to stop or pause."""
+        while self.state == "running":
+            if self.step_in_epoch == 0:
+                self._begin_epoch()
+            self._train_until(self.batch.known_until(self.epoch, self.config.epochs))
+
+    def _begin_epoch(self) -> None:
+        growth = self.batch.begin(self.epoch, self.metrics, self.comm)
+        self._longest_s = deque((seconds * max(1.0, growth) for seconds in self._longest_s), maxlen=self._longest_s.maxlen)
+
+    def _train_until(self, epoch: int) -> None:
+        """Train with minibatches loaded ahead as far as the global batch is known: to the beginning of `epoch`."""
+        steps = self.iterator.steps(self.epoch, self.step_in_epoch, epoch)
         with MinibatchBuffer(steps, lambda indices: self.adapter.prepare(take(self.train, indices))) as batches:
             waiting = time.perf_counter()
             for minibatch in batches:
                 asked = self._train_step(minibatch, time.perf_counter() - waiting)
-                if self.step_in_epoch == self.iterator.steps_per_epoch:
+                over = self.step_in_epoch == self.iterator.steps_in(self.epoch)
+                if over:
                     self._end_epoch()
                 self._longest_s.append(time.perf_counter() - waiting)
                 if self.state == "running" and asked:
                     self.state = asked
                 if self.state != "running":
                     return
+                if over and self.epoch < epoch:
+                    self._begin_epoch()
                 waiting = time.perf_counter()
-        self.state = "done"
 
     def _row(self, **values: Any) -> dict[str, Any]:
         row = {"rank": self.comm.rank, "step": self.step, "epoch": self.epoch, "time": time.time(), **values}
@@ -238,6 +266,8 @@ class Trainer:
             self._row(
                 loss=float(stats[0] / stats[1]),
                 samples=step.minibatch.global_size,
+                global_batch_size=self.batch.size,
+                lr_factor=self.batch.lr_factor,
                 compute_s=step.computed - step.started + applied - reduced,
                 communication_s=reduced - step.computed,
                 communication_total_s=reduced - min(step.first_sent, step.computed),
@@ -280,7 +310,10 @@ class Trainer:
 
     def _must_pause(self) -> bool:
         """Whether it was asked for, or the next step might not end before the time limit."""
-        return self.pause_requested or self.time_left_s() < STEPS_AHEAD * max(self._longest_s, default=0.0) + self._epoch_end_s
+        longest_s = max(self._longest_s, default=0.0)
+        if self.step_in_epoch + 1 == self.iterator.steps_in(self.epoch):
+            longest_s *= self.batch.growth_behind(self.epoch)
+        return self.pause_requested or self.time_left_s() < STEPS_AHEAD * longest_s + self._epoch_end_s
 
     # ---- the end of an epoch ----
 
@@ -289,11 +322,14 @@ class Trainer:
         if self.phase < SHARED:
             self._share_buffers()
             self.phase = SHARED
-        self.metrics = self._evaluate() if self.test is not None else {}
-        self.report(self._row(kind="epoch", metrics=self.metrics))
+        self.metrics = evaluation.evaluate(self.adapter, self.test, self.comm) if self.test is not None else {}
+        if self.config.patience is not None:  # an end that is redone counts once
+            value = self.metrics.get(self.config.stop_metric, math.nan)
+            self.history = [*(entry for entry in self.history if entry[0] < self.epoch), (self.epoch, value)]
+        held = {"global_batch_size": self.batch.size, "lr_factor": self.batch.lr_factor}
+        self.report(self._row(kind="epoch", metrics=self.metrics, **held))
         self._epoch_end_s = time.perf_counter() - began
-        target = self.config.target_accuracy
-        done = self.epoch + 1 == self.config.epochs or (target is not None and self.metrics["accuracy"] >= target)
+        done = self.epoch + 1 == self.config.epochs or self._is_good_enough()
         if done or (self.epoch + 1) % self.config.checkpoint_every_epochs == 0:
             self._save(self.epoch + 1, 0, wait=done)
         self.epoch += 1
@@ -313,25 +349,6 @@ class Trainer:
             if chosen:
                 self.comm.allreduce(chosen, op=op, codec="fp32", out=chosen)
         self.adapter.set_buffers(buffers)
-
-    def _metrics_of_one_sample(self) -> dict[str, float]:
-        return self.adapter.evaluate(self.adapter.prepare(take(self.test, np.arange(1))))
-
-    def _evaluate(self) -> dict[str, float]:
-        """The task's metrics over the whole test set, each worker taking its part; exact sums of the parts."""
-        indices = np.arange(dataset_length(self.test))
-        mine = part(indices, self.comm.rank, self.comm.world_size)
-        sums: dict[str, float] = {}
-        # A worker with no part evaluates one sample of weight 0, to know the metrics' names.
-        for low in range(0, max(len(mine), 1), EVALUATION_BATCH):
-            batch = mine[low : low + EVALUATION_BATCH]
-            metrics = self.adapter.evaluate(self.adapter.prepare(take(self.test, batch if len(batch) else indices[:1])))
-            if not isinstance(metrics, dict):
-                raise TaskError(f"evaluate() gave a {type(metrics).__name__}, not a dict of numbers by name")
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + (float(value) * len(batch) if len(batch) else 0.0)
-        totals: dict[str, float] = self.comm.allreduce(sums, op="sum", codec="fp32") if sums else {}
-        return {name: total / len(indices) for name, total in totals.items()}
 
     # ---- checkpoints and snapshots ----
 
@@ -356,7 +373,7 @@ class Trainer:
         """Write a checkpoint without the others, who are gone or cannot be reached. Of what they held nothing is in it."""
         if self.objects is None or not self.has_state or self._saved_step == self.step:
             return
-        over = self.step_in_epoch == self.iterator.steps_per_epoch
+        over = self.step_in_epoch == self.iterator.steps_in(self.epoch)
         if not over:  # the end of an epoch takes all workers: the checkpoint before it will do
             self._write(self.epoch, self.step_in_epoch, [], alone=self.config.worker_id)
 
@@ -378,6 +395,10 @@ class Trainer:
             "metrics": self.metrics,
             "seed": self.config.seed,
             "global_batch_size": self.config.global_batch_size,
+            "batch_schedule": self.config.batch_schedule,
+            "lr_rule": self.config.lr_rule,
+            "batch": self.batch.state(),
+            "history": self.history,
             "samples": self.iterator.length,
             "recent": list(self.recent),
             "framework": framework,
@@ -440,10 +461,13 @@ class Trainer:
         for name, value in (
             ("seed", self.config.seed),
             ("global_batch_size", self.config.global_batch_size),
+            ("batch_schedule", self.config.batch_schedule),
+            ("lr_rule", self.config.lr_rule),
             ("samples", self.iterator.length),
         ):
-            if state[name] != value:
-                raise CheckpointError(f"the checkpoint was made with {name} {state[name]}, this run has {value}")
+            found_value = state.get(name, BEFORE_SCHEDULES.get(name))
+            if found_value != value:
+                raise CheckpointError(f"the checkpoint was made with {name} {found_value}, this run has {value}")
         self._load(tensors, state)
         self._saved_step = self.step
         if self._feedback is not None and state.get("feedback") == self._feedback_plan():
@@ -456,6 +480,8 @@ class Trainer:
             raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
         self.step, self.phase = int(state["step"]), int(state.get("phase", COMMITTED))
         self.epoch, self.step_in_epoch, self.metrics = int(state["epoch"]), int(state["step_in_epoch"]), state["metrics"]
+        self.batch.load_state(state.get("batch"))
+        self.history = [(int(epoch), float(value)) for epoch, value in state.get("history", [])]
         self.recent.clear()
         self.recent.extend(state.get("recent", []))
         self._under_way, self.has_state = None, True

@@ -51,6 +51,16 @@ def test_more_memory_computes_faster_in_proportion_below_a_vcpu_and_by_amdahl_ab
     assert at[7076] == pytest.approx(at[1769] * (0.1 + 0.9 / 4))
 
 
+def test_compute_lies_on_straight_lines_between_what_was_measured() -> None:
+    assert RESNET.compute_s(8) == 0.12
+    assert RESNET.compute_s(36) == pytest.approx((0.12 + 0.9) / 2)
+    assert RESNET.compute_s(1024) == pytest.approx(7.0 + (7.0 - 0.9) / 448 * 512)
+    wide = replace(RESNET, compute=((1, 0.02), (512, 4.0)))
+    assert wide.compute_s(8) == pytest.approx(0.02 + 7 * 3.98 / 511)
+    assert replace(RESNET, compute=((4, 1.0), (8, 3.0))).compute_s(1) == pytest.approx(0.1)
+    assert replace(RESNET, compute=((8, 3.0),)).compute_s(4) == pytest.approx(1.5)
+
+
 def test_one_worker_communicates_nothing_and_the_optimizer_step_does_not_shrink_with_workers() -> None:
     model = on_lambda()
     assert model.step(Choice(1, 3538), 512).communication_s == 0
@@ -64,6 +74,17 @@ def test_the_links_bound_is_never_undercut() -> None:
         communication = Communication((size,), quick)
         bound = 2 * (n - 1) / n * size / NETWORK.link_bytes_per_s
         assert bound <= communication.exposed_s(n, 0.0, 1.0) <= 1.15 * bound
+
+
+@pytest.mark.parametrize(
+    ("codec", "measured_ms"),  # the README's table: 11 M floats over a unix socket, workers and store on two cores
+    [("fp32", {2: 44, 4: 110, 8: 247}), ("fp16", {2: 32, 4: 61, 8: 140}), ("int8", {2: 24, 4: 43, 8: 87})],
+)
+def test_collectives_on_one_machine_come_near_to_what_was_measured(codec: str, measured_ms: dict[int, float]) -> None:
+    communication = Communication((wire_size("float32", codec, 11_000_000),), Platform.local(2), codec)
+    ratios = [communication.on_shared_cores_s(n) * 1e3 / measured for n, measured in measured_ms.items()]
+    assert all(0.7 < ratio < 1.35 for ratio in ratios), ratios
+    assert 0.85 < sum(ratios) / len(ratios) < 1.15, ratios
 
 
 def test_a_small_store_is_what_many_workers_wait_for_and_more_nodes_help() -> None:

@@ -2,76 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from commandline import PACED, keys_of, rows, same_end, smlt, status, write_task
+from steered import EPOCHS, Recorder, Scripted, decisions_of, nearly_same_end, steering
 
-from smlt.client.executors.local import LocalExecutor
-from smlt.client.optimizer.controller import Controller, Decision
-from smlt.client.optimizer.goals import Forecast, Goal, Phase, Standing
-from smlt.client.optimizer.observations import Observation, read_observations
+from smlt.client.executors.local import LocalExecutor, LocalWorker
+from smlt.client.optimizer.observations import read_observations
 from smlt.client.optimizer.space import Choice
 from smlt.client.request import RunRequest
 from smlt.client.runs import Run
 from smlt.client.scheduler import TaskScheduler
-from smlt.client.spending import Spending
-from smlt.client.steering import Steering
-from smlt.client.watching import Unwatched
 from smlt.errors import DeployError, GoalMissed
 from smlt.store.embedded import EmbeddedStore
-
-EPOCHS, STEPS = 15, 60
-FORECAST = Forecast(10.0, 9.0, 11.0, 1.0, 0.9, 1.1, 1.0)
-
-
-class Scripted:
-    """A controller that ends a round after six steps and decides what was written down; then it keeps what there is."""
-
-    def __init__(self, *decisions: tuple[str, Choice]) -> None:
-        self.decisions, self.observed = list(decisions), list[Observation]()
-        self.standings: list[Standing] = []
-
-    def round_is_over(self, steps: int, seconds: float, standing: Standing) -> bool:
-        return steps >= 6
-
-    def end_round(self, observation: Observation, standing: Standing) -> Decision:
-        self.observed.append(observation)
-        self.standings.append(standing)
-        action, choice = self.decisions.pop(0) if self.decisions else ("keep", observation.choice)
-        return Decision(action, choice, FORECAST, f"the test says {action}")
-
-
-class Flat:
-    """A second costs the same with any number of workers."""
-
-    def step_s(self, choice: Choice, global_batch_size: int) -> float:
-        return 0.1
-
-    def usd_per_s(self, choice: Choice) -> float:
-        return 0.5
-
-    def switch_s(self, before: Choice | None, after: Choice) -> float:
-        return 1.0
-
-    def why_not(self, choice: Choice) -> str:
-        return ""
+from smlt.worker.config import WorkerConfig
 
 
 class Noting(LocalExecutor):
-    """Notes with which memory workers are started; 666 MB cannot be had."""
+    """Notes with which memory workers are started; 666 MB cannot be had, nor, where so wanted, more workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, none_beside: bool = False) -> None:
         super().__init__()
-        self.memory_mb, self.started = 1000, list[int]()
+        self.memory_mb, self.started, self.none_beside = 1000, list[int](), none_beside
 
-    def start(self, *arguments: Any) -> Any:
+    def start(self, config: WorkerConfig, log_path: Path) -> LocalWorker:
         self.started.append(self.memory_mb)
-        return super().start(*arguments)
+        return self.start_in(config, log_path, ["false"] if config.spare and self.none_beside else ())
 
     def make_ready(self, memory_mb: int) -> bool:
         if memory_mb == 666:
@@ -80,17 +39,6 @@ class Noting(LocalExecutor):
 
     def use(self, memory_mb: int) -> None:
         self.memory_mb = memory_mb
-
-
-class Recorder(Unwatched):
-    def __init__(self) -> None:
-        self.decisions, self.warnings = list[dict[str, Any]](), list[str]()
-
-    def decision(self, row: dict[str, Any]) -> None:
-        self.decisions.append(row)
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +51,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def made(store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def made(store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a run under a scripted controller: the scheduler, its controller."""
     monkeypatch.setenv("PACE", "0.05")
 
@@ -114,33 +62,17 @@ def made(store: EmbeddedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         )
         run = Run.create(tmp_path / "runs", script, asdict(request), "run")
         controller = Scripted(*decisions)
-        steering = Steering(
+        scheduler = TaskScheduler(
             run,
-            Goal(),
-            cast(Controller, controller),
-            Choice(2, 1000),
-            Spending(Flat()),
-            lambda epoch, steps, batch: (Phase(STEPS - 4 * epoch - steps, batch),) if 4 * epoch + steps < STEPS else (),
-            0.0,
-            global_batch_size=16,
-            on_lambda=False,
+            request,
+            Recorder(),
+            store_url=store.url,
+            executor=Noting(),
+            steering=steering(run, controller, Choice(2, 1000)),
         )
-        scheduler = TaskScheduler(run, request, Recorder(), store_url=store.url, executor=Noting(), steering=steering)
         return scheduler, controller
 
-    yield make
-
-
-def nearly_same_end(run: Path, undisturbed: Path) -> None:
-    """Every step once and in order, and the same losses but for the order in which workers' parts are added."""
-    assert status(run)["state"] == "done"
-    here, there = ([row for row in rows(path) if row["kind"] == "step"] for path in (run, undisturbed))
-    assert [row["step"] for row in here] == list(range(1, STEPS + 1))
-    assert [row["loss"] for row in here] == pytest.approx([row["loss"] for row in there], rel=1e-5)
-
-
-def decisions_of(run: Run) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run.path / "decisions.jsonl").read_text().splitlines()]
+    return make
 
 
 def test_workers_come_and_go_at_the_end_of_rounds_and_each_round_is_observed_under_its_choice(
@@ -181,6 +113,16 @@ def test_another_memory_is_taken_by_all_workers_at_one_step_with_a_checkpoint(
     ]
     assert status(folder)["restarts"] == 0
     assert keys_of(store.url, "run") == []
+
+
+def test_workers_that_do_not_come_up_are_not_wanted_again(made: Any, undisturbed: Path) -> None:
+    scheduler, controller = made(("switch", Choice(3, 1000)))
+    scheduler.executor = Noting(none_beside=True)
+    assert scheduler.run()["state"] == "done"
+    assert any("additional workers do not come up: 2 go on" in text for text in scheduler.progress.warnings)
+    assert controller.limits == [2]
+    assert {one.choice for one in controller.observed} == {Choice(2, 1000)}
+    same_end(scheduler.folder.path, undisturbed)
 
 
 def test_a_memory_that_cannot_be_had_changes_nothing(made: Any, undisturbed: Path) -> None:

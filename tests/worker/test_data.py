@@ -18,10 +18,10 @@ sizes = st.tuples(st.integers(1, 200), st.integers(1, 64), st.integers(0, 2**40)
 @given(sizes, st.integers(0, 5))
 def test_an_epoch_shows_every_sample_once_whatever_the_number_of_workers(size: tuple[int, int, int, int], epoch: int) -> None:
     length, batch, seed, n = size
-    workers = [DataIterator(length, batch, seed, rank, n) for rank in range(n)]
-    alone = DataIterator(length, batch, seed, 0, 1)
+    workers = [DataIterator(length, lambda epoch: batch + epoch, seed, rank, n) for rank in range(n)]
+    alone = DataIterator(length, lambda epoch: batch + epoch, seed, 0, 1)
     seen: list[int] = []
-    for step in range(alone.steps_per_epoch):
+    for step in range(alone.steps_in(epoch)):
         parts = [worker.indices(epoch, step) for worker in workers]
         joined = np.concatenate([indices for indices, _ in parts])
         np.testing.assert_array_equal(joined, alone.indices(epoch, step)[0])
@@ -32,14 +32,14 @@ def test_an_epoch_shows_every_sample_once_whatever_the_number_of_workers(size: t
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
-    one, two = DataIterator(100, 100, 1, 0, 1), DataIterator(100, 100, 2, 0, 1)
+    one, two = (DataIterator(100, lambda epoch: 100, seed, 0, 1) for seed in (1, 2))
     orders = [one.indices(0, 0)[0], one.indices(1, 0)[0], two.indices(0, 0)[0]]
     assert len({order.tobytes() for order in orders}) == 3
-    np.testing.assert_array_equal(DataIterator(100, 100, 1, 0, 1).indices(1, 0)[0], orders[1])
+    np.testing.assert_array_equal(DataIterator(100, lambda epoch: 100, 1, 0, 1).indices(1, 0)[0], orders[1])
 
 
 def test_steps_go_on_from_anywhere() -> None:
-    iterator = DataIterator(10, 3, 0, 0, 2)
+    iterator = DataIterator(10, lambda epoch: 3, 0, 0, 2)
     everything = [(epoch, step, indices.tolist(), total) for epoch, step, indices, total in iterator.steps(0, 0, 3)]
     later = [(epoch, step, indices.tolist(), total) for epoch, step, indices, total in iterator.steps(1, 2, 3)]
     assert len(everything) == 12
@@ -48,7 +48,7 @@ def test_steps_go_on_from_anywhere() -> None:
 
 def test_an_empty_training_set_is_refused() -> None:
     with pytest.raises(ConfigError, match="training set is empty"):
-        DataIterator(0, 4, 0, 0, 1)
+        DataIterator(0, lambda epoch: 4, 0, 0, 1)
 
 
 class Squares:

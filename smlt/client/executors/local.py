@@ -51,7 +51,8 @@ class LocalWorker:
             self.process.kill()
         self.process.wait()
         if self.process.stdin is not None:
-            self.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it ended before it had read its configuration
+                self.process.stdin.close()
 
     def _end_group(self) -> None:
         """It leads a process group of its own: what the task started (data loaders) goes with it."""
@@ -62,10 +63,14 @@ class LocalWorker:
 
 
 class LocalExecutor:
-    """Starts workers as `python -m smlt.worker.main`. `shared`: open files that are to live as long as any worker does."""
+    """Starts workers as `python -m smlt.worker.main`.
 
-    def __init__(self, shared: Sequence[int] = ()) -> None:
-        self.shared = list(shared)
+    `shared`: open files that are to live as long as any worker does. `threads_each`: None: the cores are
+    shared out.
+    """
+
+    def __init__(self, shared: Sequence[int] = (), threads_each: int | None = None) -> None:
+        self.shared, self.threads_each = list(shared), threads_each
         self.concurrency: int | None = None
         self.requests: Counter[str] = Counter()
 
@@ -97,7 +102,7 @@ class LocalExecutor:
         return worker
 
     def threads(self, world_size: int) -> int:
-        return threads_per_worker(world_size)
+        return self.threads_each or threads_per_worker(world_size)
 
     def make_ready(self, memory_mb: int) -> bool:
         return True

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from smlt.client.optimizer.goals import Goal, Standing
 
 Array = NDArray[np.float64]
+
+#: What is not believed of but happens: a worker lost, a slow hour. Standard deviation of the log of the time left.
+UNFORESEEN = 0.03
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,9 @@ class Outlook:
         return seconds * usd, seconds * self.usd_per_s + usd, self.usd_per_s
 
     def expected(self) -> Array:
-        """The objective expected of going to each choice and staying there."""
+        """The objective of going to each choice and staying there, for the time that is expected."""
         c0, c1, c2 = self.coefficients()
-        return c0 + c1 * self.expected_s + c2 * np.exp(2 * self.mean_log + 2 * self.std_log**2)
+        return c0 + c1 * self.expected_s + c2 * self.expected_s**2
 
     def most_s(self, later_s: float | Array = 0.0, dearer_usd: float | Array = 0.0) -> Array:
         """The most seconds that may be left for deadline and budget to be kept, when so much is lost before."""
@@ -68,26 +71,44 @@ class Outlook:
             most = np.minimum(most, left_usd / np.maximum(self.usd_per_s, 1e-12))
         return np.maximum(most, 1e-12)
 
-    def odds(self, most_s: Array, *, unforeseen: float) -> Array:
-        """The probability that the time left is at most `most_s`; `unforeseen`: standard deviation of log time beyond belief."""
-        return np.asarray(ndtr((np.log(most_s) - self.mean_log) / np.hypot(self.std_log, unforeseen)))
+    def odds(self, most_s: Array) -> Array:
+        """The probability that the time left is at most `most_s`."""
+        return np.asarray(ndtr((np.log(most_s) - self.mean_log) / np.hypot(self.std_log, UNFORESEEN)))
+
+    def odds_to_be_sure(self, most_s: Array, needed: float, noise: float) -> Array:
+        """The probability that after a round at each choice the odds of at most `most_s` will be `needed` or more."""
+        moved = learnt(self.std_log, 0.0, noise)
+        still = np.sqrt(np.maximum(self.std_log**2 - moved**2, 0.0) + UNFORESEEN**2)
+        return np.asarray(ndtr((np.log(most_s) - ndtri(needed) * still - self.mean_log) / np.maximum(moved, 1e-9)))
 
 
-def improvement(outlook: Outlook, best: float, std_log: Array, most_s: Array) -> tuple[Array, Array]:
-    """Expected improvement of the objective over `best`, and the probability of any, where the limits are kept.
+def learnt(std_log: Array, shared: Array | float, noise: float) -> Array:
+    """By how much a round moves the mean of the difference between a choice's log time and another's: its standard deviation.
 
-    `std_log`: of the time left as far as it is not shared with the choice that `best` is of. Both of shape (n,).
+    `std_log`: of the choice; `shared`: its covariance with the other; `noise`: by how much a round scatters. A round shows all when it
+    does not scatter, and nothing of what is known: the knowledge gradient's measure (Frazier et al. 2009).
+    """
+    variance = std_log**2
+    return np.asarray(np.abs(variance - shared) / np.sqrt(np.maximum(variance + noise**2, 1e-18)))
+
+
+def improvement(outlook: Outlook, best: float, std_log: Array) -> tuple[Array, Array]:
+    """Expected improvement of the objective over `best`, and the probability of any.
+
+    `std_log`: by how much a round at each choice moves what is believed of its time left, as far as that is not shared with the
+    choice that `best` is of. Both of shape (n,).
     """
     c0, c1, c2 = outlook.coefficients()
     room = best - c0
     # where c0 + c1 t + c2 t² = best, in the form that does not cancel; no t improves where c0 alone is too much
     even = 2 * room / (c1 + np.sqrt(np.maximum(c1**2 + 4 * c2 * room, 0.0)))
-    edge = np.minimum(np.where(room > 0, even, 1e-12), most_s)
     std = np.maximum(std_log, 1e-9)
-    z = (np.log(np.maximum(edge, 1e-12)) - outlook.mean_log) / std
+    # what stays unknown raises the expectation of a log-normal as before
+    mean_log = outlook.mean_log + (outlook.std_log**2 - std**2) / 2
+    z = (np.log(np.where(room > 0, even, 1e-12)) - mean_log) / std
     better = ndtr(z)
-    mean = np.exp(outlook.mean_log + std**2 / 2) * ndtr(z - std)
-    square = np.exp(2 * outlook.mean_log + 2 * std**2) * ndtr(z - 2 * std)
+    mean = np.exp(mean_log + std**2 / 2) * ndtr(z - std)
+    square = np.exp(2 * mean_log + 2 * std**2) * ndtr(z - 2 * std)
     gain = room * better - c1 * mean - c2 * square
     return np.where(room > 0, np.maximum(gain, 0.0), 0.0), np.where(room > 0, better, 0.0)
 

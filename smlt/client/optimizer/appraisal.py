@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from smlt.client.optimizer.acquisition import Array, Outlook, improvement, price_of_trying
-from smlt.client.optimizer.goals import Standing
+from smlt.client.optimizer.acquisition import Array, Outlook, improvement, learnt, price_of_trying
+from smlt.client.optimizer.goals import Goal, Standing
 from smlt.client.optimizer.optimizer import PerformanceOptimizer, Suggestion
 from smlt.client.optimizer.space import Choice
 
 #: A choice is taken when deadline and budget are kept with these odds; before the first round, which will teach much, with the second.
 SURE, SURE_AT_START = 0.95, 0.8
-#: What is not believed of but happens: a worker lost, a slow hour. Standard deviation of the log of the time left.
-UNFORESEEN = 0.03
 #: A change must promise this part of what is left; less is within what the model leaves out.
-WORTH_WHILE = 0.005
+WORTH_WHILE = 0.001
 #: Below these odds a goal is out of reach, and the choice that comes nearest is taken.
 HOPELESS = 0.5
 
@@ -26,7 +24,8 @@ HOPELESS = 0.5
 class Appraisal:
     """Of all choices, arrays of shape (n,). `scores`: the highest is to be chosen. `best`: the one to settle for as things stand.
 
-    `gain`, `price`: of trying, as in Suggestion. `odds`: that the goal is kept by going there and staying. `needed`: odds asked for.
+    `gain`, `price`: of trying, as in Suggestion. `odds`: that the goal is kept by going there and staying. `reachable`: some choice is likely to.
+    If none is, `outlook`'s goal is to come near it.
     """
 
     outlook: Outlook
@@ -35,7 +34,7 @@ class Appraisal:
     gain: Array
     price: Array
     odds: Array
-    needed: float
+    reachable: bool
 
 
 def appraise(
@@ -43,29 +42,40 @@ def appraise(
 ) -> Appraisal:
     """Weigh all choices. `step`: means and standard deviations of log step time with the next batch, shapes (n,)."""
     outlook = _outlook(optimizer, current, standing, step)
-    odds = outlook.odds(outlook.most_s(), unforeseen=UNFORESEEN)
+    odds = outlook.odds(outlook.most_s())
+    most, noise = float(odds.max()), optimizer.noise
     needed = SURE if optimizer.observations else SURE_AT_START
+    if most < HOPELESS:
+        outlook = replace(outlook, goal=_nearest(outlook))
+        allowed = keeps = np.ones_like(odds)
+        safe = np.ones(len(odds), dtype=bool)
+    else:  # where no choice is sure, those that are nearly as likely as the likeliest are as good
+        needed = min(needed, most - 0.02)
+        allowed = odds
+        keeps = outlook.odds_to_be_sure(outlook.most_s(), needed, noise)
+        safe = _safe(outlook, round_s, odds, min(needed, most - 0.05))
     expected = outlook.expected()
-    best, reachable = _settle_for(outlook, odds, needed, expected)
+    best = int(np.where(allowed >= needed, expected, np.inf).argmin())
     choices = optimizer.choices
     back_s = np.array([optimizer.model.switch_s(choice, choices[best]) for choice in choices])
     back_s[best] = 0.0
     heaviest = max(standing.left, key=lambda phase: phase.steps * phase.global_batch_size).global_batch_size
     covariance = optimizer.covariance(choices[best], heaviest)
-    variance = np.maximum(outlook.std_log**2 + outlook.std_log[best] ** 2 - 2 * covariance, 0.0)
-    gain, better = improvement(outlook, float(expected[best]), np.sqrt(variance), outlook.most_s())
+    gain, better = improvement(outlook, float(expected[best]), learnt(outlook.std_log, covariance, noise))
+    gain, better = gain * keeps, better * keeps
     price = (1 - better) * price_of_trying(outlook, best, round_s, back_s)
-    gain[best] = price[best] = 0.0
+    gain[best] = _worth_knowing(outlook, best, np.where(allowed >= needed, expected, np.inf), covariance, noise)
+    price[best] = 0.0
 
     worth = WORTH_WHILE * _left(outlook, best, expected)
     scores = gain - price - worth
-    scores[~_safe(outlook, round_s, back_s, odds, needed)] = -np.inf
-    scores[best] = 0.0
-    if current in optimizer.index and reachable:  # to stay is worth a little that is not sure to be gained
+    scores[~safe] = -np.inf
+    scores[best] = gain[best]
+    if current in optimizer.index:  # to stay is worth a little that is not sure to be gained
         here = optimizer.index[current]
-        if here != best and odds[here] >= min(needed, odds[best]):
-            scores[here] = expected[best] - expected[here] + worth
-    return Appraisal(outlook, scores, best, gain, price, odds, needed)
+        if here != best and allowed[here] >= needed:
+            scores[here] = max(scores[here], expected[best] - expected[here] + worth)
+    return Appraisal(outlook, scores, best, gain, price, odds, most >= HOPELESS)
 
 
 def _outlook(
@@ -89,21 +99,33 @@ def _outlook(
     )
 
 
-def _settle_for(outlook: Outlook, odds: Array, needed: float, expected: Array) -> tuple[int, bool]:
-    """The choice to take if nothing more were to be learnt, and whether the goal is within reach with it."""
-    most = float(odds.max())
-    if most >= HOPELESS:  # where no choice is sure, those that are nearly as likely as the likeliest are as good
-        allowed = odds >= min(needed, most - 0.02)
-        return int(np.where(allowed, expected, np.inf).argmin()), True
+def _nearest(outlook: Outlook) -> Goal:
+    """What to strive for when the goal is out of reach: least time for a deadline, least cost for a budget.
+
+    For both: that by which the choice that comes nearest to keeping both exceeds the more.
+    """
+    deadline_s, budget_usd = outlook.goal.deadline_s, outlook.goal.budget_usd
+    least_time, least_cost = Goal(budget_usd=np.inf), Goal(deadline_s=np.inf)
+    if deadline_s is None or budget_usd is None:
+        return least_time if budget_usd is None else least_cost
     seconds = outlook.switch_s + outlook.expected_s
-    if outlook.goal.budget_usd is None:
-        return int(seconds.argmin()), False
-    usd = seconds * outlook.usd_per_s
-    if outlook.goal.deadline_s is None:
-        return int(usd.argmin()), False
-    # both: the one that exceeds the one or the other by the smallest factor
-    late = (outlook.elapsed_s + seconds) / outlook.goal.deadline_s
-    return int(np.maximum(late, (outlook.spent_usd + usd) / outlook.goal.budget_usd).argmin()), False
+    late = (outlook.elapsed_s + seconds) / deadline_s
+    dear = (outlook.spent_usd + seconds * outlook.usd_per_s) / budget_usd
+    nearest = int(np.maximum(late, dear).argmin())
+    return least_time if late[nearest] > dear[nearest] else least_cost
+
+
+def _worth_knowing(outlook: Outlook, best: int, expected: Array, covariance: Array, noise: float) -> float:
+    """What a round of the best choice is worth beyond its steps: it may show that the second best is better."""
+    others = expected.copy()
+    others[best] = np.inf
+    second = int(others.argmin())
+    if not np.isfinite(others[second]):
+        return 0.0
+    moved = learnt(outlook.std_log, np.full_like(covariance, covariance[second]), noise)
+    # E[(J - c)+] = E[(c - J)+] + E[J] - c
+    gain, _ = improvement(outlook, float(expected[second]), moved)
+    return max(float(gain[best] + expected[best] - expected[second]), 0.0)
 
 
 def _left(outlook: Outlook, best: int, expected: Array) -> float:
@@ -112,23 +134,19 @@ def _left(outlook: Outlook, best: int, expected: Array) -> float:
     return max(float(expected[best] - so_far), 0.0)
 
 
-def _safe(outlook: Outlook, round_s: float, back_s: Array, odds: Array, needed: float) -> Array:
-    """Where a round may be tried: with all of it lost, the safest choice still keeps the goal."""
-    if outlook.goal.deadline_s is None and outlook.goal.budget_usd is None:
-        return np.ones(len(odds), dtype=bool)
+def _safe(outlook: Outlook, round_s: float, odds: Array, needed: float) -> Array:
+    """Where a round may be tried: with all of it lost, the safest choice still keeps the goal with the odds needed."""
     refuge = int(odds.argmax())
-    lost_s = outlook.switch_s + round_s + np.maximum(back_s, outlook.switch_s[refuge])
+    lost_s = outlook.switch_s + round_s + outlook.switch_s[refuge]
     lost_usd = lost_s * np.maximum(outlook.usd_per_s, outlook.usd_per_s[refuge])
-    most = np.full(len(odds), np.inf)
-    if outlook.goal.deadline_s is not None:
-        most = np.minimum(most, outlook.goal.deadline_s - outlook.elapsed_s - lost_s)
-    if outlook.goal.budget_usd is not None:
-        rate = max(float(outlook.usd_per_s[refuge]), 1e-12)
-        most = np.minimum(most, (outlook.goal.budget_usd - outlook.spent_usd - lost_usd) / rate)
-    std = np.hypot(outlook.std_log[refuge], UNFORESEEN)
-    from scipy.special import ndtr
-
-    return np.asarray(ndtr((np.log(np.maximum(most, 1e-12)) - outlook.mean_log[refuge]) / std) >= needed)
+    from_refuge = replace(
+        outlook,
+        mean_log=np.full_like(odds, outlook.mean_log[refuge]),
+        std_log=np.full_like(odds, outlook.std_log[refuge]),
+        usd_per_s=np.full_like(odds, outlook.usd_per_s[refuge]),
+        switch_s=np.zeros_like(odds),
+    )
+    return from_refuge.odds(from_refuge.most_s(lost_s, lost_usd)) >= needed
 
 
 def in_words(optimizer: PerformanceOptimizer, made: Appraisal, found: int, current: Choice | None) -> Suggestion:
@@ -138,11 +156,12 @@ def in_words(optimizer: PerformanceOptimizer, made: Appraisal, found: int, curre
     seconds = float(outlook.switch_s[found] + outlook.expected_s[found])
     usd = float(optimizer.usd_per_s[found] * seconds)
     ahead = f"{seconds:,.0f} s and {usd:.4g} USD left"
-    limits = [name for name, limit in (("deadline", outlook.goal.deadline_s), ("budget", outlook.goal.budget_usd)) if limit]
-    if limits and made.odds[made.best] < HOPELESS:
-        nearest = {"deadline": "the fastest", "budget": "the cheapest", "deadline and budget": "what comes nearest"}
-        goal = " and ".join(limits)
-        why = f"the {goal} cannot be kept (odds {made.odds[made.best]:.0%}): {choice} is {nearest[goal]}, {ahead}"
+    goal = optimizer.goal
+    limits = [name for name, limit in (("deadline", goal.deadline_s), ("budget", goal.budget_usd)) if limit is not None]
+    if limits and not made.reachable:
+        nearest = "the fastest" if outlook.goal.budget_usd is not None else "the cheapest"
+        kept = f"the {' and '.join(limits)} can hardly be kept (odds of {made.odds.max():.0%} at the most)"
+        why = f"{kept}: {optimizer.choices[made.best]} is believed to be {nearest}, {ahead} with {choice}"
     elif limits:
         why = f"{ahead} with {choice}, {' and '.join(limits)} kept with odds of {made.odds[found]:.0%}"
     else:

@@ -30,6 +30,8 @@ Array = NDArray[np.float64]
 
 #: What the mean of a round is off by beyond its own scatter: slow minutes of a machine or of a store.
 NOISE_FLOOR = 0.01
+#: The scatter of a round's mean before there was any.
+NOISE_USUAL = 0.03
 #: By how much more an observation is off, in log step time, for each era that has ended since.
 NOISE_PER_ERA = 0.1
 
@@ -105,13 +107,21 @@ class PerformanceOptimizer:
         self.observations: list[Observation] = []
         self._eras: list[int] = []  # of each observation; 0: an earlier run's
         self._era = 1
-        self._steps_s: dict[tuple[Choice, int], float] = {}
+        self._log_speeds: dict[bytes, Array] = {}
         self.choices = [choice for choice in space if not model.why_not(choice)]
         if not self.choices:
             raise ConfigError(f"no number of workers with any memory can work: {model.why_not(next(iter(space)))}")
-        self.index = {choice: i for i, choice in enumerate(self.choices)}
-        self.usd_per_s = np.array([model.usd_per_s(choice) for choice in self.choices])
+        self._number_choices()
         self._search = GridSearch(self._log_speed, hyper, seed)
+
+    def limit_workers(self, most: int) -> None:
+        """Choose no more than `most` workers from now on: more could not be had. Where none would be left nothing changes."""
+        self.choices = [choice for choice in self.choices if choice.workers <= most] or self.choices
+        self._number_choices()
+
+    def _number_choices(self) -> None:
+        self.index = {choice: i for i, choice in enumerate(self.choices)}
+        self.usd_per_s = np.array([self.model.usd_per_s(choice) for choice in self.choices])
 
     def observe(self, observation: Observation, *, carried: bool = False) -> None:
         """Learn from a round. `carried`: of an earlier run, which is trusted less."""
@@ -165,6 +175,14 @@ class PerformanceOptimizer:
         points = self._points(self.choices, global_batch_size)
         return self._search.process.covariance(points, points[self.index[choice]])
 
+    @property
+    def noise(self) -> float:
+        """What a round's mean is likely to be off by, in log step time: as so far."""
+        if not self.observations:
+            return NOISE_USUAL
+        usual = float(np.median([observation.noise for observation in self.observations]))
+        return math.hypot(usual, NOISE_FLOOR) if usual else 0.0
+
     def _learn(self) -> None:
         """Tell the search. Observations of one choice, batch and era become one, weighted by their precision."""
         groups: dict[tuple[Choice, int, int], list[Observation]] = defaultdict(list)
@@ -176,7 +194,8 @@ class PerformanceOptimizer:
             logs = np.log([observation.step_s for observation in group])
             points.append((choice.workers, choice.memory_mb, batch, era))
             targets.append(-float(weights @ logs / weights.sum()))
-            variances.append(1 / weights.sum() + NOISE_FLOOR**2 + (self._era - era) * NOISE_PER_ERA**2)
+            floor = NOISE_FLOOR if any(observation.noise for observation in group) else 0.0  # 0: recorded, to be taken as it is
+            variances.append(1 / weights.sum() + floor**2 + (self._era - era) * NOISE_PER_ERA**2)
         self._search.learn(np.array(points, dtype=float).reshape(-1, 4), np.array(targets), np.array(variances))
 
     def _points(self, choices: Sequence[Choice], global_batch_size: int) -> Array:
@@ -184,13 +203,11 @@ class PerformanceOptimizer:
 
     def _log_speed(self, points: Array) -> Array:
         """The model's opinion, which the process starts from: log steps a second."""
-        return np.array([-math.log(self._step_s(Choice(int(p[0]), int(p[1])), int(p[2]))) for p in points])
-
-    def _step_s(self, choice: Choice, global_batch_size: int) -> float:
-        key = (choice, global_batch_size)
-        if key not in self._steps_s:
-            self._steps_s[key] = self.model.step_s(choice, global_batch_size)
-        return self._steps_s[key]
+        key = points.tobytes()  # the grid is asked for again and again
+        if key not in self._log_speeds:
+            rows = [(Choice(int(row[0]), int(row[1])), int(row[2])) for row in points]
+            self._log_speeds[key] = np.array([-math.log(self.model.step_s(choice, batch)) for choice, batch in rows])
+        return self._log_speeds[key]
 
     def _on_grid(self, values: Array) -> Array:
         grid = np.full((len(self.space.workers), len(self.space.memory_mb)), np.nan)

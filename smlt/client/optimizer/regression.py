@@ -10,7 +10,7 @@ Imports scikit-learn, so whoever does not optimize does not import this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,21 +36,20 @@ class ResidualRegressor(GaussianProcessRegressor):  # type: ignore[misc]  # scik
     """Regression of y on points X, shape (n, 4) in the order of COLUMNS, around a prior mean, with known noise.
 
     `prior`: X to prior means of y, shape (n,). `variances`: the noise variance of each row of the next `fit`, shape (n,).
-    Takes the place of bayesian-optimization's own process. Its kernel's parameters are chosen from a few (`HyperPriors.spread`) by
-    marginal likelihood times prior: with one to five observations a free fit would take any ripple for the truth.
+    Takes the place of bayesian-optimization's own process. Its kernel is not fitted: one to five observations do not say how long
+    and how large ripples are, and the likeliest guess is sure of itself where it should not be.
     """
 
     def __init__(self, prior: Callable[[Array], Array], hyper: HyperPriors = WITH_MODEL) -> None:
         self.prior = prior
         self.hyper = hyper
         self.variances: Array = np.empty(0)
-        super().__init__(kernel=_kernel(hyper, 1.0, 1.0), optimizer=None, alpha=1e-6, copy_X_train=False)
+        super().__init__(kernel=_kernel(hyper), optimizer=None, alpha=1e-6, copy_X_train=False)
 
     def fit(self, X: Array, y: Array) -> ResidualRegressor:  # noqa: N803
         """Learn from y at X, shapes (n, 4) and (n,), with `variances` as the noise."""
         features, residual = _features(X), np.asarray(y) - self.prior(X)
         self.alpha = self.variances + 1e-8
-        self.kernel = max(_candidates(self.hyper), key=lambda it: it[1] + _evidence(it[0], features, residual, self.alpha))[0]
         super().fit(features, residual)
         return self
 
@@ -77,23 +76,10 @@ def _features(points: Array) -> Array:
     return features
 
 
-def _kernel(hyper: HyperPriors, shape: float, length: float) -> Kernel:
-    lengths = [hyper.workers_length * length, hyper.memory_length * length, hyper.batch_length * length, FAR]
+def _kernel(hyper: HyperPriors) -> Kernel:
     return (
         ConstantKernel(hyper.offset**2)
         + ConstantKernel(hyper.era**2) * RBF([FAR, FAR, FAR, 0.1])  # eras are whole numbers: 1 within one, 0 between two
-        + ConstantKernel((hyper.shape * shape) ** 2) * RBF(lengths)
+        + ConstantKernel(hyper.shape**2) * RBF([hyper.workers_length, hyper.memory_length, hyper.batch_length, FAR])
+        + ConstantKernel(hyper.ripple**2) * RBF([hyper.ripple_length] * 3 + [FAR])
     )
-
-
-def _candidates(hyper: HyperPriors) -> Iterator[tuple[Kernel, float]]:
-    for shape in hyper.spread:
-        for length in hyper.spread:
-            yield _kernel(hyper, shape, length), -0.5 * (np.log(shape) ** 2 + np.log(length) ** 2)
-
-
-def _evidence(kernel: Kernel, features: Array, residual: Array, variances: Array) -> float:
-    """The log marginal likelihood, without its constant (Rasmussen and Williams, equation 2.30)."""
-    lower = np.linalg.cholesky(kernel(features) + np.diag(variances))
-    whitened = np.linalg.solve(lower, residual)
-    return float(-0.5 * whitened @ whitened - np.log(np.diag(lower)).sum())

@@ -70,11 +70,13 @@ class GridSearch:
         for point, target in zip(points, targets, strict=True):
             self._search.register(point, float(target))
         self.process.variances = np.asarray(variances, dtype=float)
-        if len(points):
-            self.process.fit(points, targets)
+        self._is_fitted = not len(points)
 
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Means and standard deviations of log steps a second: two of shape (n,)."""
+        if not self._is_fitted:
+            self.process.fit(self._search.space.params, self._search.space.target)
+            self._is_fitted = True
         with warnings.catch_warnings():  # scikit-learn warns of variances that rounding has made negative
             warnings.simplefilter("ignore")
             mean, std = self.process.predict(points, return_std=True)
@@ -84,7 +86,8 @@ class GridSearch:
         """The index of the point with the highest score."""
         self.acquisition.points, self.acquisition.scores = points, scores
         if len(self._search.space):
-            found = self._search.suggest()
+            found = self._search.suggest()  # fits the process first
+            self._is_fitted = True
             point = np.array([found[name] for name in COLUMNS])
         else:  # bayesian-optimization would draw one from the box
             point = self.acquisition.suggest(self.process, self._search.space, random_state=self._seed)

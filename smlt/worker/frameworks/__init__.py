@@ -37,6 +37,9 @@ class Adapter(Protocol):
     def apply(self) -> None:
         """Take an optimizer step with what is in `gradient`."""
 
+    def scale_learning_rate(self, times: float) -> None:
+        """Multiply the optimizer's learning rates. TaskError when it has none that can be found."""
+
     def evaluate(self, batch: Any) -> dict[str, float]:
         """The task's metrics of a batch."""
 

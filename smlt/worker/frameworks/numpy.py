@@ -87,6 +87,28 @@ class NumpyAdapter:
     def apply(self) -> None:
         self.optimizer.step(self.gradient)
 
+    def scale_learning_rate(self, times: float) -> None:
+        lr = self._learning_rate()
+        if lr is None:
+            raise TaskError(
+                f"the optimizer, a {type(self.optimizer).__name__}, has no number `lr` that a rule could change: give it one, "
+                "or train with --lr-rule none"
+            )
+        try:
+            self._set_learning_rate(lr * times)
+        except AttributeError as error:
+            text = f"the lr of the optimizer, a {type(self.optimizer).__name__}, cannot be changed"
+            raise TaskError(f"{text}: {error}; train with --lr-rule none") from error
+
+    def _learning_rate(self) -> float | None:
+        lr = getattr(self.optimizer, "lr", None)
+        return float(lr) if isinstance(lr, (int, float, np.floating)) and not isinstance(lr, bool) else None
+
+    def _set_learning_rate(self, lr: float) -> None:
+        before: Any = self._learning_rate()
+        if lr != before:
+            self.optimizer.lr = lr  # type: ignore[attr-defined]
+
     def evaluate(self, batch: Any) -> dict[str, float]:
         return self.task.evaluate(self.model, batch)
 
@@ -108,10 +130,13 @@ class NumpyAdapter:
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         tensors = {f"model.{name}": array for name, array in self.model.items()}
         tensors |= {f"optimizer.{name}": np.asarray(array) for name, array in self.optimizer.state_dict().items()}
-        return tensors, {}
+        lr = self._learning_rate()
+        return tensors, {} if lr is None else {"lr": lr}
 
     def load_state(self, tensors: Tensors, rest: dict[str, Any]) -> None:
         for name, array in self.model.items():
             array[...] = tensors[f"model.{name}"]
         start = len("optimizer.")
         self.optimizer.load_state_dict({name[start:]: a for name, a in tensors.items() if name.startswith("optimizer.")})
+        if "lr" in rest:  # not in what was written before there were learning-rate rules
+            self._set_learning_rate(float(rest["lr"]))

@@ -14,6 +14,9 @@ from smlt.worker.buckets import FIRST_BUCKET_MB, Bucket, Countdown, Send, plan_b
 from smlt.worker.frameworks import Tensors
 from smlt.worker.task import Task
 
+#: What a parameter group holds of its learning rate. All but the first are what PyTorch's schedulers compute from.
+LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+
 
 class TorchAdapter:
     """Drives a PyTorch task (see `smlt.worker.frameworks.Adapter`)."""
@@ -145,6 +148,17 @@ class TorchAdapter:
 
     def apply(self) -> None:
         self.optimizer.step()
+
+    def scale_learning_rate(self, times: float) -> None:
+        for index, group in enumerate(self.optimizer.param_groups):
+            if not isinstance(group.get("lr"), (int, float, torch.Tensor)):
+                raise TaskError(
+                    f'parameter group {index} of the optimizer, a {type(self.optimizer).__name__}, has no "lr" that a rule '
+                    "could change: give it one, or train with --lr-rule none"
+                )
+            for name in LEARNING_RATES:
+                if isinstance(group.get(name), (int, float, torch.Tensor)):
+                    group[name] = group[name] * times  # not in place: groups may share a tensor
 
     def evaluate(self, batch: Any) -> dict[str, float]:
         self.model.eval()
