@@ -93,7 +93,7 @@ def run_case(number: int, seed: int, *, tell: bool = False) -> Outcome | None:
         return None
     optimizer = PerformanceOptimizer(job.space, job.model, goal, seed=number)
     world = World(job, rng)
-    begun = first_choice(optimizer, world.standing())
+    begun = first_choice(optimizer, goal, world.standing())
     if goal.budget_usd is None and not feasible:
         goal = replace(goal, on_miss="stop")  # what it would do then is of no interest here
     controller = Controller(optimizer, goal, begun.choice)

@@ -372,13 +372,14 @@ def test_a_choice_is_tried_twice_at_most() -> None:
 
 def test_it_begins_with_time_and_money_kept_back_for_a_failure() -> None:
     seen = list[Standing]()
-    optimizer = PerformanceOptimizer(SPACE, Model(switching_s=300.0), Goal(deadline_s=3400, budget_usd=50))
+    goal = Goal(deadline_s=3400, budget_usd=50)
+    optimizer = PerformanceOptimizer(SPACE, Model(switching_s=300.0), goal)
     plain = optimizer.suggest
     optimizer.suggest = lambda current, standing, *, round_s: (  # type: ignore[method-assign]
         seen.append(standing),
         plain(current, standing, round_s=round_s),
     )[1]
-    begun = first_choice(optimizer, Standing(10.0, 1.0, (Phase(10_000, BATCH),)))
+    begun = first_choice(optimizer, goal, Standing(10.0, 1.0, (Phase(10_000, BATCH),)))
     assert begun.choice in SPACE
     assert seen[-1].elapsed_s == 310.0
     assert seen[-1].spent_usd > 1.3
