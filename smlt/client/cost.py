@@ -200,7 +200,9 @@ class CostModel:
         # The thread that loads ahead has a core for itself as long as there are more cores than busy threads.
         spare = cores - n * threads
         data_s = 0.0 if spare > 0 else load * waves
-        overhead_s = STEP_OVERHEAD_S * waves + (SCHEDULER_STEP_S + n * SCHEDULER_REPORT_S) / cores
+        # Where a worker's threads have all cores, one that the scheduler takes away holds up the others.
+        aside = SCHEDULER_STEP_S + n * SCHEDULER_REPORT_S
+        overhead_s = STEP_OVERHEAD_S * waves + (aside / cores if threads == 1 else aside)
         return StepParts(compute_s, self.communication.on_shared_cores_s(n), data_s, overhead_s, 0.0)
 
     def _scaled(self, parts: StepParts) -> StepParts:
