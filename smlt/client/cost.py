@@ -404,9 +404,10 @@ class CostModel:
         """This model after a short real run: scaled to its steps, and to what starting and ending took."""
         row = rehearsal.observation
         start_s, end_s = (rehearsal.start_s / self._start_s(row.choice), rehearsal.end_s / self._end_s(row.choice))
-        share_s = self.step(row.choice, row.global_batch_size).epoch_end_s
-        learnt = self.calibrated([replace(row, step_s=row.step_s + share_s)])
-        scales = replace(learnt.scales, start=start_s, end=end_s)
+        parted = replace(self.calibrated([row]).scales, total=self.scales.total)
+        parts = CostModel(self.workload, self.platform, self.prices, scales=parted).step(row.choice, row.global_batch_size)
+        whole = row.step_s / (parts.total_s - parts.epoch_end_s)  # no end of an epoch was in it
+        scales = replace(parted, total=parted.total * whole, start=start_s, end=end_s)
         return CostModel(self.workload, self.platform, self.prices, scales=scales)
 
     # ---- as JSON ----
