@@ -106,7 +106,7 @@ class Cluster:
                 rate,
                 latency_s=latency_s,
                 burst_bytes=burst,
-                flow_bytes=place.flow_bytes * grain,
+                flow_bytes=place.flow_bytes,
                 segment_bytes=self.slice_bytes,
             )
 
