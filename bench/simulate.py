@@ -77,7 +77,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("-k", "--nodes", type=int, nargs="+", default=list(study.STUDIED_NODES), help="of the store")
     parser.add_argument("--local-batch", type=int, default=study.LOCAL_BATCH, help="samples of a worker in a step")
     parser.add_argument("--memory", type=int, default=study.MEMORY_MB, help="MB of a function")
-    parser.add_argument("--core-speed", type=float, default=1.0, help="of Lambda's vCPU against a core of the calibrated machine")
+    parser.add_argument(
+        "--core-speed", type=float, default=1.0, help="of Lambda's vCPU against a core of the calibrated machine"
+    )
     parser.add_argument("--epochs", type=int, default=3, help="of --run")
     parser.add_argument("--seed", type=int, default=0, help="of --run")
     parser.add_argument("--passes", type=int, default=1, help="over all cells to be measured")

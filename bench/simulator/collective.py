@@ -46,7 +46,15 @@ def tuning_of(place: Place) -> Tuning:
     )
 
 
-def run(place: Place, n: int, make: Callable[[Cluster, Done], Strategy], *, rounds: int = 1, grain: float = 1.0, starts_s: Any = None) -> Result:
+def run(
+    place: Place,
+    n: int,
+    make: Callable[[Cluster, Done], Strategy],
+    *,
+    rounds: int = 1,
+    grain: float = 1.0,
+    starts_s: Any = None,
+) -> Result:
     """`rounds` all-reduces one after the other; the last one's time. `starts_s`: when each worker calls it (of one round)."""
     cluster = Cluster(place, n, grain=grain)
     began, took, left, rounds_left = [0.0] * n, [0.0] * n, n, rounds
@@ -96,7 +104,9 @@ def smlt(place: Place, n: int, gradient: Gradient, *, tuning: Tuning | None = No
     fits = size <= limit and gradient.floats <= 131_072
     name, shards = choose(tuning, "auto", n, size, _native.ONE_SHOT_BYTES_MAX - PART_HEADER_BYTES if fits else -1)
     if name == "one-shot":
-        return run(place, n, lambda cluster, done: OneShot(cluster, gradient, done), rounds=rounds, starts_s=options.get("starts_s"))
+        return run(
+            place, n, lambda cluster, done: OneShot(cluster, gradient, done), rounds=rounds, starts_s=options.get("starts_s")
+        )
     messages_max = options.pop("messages_max", MESSAGES_MAX)
     grain = float(block_size(n, shards, max(1, -(-size // (shards * limit))), place.nodes, messages_max))
     return run(

@@ -68,7 +68,11 @@ class Setting:
         """Functions that meet in S3: no thread or interface of a node limits it, but a number of requests."""
         place = self.functions()
         free = replace(
-            place.costs, store_in_s_per_byte=0.0, store_out_s_per_byte=0.0, store_wake_s=0.0, store_command_s=1 / S3_WRITES_PER_S
+            place.costs,
+            store_in_s_per_byte=0.0,
+            store_out_s_per_byte=0.0,
+            store_wake_s=0.0,
+            store_command_s=1 / S3_WRITES_PER_S,
         )
         return replace(
             place, name="s3", costs=free, link_bytes_per_s=S3_BYTES_PER_S, store_bytes_per_s=None, request_s=OBJECT_TRIP_S
@@ -128,7 +132,8 @@ def bound_s(place: Place, n: int, model: Model) -> float:
     """What no algorithm of this shape beats: the links, or the interfaces of the store's nodes."""
     size = Gradient(model.floats).wire_bytes
     received = 2 * (n - 1) / n * size
-    assert place.link_bytes_per_s is not None and place.store_bytes_per_s is not None
+    assert place.link_bytes_per_s is not None
+    assert place.store_bytes_per_s is not None
     return max(received / place.link_bytes_per_s, n * received / place.store_bytes_per_s / place.nodes)
 
 

@@ -22,7 +22,10 @@ def show_validation(rows: list[Row], fitted: Calibration) -> None:
             f"  {row['cell']:44} {row['measured_s'] * 1e3:9.3f} ms {row['simulated_s'] * 1e3:9.3f} ms {row['error']:+7.1%}"
             f"  {known:12} {row['others']:.0%}"
         )
-    for name, chosen in (("all", rows), (f"n = {', '.join(map(str, TEST_WORKERS))}, never fitted", [r for r in rows if not r["fitted"]])):
+    for name, chosen in (
+        ("all", rows),
+        (f"n = {', '.join(map(str, TEST_WORKERS))}, never fitted", [r for r in rows if not r["fitted"]]),
+    ):
         worst = max(chosen, key=lambda row: abs(row["error"]))
         middle = statistics.median(abs(row["error"]) for row in chosen)
         print(f"\n{name}: {len(chosen)} cells, median error {middle:.1%}, worst {worst['error']:+.1%} ({worst['cell']})")
@@ -31,8 +34,8 @@ def show_validation(rows: list[Row], fitted: Calibration) -> None:
 
 def _place(setting: Setting) -> str:
     return (
-        f"functions of {setting.memory_mb} MB, links of 600 Mbit/s, store nodes c6gn.2xlarge, {setting.local_batch} samples a worker "
-        f"and step, a vCPU {setting.core_speed:g} times a core here"
+        f"functions of {setting.memory_mb} MB, links of 600 Mbit/s, store nodes c6gn.2xlarge, {setting.local_batch} samples a "
+        f"worker and step, a vCPU {setting.core_speed:g} times a core here"
     )
 
 
@@ -58,10 +61,20 @@ def show_scaling(rows: list[Row], setting: Setting) -> None:
 def show_comparison(rows: list[Row], setting: Setting) -> None:
     """What is measured, then what is simulated; every column says which."""
     measured = [row for row in rows if row["kind"] == "measured"]
-    print(f"MEASURED here (bench/peers.py, links of 600 Mbit/s, {MEASURED_FLOATS:,} floats): an all-reduce, and times smlt fp16")
+    print(
+        f"MEASURED here (bench/peers.py, links of 600 Mbit/s, {MEASURED_FLOATS:,} floats): an all-reduce, and times smlt fp16"
+    )
     for name, of_name in groupby(sorted(measured, key=lambda row: row["peer"]), key=lambda row: (row["name"], row["peer"])):
-        cells = "".join(f"   n = {row['workers']}: {row['allreduce_s'] * 1e3:7.0f} ms {row['ratio_allreduce_s']:5.2f}x" for row in of_name)
-        note = "" if name[1].startswith("smlt") else f" ({name[1]} over the store, standing in)" if "S3" in name[0] else f" ({name[1]})"
+        cells = "".join(
+            f"   n = {row['workers']}: {row['allreduce_s'] * 1e3:7.0f} ms {row['ratio_allreduce_s']:5.2f}x" for row in of_name
+        )
+        note = (
+            ""
+            if name[1].startswith("smlt")
+            else f" ({name[1]} over the store, standing in)"
+            if "S3" in name[0]
+            else f" ({name[1]})"
+        )
         print(f"  {name[0] + note:62}{cells}")
     if not measured:
         print("  nothing yet: python -m bench.simulate --measure")
@@ -106,4 +119,5 @@ def show_run(row: Row) -> None:
         ("recovery_s", "failures"),
     ):
         print(f"  {text:28} {row[name]:10.1f} s  {row[name] / row['seconds']:6.1%}")
-    print(f"  {'all':28} {row['seconds']:10.1f} s, {row['usd']:.3f} USD; {row['failures']} failures, {row['pauses']} re-invocations")
+    happened = f"{row['failures']} failures, {row['pauses']} re-invocations"
+    print(f"  {'all':28} {row['seconds']:10.1f} s, {row['usd']:.3f} USD; {happened}")

@@ -118,9 +118,13 @@ def train(
     return Training(now, steps * own_s, waiting_s, steps * allreduce_s, starts_s, recovery_s, steps, failures, pauses, usd)
 
 
-def bill_usd(system: System, model: CostModel, choice: Choice, seconds: float, steps: int, pauses: int, prices: Prices = PRICES) -> float:
+def bill_usd(
+    system: System, model: CostModel, choice: Choice, seconds: float, steps: int, pauses: int, prices: Prices = PRICES
+) -> float:
     """Functions for the whole time, the store or the servers as long, S3's requests."""
-    objects = ObjectUse(puts=round(system.step_puts * steps) + pauses, gets=round(system.step_gets * steps) + 10 * choice.workers)
+    objects = ObjectUse(
+        puts=round(system.step_puts * steps) + pauses, gets=round(system.step_gets * steps) + 10 * choice.workers
+    )
     store = StoreUse(system.store_node, seconds, system.store_nodes) if system.store_nodes else None
     made = estimate(
         choice.workers,

@@ -37,7 +37,8 @@ def calibrate(passes: int) -> list[Row]:
     PATH.write_text(fitted.to_json())
     rows = [_row(cell, sample, fitted) for cell, sample in samples.items()]
     for row in rows:
-        print(f"{row['cell']:52} measured {row['measured_s'] * 1e3:9.3f} ms, fitted {row['simulated_s'] * 1e3:9.3f} ms, {row['error']:+.1%}")
+        times = f"measured {row['measured_s'] * 1e3:9.3f} ms, fitted {row['simulated_s'] * 1e3:9.3f} ms"
+        print(f"{row['cell']:52} {times}, {row['error']:+.1%}")
     print(f"{PATH} written")
     return rows
 
@@ -64,7 +65,9 @@ def measured() -> dict[tuple[str, int, int], float]:
     """Seconds by (peer, workers, floats), of what was kept."""
     if not MEASURED_PATH.exists():
         return {}
-    return {(row["peer"], row["workers"], row["floats"]): row["seconds"] for row in json.loads(MEASURED_PATH.read_text())["rows"]}
+    return {
+        (row["peer"], row["workers"], row["floats"]): row["seconds"] for row in json.loads(MEASURED_PATH.read_text())["rows"]
+    }
 
 
 def _row(cell: Cell, sample: Sample, fitted: Calibration) -> Row:

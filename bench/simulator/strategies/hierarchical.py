@@ -76,7 +76,14 @@ class Hierarchical:
     """One all-reduce with `tuning`, or with a `shards` and `chunk` of one's own."""
 
     def __init__(
-        self, cluster: Cluster, gradient: Gradient, tuning: Tuning, done: Done, *, shards: int = 0, messages_max: int = MESSAGES_MAX
+        self,
+        cluster: Cluster,
+        gradient: Gradient,
+        tuning: Tuning,
+        done: Done,
+        *,
+        shards: int = 0,
+        messages_max: int = MESSAGES_MAX,
     ) -> None:
         self.cluster, self.done, self.costs = cluster, done, cluster.costs
         n, size = cluster.n, gradient.wire_bytes
