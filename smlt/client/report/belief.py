@@ -73,10 +73,11 @@ def story_of(data: RunData) -> tuple[Story | None, str]:
     if known is None:
         return None, "workload.json is not there"
     try:
-        model = CostModel.from_json(json.dumps({"scales": asdict(Scales()), **known}))
+        scales = {**asdict(Scales()), **known.get("scales", {})}  # an older version's have fewer
+        model = CostModel.from_json(json.dumps({**known, "scales": scales}))
         sizes = known["space"]
         space = Space(tuple(map(int, sizes["workers"])), tuple(map(int, sizes["memory_mb"])))
-    except (SmltError, KeyError, TypeError, ValueError) as error:
+    except (SmltError, AttributeError, KeyError, TypeError, ValueError) as error:
         return None, f"workload.json is not of this version's: {error}"
     decisions = [one for one in data.decisions if one.choice is not None]
     if not decisions:
