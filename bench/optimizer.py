@@ -1,8 +1,8 @@
 """How good the Performance Optimizer's choices are, and what finding them costs.
 
-    python -m bench.optimizer curves [FILE ...] [--seeds 100]     # published curves, and the authors' recipe beside it
-    python -m bench.optimizer jobs [--cases 200] [--only NAME ...]  # simulated jobs, from first step to last
-    python -m bench.optimizer speed                                  # a decision's time
+    python -m bench.optimizer curves [FILE ...] [--seeds 100]      # published curves, and the authors' recipe beside it
+    python -m bench.optimizer jobs [--cases 200] [--only NAME ...]   # simulated jobs, from first step to last
+    python -m bench.optimizer speed                                   # a decision's time
 
 `--json FILE` writes what is printed, and each row. The curves in bench/data/ are the objective (training speed for its cost)
 that the authors of SMLT published for 10, 11, 12, ... workers (arXiv:2205.01853); their optimizer spends 2 random and 3 guided
@@ -64,13 +64,13 @@ def ours(table: Table, seed: int) -> list[Choice]:
     return [row.choice for row in replay(table, seed=seed, evaluations=EVALUATIONS).evaluations]
 
 
-def curves(paths: Sequence[Path], seeds: int) -> list[dict[str, Any]]:
+def curves(paths: Sequence[Path], seeds: int, first: int) -> list[dict[str, Any]]:
     """A row for each curve and optimizer: how often the best row evaluated is within 1 % of the table's best."""
     rows = []
     for table in map(load_table, paths):
         best = min(table.step_s.values())
         for name, optimize in (("smlt", ours), ("2 random + 3 UCB, kappa 5", authors_recipe)):
-            tried = [optimize(table, seed) for seed in range(seeds)]
+            tried = [optimize(table, seed) for seed in range(first, first + seeds)]
             found = [best / min(table.step_s[choice] for choice in each) for each in tried]
             rows.append({
                 "curve": table.name,
@@ -147,10 +147,10 @@ WAYS: dict[str, Callable[[Case], Run]] = {
 }
 
 
-def jobs(cases: int, only: Sequence[str]) -> list[dict[str, Any]]:
+def jobs(cases: int, only: Sequence[str], first: int) -> list[dict[str, Any]]:
     """A row for each case and way: cost in all over that of the exhaustive best, both from the first start to the end."""
     rows = []
-    for seed in range(cases):
+    for seed in range(first, first + cases):
         case = draw(seed)
         for name, way in WAYS.items():
             if only and name not in only:
@@ -231,14 +231,15 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="the first seed or case")
     parser.add_argument("--only", nargs="*", default=[], choices=list(WAYS))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.what == "curves":
-        rows = curves(given.files or sorted(DATA.glob("published_*.json")), given.seeds)
+        rows = curves(given.files or sorted(DATA.glob("published_*.json")), given.seeds, given.first)
         shown = rows
     elif given.what == "jobs":
-        rows = jobs(given.cases, given.only)
+        rows = jobs(given.cases, given.only, given.first)
         shown = summary(rows)
     else:
         rows = shown = speed()
