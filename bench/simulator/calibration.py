@@ -151,12 +151,12 @@ def place_of(name: str, values: Mapping[str, float]) -> Place:
 def _logs(found: Result, sample: Sample) -> list[float]:
     """How far a simulated cell is from the measured one, in logarithms.
 
-    The processor's times, which neighbours inflate, count a quarter.
+    The processor's times, which neighbours inflate, count a tenth.
     """
     return [
         math.log(found.seconds / sample.typical_s),
-        0.25 * math.log(found.worker_cpu_s / sample.worker_cpu_s),
-        0.25 * math.log(found.store_cpu_s / sample.store_cpu_s),
+        0.1 * math.log(found.worker_cpu_s / sample.worker_cpu_s),
+        0.1 * math.log(found.store_cpu_s / sample.store_cpu_s),
     ]
 
 

@@ -153,12 +153,16 @@ def systems(setting: Setting, model: Model, n: int, nodes: int) -> list[System]:
         return lambda c, done: ScatterReduce(c, gradient, Client.python(c, poll_s=poll_s, listed_bytes=12.0), done)
 
     siren = took(s3, lambda c, done: Centralised(c, gradient, Client.python(c, poll_s=S3_POLL_S), done))
-    cirrus = took(place, lambda c, done: ParameterServers(c, gradient, Client.python(c), done))
+
+    def cirrus(where: Place) -> float:
+        return took(where, lambda c, done: ParameterServers(c, gradient, Client.python(c), done))
+
     return [
         System("smlt fp16", _smlt_cached(place, n, model.floats, "fp16").seconds, 0, 0, STORE_NODE, nodes),
         System("smlt fp32", _smlt_cached(place, n, model.floats, "fp32").seconds, 0, 0, STORE_NODE, nodes),
         System("siren (S3, one aggregates)", siren, n + polls, 2 * n, resumes=False),
-        System("cirrus (parameter servers)", cirrus, 0, 0, STORE_NODE, nodes, resumes=False),
+        System("cirrus (one server)", cirrus(setting.functions(1)), 0, 0, STORE_NODE, 1, resumes=False),
+        System("cirrus (as many servers)", cirrus(place), 0, 0, STORE_NODE, nodes, resumes=False),
         System("lambdaml (S3)", took(s3, scatter(S3_POLL_S)), n * n + polls, 2 * n * (n - 1), resumes=False),
         System("lambdaml (Redis)", took(place, scatter(0.0)), 0, 0, STORE_NODE, nodes, resumes=False),
     ]
