@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smlt.client.cost import StepModel
 from smlt.client.optimizer.goals import Goal, Phase, Standing
 from smlt.client.optimizer.observations import Observation, read_observations
 from smlt.client.optimizer.optimizer import PerformanceOptimizer
@@ -74,6 +75,22 @@ class Replay:
     table_best_value: float
     believed_best: Choice
     believed_value: float
+    steps: int = STEPS
+
+    @property
+    def standing(self) -> Standing:
+        """Before the first evaluation: all is still to be done."""
+        return Standing(0.0, 0.0, (Phase(self.steps, 1),))
+
+    @property
+    def model(self) -> StepModel:
+        """What the optimizer began with: it knows nothing."""
+        return _Recorded(self.table)
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        """What it has learnt from, in order."""
+        return tuple(Observation(row.choice, row.step_s, self.steps, 1, noise=0.0) for row in self.evaluations)
 
     @property
     def regret(self) -> float:
@@ -171,7 +188,7 @@ def replay(
     settled = optimizer.settle(standing)
     return Replay(
         table, goal, tuple(rows.values()), best, table_best, _value(table, goal, table_best, table.step_s[table_best] * steps),
-        settled, _value(table, goal, settled, optimizer.belief(settled, 1).median_s * steps),
+        settled, _value(table, goal, settled, optimizer.belief(settled, 1).median_s * steps), steps,
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ class RoundLength:
     def is_over(self, steps: int, seconds: float, *, first: bool, left_s: float, most_s: float) -> bool:
         """Whether a round of so many steps in so many seconds is enough.
 
-        `first`: of its choice. `left_s`: of the run, as is forecast. `most_s`: no round is longer, though its mean be less sure.
+        `first`: of its choice. `left_s`: of the run, as is forecast. `most_s`: no round is longer, be its mean less sure.
         """
         if steps < STEPS_MIN:
             return False
