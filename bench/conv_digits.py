@@ -9,7 +9,7 @@ import smlt
 
 
 class ConvDigits(smlt.Task):
-    """0.22 M parameters, some 0.2 GFLOP a sample, forward and backward."""
+    """0.37 M parameters, some 0.14 GFLOP a sample, forward and backward."""
 
     def data(self):
         images, labels = load_digits(return_X_y=True)
@@ -18,15 +18,17 @@ class ConvDigits(smlt.Task):
         return {"train": (x[~held_out], y[~held_out]), "test": (x[held_out], y[held_out])}
 
     def model(self):
-        layers = [nn.Conv2d(1, 64, 3, padding=1), nn.GELU(), nn.Conv2d(64, 128, 3, padding=1), nn.GELU()]
-        layers += [nn.Conv2d(128, 128, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)]
-        return nn.Sequential(*layers)
+        layers, inputs = [], 1
+        for outputs in (64, 128, 128, 128):  # normalized, so that the loss falls at once and rounding does not grow
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.GELU()]
+            inputs = outputs
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
 
     def loss(self, model, batch):
         return functional.cross_entropy(model(batch[0]), batch[1])
 
     def optimizer(self, model):
-        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
 
     def evaluate(self, model, batch):
         return {"accuracy": (model(batch[0]).argmax(1) == batch[1]).float().mean().item()}

@@ -1,7 +1,7 @@
 """Simulated jobs for bench.optimizer: a world that is not what the optimizer was told.
 
-The world's formulas are its own and none of smlt's: what is told is another set of formulas with other constants, so a prior mean
-is wrong in its constants and in its shape.
+The world's formulas are its own and none of smlt's: what is told is another set of formulas with other constants, so a prior
+mean is wrong in its constants and in its shape.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class Case:
         return "budget" if self.goal.budget_usd is not None else "trade"
 
     def value(self, seconds: float, usd: float) -> float:
-        """What counts: USD under a deadline, seconds under a budget; else the mean of both factors over the least product."""
-        return {"deadline": usd, "budget": seconds, "trade": math.sqrt(seconds * usd)}[self.kind]
+        """What counts: USD under a deadline, seconds under a budget, else their product."""
+        return {"deadline": usd, "budget": seconds, "trade": seconds * usd}[self.kind]
 
     def kept(self, seconds: float, usd: float) -> bool:
         return seconds <= (self.goal.deadline_s or math.inf) and usd <= (self.goal.budget_usd or math.inf)

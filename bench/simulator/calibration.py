@@ -37,7 +37,12 @@ PEER_FLOATS = (1_000_000, 11_000_000)
 #: A full frame of Ethernet carries so much of TCP's data: 1448 of 1514 bytes (tc counts those).
 FRAME_SHARE = 1448 / 1514
 #: What kernels take for a float32 in cache (`python -m bench.kernels`, fp16); their sum is fitted as a multiple of these.
-KERNELS = {"encode_s_per_float": 0.15e-9, "add_s_per_float": 0.10e-9, "publish_s_per_float": 0.45e-9, "decode_s_per_float": 0.15e-9}
+KERNELS = {
+    "encode_s_per_float": 0.15e-9,
+    "add_s_per_float": 0.10e-9,
+    "publish_s_per_float": 0.45e-9,
+    "decode_s_per_float": 0.15e-9,
+}
 ROUNDS = 3  # simulated one after the other: the links' buckets are then as in a loop of measurements
 
 
@@ -86,7 +91,8 @@ def simulate(cell: Cell, place: Place) -> Result:
 def cells_to_fit() -> list[Cell]:
     """What `--calibrate` measures."""
     ours = [Cell(place, n, floats) for place in PLACES for n in FIT_WORKERS for floats in FLOATS]
-    theirs = [Cell(place, n, floats, peer) for place in PLACES for n in FIT_WORKERS for floats in PEER_FLOATS for peer in PEERS]
+    # The peers over links alone: on one machine what their bytes cost depends on whose caches they fit, by a factor of two.
+    theirs = [Cell("links", n, floats, peer) for n in FIT_WORKERS for floats in PEER_FLOATS for peer in PEERS]
     return ours + theirs
 
 
@@ -143,12 +149,24 @@ def place_of(name: str, values: Mapping[str, float]) -> Place:
 
 
 def _logs(found: Result, sample: Sample) -> list[float]:
-    """How far a simulated cell is from the measured one, in logarithms; the processor's times count half."""
+    """How far a simulated cell is from the measured one, in logarithms.
+
+    The processor's times, which neighbours inflate, count a tenth.
+    """
     return [
         math.log(found.seconds / sample.typical_s),
-        0.5 * math.log(found.worker_cpu_s / sample.worker_cpu_s),
-        0.5 * math.log(found.store_cpu_s / sample.store_cpu_s),
+        0.1 * math.log(found.worker_cpu_s / sample.worker_cpu_s),
+        0.1 * math.log(found.store_cpu_s / sample.store_cpu_s),
     ]
+
+
+#: Logarithms: steps of a tenth, outliers (disturbed cells) count less.
+_FIT: dict[str, Any] = {"diff_step": 0.03, "x_scale": 0.5, "loss": "soft_l1", "f_scale": 0.1}
+
+
+def _around(first: list[float]) -> tuple[list[float], list[float]]:
+    """Bounds: a sixteenth to sixteen times the first guess."""
+    return [value - math.log(16) for value in first], [value + math.log(16) for value in first]
 
 
 def fit_place(name: str, samples: Mapping[Cell, Sample], *, evaluations: int = 12) -> Place:
@@ -168,7 +186,7 @@ def fit_place(name: str, samples: Mapping[Cell, Sample], *, evaluations: int = 1
         return np.array(off + [0.03 * (value - math.log(row[1])) for row, value in zip(free, logs, strict=True)])
 
     first = [math.log(row[1]) for row in free]
-    found = least_squares(misses, first, diff_step=0.1, x_scale=0.5, loss="soft_l1", f_scale=0.1, max_nfev=evaluations)
+    found = least_squares(misses, first, bounds=_around(first), **_FIT, max_nfev=evaluations)
     return place_at(found.x)
 
 
@@ -191,7 +209,7 @@ def fit_python(place: Place, samples: Mapping[Cell, Sample], *, evaluations: int
         off = [_logs(simulate(cell, candidate), samples[cell])[0] for cell in cells]
         return np.array(off + [0.05 * (value - guess) for value, guess in zip(logs, first, strict=True)])
 
-    found = least_squares(misses, first, diff_step=0.1, x_scale=0.5, loss="soft_l1", f_scale=0.1, max_nfev=evaluations)
+    found = least_squares(misses, first, bounds=_around(first), **_FIT, max_nfev=evaluations)
     return place_at(found.x)
 
 
@@ -200,7 +218,9 @@ def fit(samples: Mapping[Cell, Sample]) -> Calibration:
     chosen = {cell: sample for cell, sample in samples.items() if cell.workers in FIT_WORKERS}
     places = {name: fit_python(fit_place(name, chosen), chosen) for name in PLACES}
     sizes = ", ".join(f"{floats:,}" for floats in FLOATS)
-    return Calibration(places, machine(), f"n = {', '.join(map(str, FIT_WORKERS))}; {sizes} floats; unix socket and shaped links")
+    return Calibration(
+        places, machine(), f"n = {', '.join(map(str, FIT_WORKERS))}; {sizes} floats; unix socket and shaped links"
+    )
 
 
 def machine() -> str:
@@ -208,7 +228,8 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        model = next((line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), model)
-    return f"{os.cpu_count()} cores of {model}, {platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}"
-
-
+        model = next(
+            (line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), model
+        )
+    system = f"{platform.system()} {platform.release().split('-')[0]}"
+    return f"{os.cpu_count()} cores of {model}, {system}, Python {platform.python_version()}"

@@ -106,7 +106,7 @@ class Cluster:
                 rate,
                 latency_s=latency_s,
                 burst_bytes=burst,
-                flow_bytes=place.flow_bytes * grain,
+                flow_bytes=place.flow_bytes,
                 segment_bytes=self.slice_bytes,
             )
 
@@ -161,7 +161,9 @@ class Cluster:
             work_s = part * per_byte + (first_s if i == 0 else 0.0)
             last = i == count - 1
             at_store_s = part * costs.store_in_s_per_byte + (command_s if last else 0.0)
-            worker.thread.do(lane, work_s, self._up_sent, worker, store, lane, part, at_store_s, done if last else _nothing, arguments)
+            worker.thread.do(
+                lane, work_s, self._up_sent, worker, store, lane, part, at_store_s, done if last else _nothing, arguments
+            )
 
     def _up_sent(
         self, worker: Worker, store: StoreNode, lane: str, size: float, work_s: float, done: Action, arguments: tuple[Any, ...]
@@ -217,7 +219,9 @@ class Cluster:
         else:
             self._down_at_link(worker, lane, size, work_s, done, arguments)
 
-    def _down_at_link(self, worker: Worker, lane: str, size: float, work_s: float, done: Action, arguments: tuple[Any, ...]) -> None:
+    def _down_at_link(
+        self, worker: Worker, lane: str, size: float, work_s: float, done: Action, arguments: tuple[Any, ...]
+    ) -> None:
         if worker.down is not None:
             worker.down.send(lane, size, worker.thread.do, lane, work_s, _call, done, arguments)
         else:

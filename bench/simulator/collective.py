@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.simulator.cluster import Cluster, Place
@@ -33,11 +33,28 @@ class Result:
 
 
 def tuning_of(place: Place) -> Tuning:
-    """What `smlt.collective.tuning` takes without having measured: for a unix socket, or for anything further away."""
-    return LOCAL if place.link_bytes_per_s is None else NETWORK
+    """What `smlt.collective.tuning` takes without having measured: for a unix socket, or for anything further away.
+
+    A store of known nodes is taken for what it is: with the rate of one node for eight, too few workers would be owners.
+    """
+    if place.link_bytes_per_s is None:
+        return LOCAL
+    if place.store_bytes_per_s is None:
+        return NETWORK
+    return replace(
+        NETWORK, store_bytes_per_s=2 * place.store_bytes_per_s * place.nodes, command_s=NETWORK.command_s / place.nodes
+    )
 
 
-def run(place: Place, n: int, make: Callable[[Cluster, Done], Strategy], *, rounds: int = 1, grain: float = 1.0, starts_s: Any = None) -> Result:
+def run(
+    place: Place,
+    n: int,
+    make: Callable[[Cluster, Done], Strategy],
+    *,
+    rounds: int = 1,
+    grain: float = 1.0,
+    starts_s: Any = None,
+) -> Result:
     """`rounds` all-reduces one after the other; the last one's time. `starts_s`: when each worker calls it (of one round)."""
     cluster = Cluster(place, n, grain=grain)
     began, took, left, rounds_left = [0.0] * n, [0.0] * n, n, rounds
@@ -87,9 +104,11 @@ def smlt(place: Place, n: int, gradient: Gradient, *, tuning: Tuning | None = No
     fits = size <= limit and gradient.floats <= 131_072
     name, shards = choose(tuning, "auto", n, size, _native.ONE_SHOT_BYTES_MAX - PART_HEADER_BYTES if fits else -1)
     if name == "one-shot":
-        return run(place, n, lambda cluster, done: OneShot(cluster, gradient, done), rounds=rounds, starts_s=options.get("starts_s"))
+        return run(
+            place, n, lambda cluster, done: OneShot(cluster, gradient, done), rounds=rounds, starts_s=options.get("starts_s")
+        )
     messages_max = options.pop("messages_max", MESSAGES_MAX)
-    grain = float(block_size(n, shards, max(1, -(-size // (shards * limit))), messages_max))
+    grain = float(block_size(n, shards, max(1, -(-size // (shards * limit))), place.nodes, messages_max))
     return run(
         place,
         n,

@@ -33,7 +33,7 @@ DEADLINE_S = 600
 #: A window is quiet when processes that are not its own, or other guests, took less of the processors' time than this.
 OTHERS_MAX = 0.06
 WINDOW_S = 0.3
-QUIET_WINDOWS, WINDOWS_MAX = 4, 10
+QUIET_WINDOWS, WINDOWS_MAX, PATIENCE_S = 4, 10, 6.0
 PLACES = ("local", "links")
 
 
@@ -70,7 +70,8 @@ class Sample:
     def chosen(self) -> list[Window]:
         """The quiet windows; when there are fewer than two, the two least disturbed."""
         ordered = sorted(self.windows, key=lambda window: window.others)
-        return [window for window in ordered if window.others <= OTHERS_MAX] if len(ordered) < 2 or ordered[1].others <= OTHERS_MAX else ordered[:2]
+        quiet = [window for window in ordered if window.others <= OTHERS_MAX]
+        return quiet if len(quiet) >= 2 else ordered[:2]
 
     @property
     def typical_s(self) -> float:
@@ -201,7 +202,14 @@ def _run_worker(shared: _Shared, *arguments: Any) -> None:
 
 
 def _worker(
-    shared: _Shared, peer: Peer, place: Place, links: Links | None, rounds: int, store_pid: int, quiet_wanted: int, windows_max: int
+    shared: _Shared,
+    peer: Peer,
+    place: Place,
+    links: Links | None,
+    rounds: int,
+    store_pid: int,
+    quiet_wanted: int,
+    windows_max: int,
 ) -> tuple[list[list[float]], list[_Look]]:
     """Seconds of the rounds of each window; rank 0 also says what else happened in it."""
     if links is not None:
@@ -211,6 +219,7 @@ def _worker(
         for _ in range(WARM_UP):
             shared.start.wait(DEADLINE_S)
             allreduce()
+        first = time.perf_counter()
         while shared.more.value:
             shared.start.wait(DEADLINE_S)
             before = _state(shared, store_pid) if rank == 0 else None
@@ -228,7 +237,8 @@ def _worker(
             if before is not None:
                 looks.append(_look(before, _state(shared, store_pid), n))
                 quiet = sum(look.others <= OTHERS_MAX for look in looks)
-                shared.more.value = quiet < quiet_wanted and len(looks) < windows_max
+                patient = time.perf_counter() - first < PATIENCE_S or len(looks) < 2
+                shared.more.value = quiet < quiet_wanted and len(looks) < windows_max and patient
             shared.start.wait(DEADLINE_S)
     return windows, looks
 

@@ -171,9 +171,7 @@ def train(
     ] = None,
     tune: Annotated[
         bool | None,
-        typer.Option(
-            "--tune", help="Choose workers, and change them: the best trade of time and cost.", show_default=False
-        ),
+        typer.Option("--tune", help="Choose workers, and change them: the best trade of time and cost."),
     ] = None,
     on_miss: Annotated[
         str | None,

@@ -200,7 +200,9 @@ class CostModel:
         # The thread that loads ahead has a core for itself as long as there are more cores than busy threads.
         spare = cores - n * threads
         data_s = 0.0 if spare > 0 else load * waves
-        overhead_s = STEP_OVERHEAD_S * waves + (SCHEDULER_STEP_S + n * SCHEDULER_REPORT_S) / cores
+        # Where a worker's threads have all cores, one that the scheduler takes away holds up the others.
+        aside = SCHEDULER_STEP_S + n * SCHEDULER_REPORT_S
+        overhead_s = STEP_OVERHEAD_S * waves + (aside / cores if threads == 1 else aside)
         return StepParts(compute_s, self.communication.on_shared_cores_s(n), data_s, overhead_s, 0.0)
 
     def _scaled(self, parts: StepParts) -> StepParts:
@@ -402,9 +404,10 @@ class CostModel:
         """This model after a short real run: scaled to its steps, and to what starting and ending took."""
         row = rehearsal.observation
         start_s, end_s = (rehearsal.start_s / self._start_s(row.choice), rehearsal.end_s / self._end_s(row.choice))
-        share_s = self.step(row.choice, row.global_batch_size).epoch_end_s
-        learnt = self.calibrated([replace(row, step_s=row.step_s + share_s)])
-        scales = replace(learnt.scales, start=start_s, end=end_s)
+        parted = replace(self.calibrated([row]).scales, total=self.scales.total)
+        parts = CostModel(self.workload, self.platform, self.prices, scales=parted).step(row.choice, row.global_batch_size)
+        whole = row.step_s / (parts.total_s - parts.epoch_end_s)  # no end of an epoch was in it
+        scales = replace(parted, total=parted.total * whole, start=start_s, end=end_s)
         return CostModel(self.workload, self.platform, self.prices, scales=scales)
 
     # ---- as JSON ----

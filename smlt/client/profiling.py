@@ -142,7 +142,8 @@ def _measure(
         threaded = wide("steps", batch=largest["batch"], budget_s=budget_s / 6)
         # Threads wait for one another: on a busy machine only the quickest steps tell what they do. Amdahl: time with c
         # threads over time with one is 1 - p (1 - 1/c).
-        factor = threaded["least_s"] / largest["least_s"]
+        which = "least_s" if found["queued"] > BUSY else "compute_s"
+        factor = threaded[which] / largest[which]
         if found["queued"] > BUSY and factor > 1:  # the others' doing; small steps gain nothing from threads
             factor = 1.0 if largest["least_s"] < SMALL_STEP_S else 1 - PARALLEL_FRACTION * (1 - 1 / cores)
         found["all_cores"] = factor

@@ -1,7 +1,7 @@
 """One aggregates for all: a worker, through a store (Siren), or parameter servers on machines of their own (Cirrus).
 
-Siren: Wang, Niu, Li, Distributed Machine Learning with a Serverless Architecture, INFOCOM 2019: stateless functions that meet in
-S3. Cirrus: Carreira et al., Cirrus: a Serverless Framework for End-to-end ML Workflows, SoCC 2019: functions that push
+Siren: Wang, Niu, Li, Distributed Machine Learning with a Serverless Architecture, INFOCOM 2019: stateless functions that meet
+in S3. Cirrus: Carreira et al., Cirrus: a Serverless Framework for End-to-end ML Workflows, SoCC 2019: functions that push
 gradients to, and pull the model from, a parameter server on a virtual machine.
 """
 
@@ -99,7 +99,15 @@ class ParameterServers:
         lane, client = f"server {server.number}", self.client
         size = self.part + ANSWER_BYTES
         self.cluster.down(
-            server, worker, lane, size, 0.0, self._pulled, worker.rank, work_s_per_byte=client.s_per_byte, message_s=client.message_s
+            server,
+            worker,
+            lane,
+            size,
+            0.0,
+            self._pulled,
+            worker.rank,
+            work_s_per_byte=client.s_per_byte,
+            message_s=client.message_s,
         )
 
     def _pulled(self, rank: int) -> None:

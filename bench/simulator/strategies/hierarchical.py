@@ -25,9 +25,12 @@ UPLOAD_QUEUE_BYTES = 64 * 1024
 MESSAGES_MAX = 60_000
 
 
-def block_size(n: int, shards: int, rounds: int, messages_max: int = MESSAGES_MAX) -> int:
-    """How many owners form a block, so that no more than about `messages_max` messages go up."""
-    return max(1, -(-n * shards * rounds // messages_max))
+def block_size(n: int, shards: int, rounds: int, nodes: int = 1, messages_max: int = MESSAGES_MAX) -> int:
+    """How many owners form a block, so that no more than about `messages_max` messages go up: 1 when that is so anyway.
+
+    No more than leave four blocks for each node of the store.
+    """
+    return max(1, min(-(-n * shards * rounds // messages_max), shards // (4 * nodes)))
 
 
 class _Unit:
@@ -73,18 +76,30 @@ class Hierarchical:
     """One all-reduce with `tuning`, or with a `shards` and `chunk` of one's own."""
 
     def __init__(
-        self, cluster: Cluster, gradient: Gradient, tuning: Tuning, done: Done, *, shards: int = 0, messages_max: int = MESSAGES_MAX
+        self,
+        cluster: Cluster,
+        gradient: Gradient,
+        tuning: Tuning,
+        done: Done,
+        *,
+        shards: int = 0,
+        messages_max: int = MESSAGES_MAX,
     ) -> None:
         self.cluster, self.done, self.costs = cluster, done, cluster.costs
         n, size = cluster.n, gradient.wire_bytes
-        self.window = window_bytes(tuning)
         shards = shards or choose(tuning, "hierarchical", n, size, -1)[1]
         limit = chunk_bytes(tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
         rounds = max(1, -(-size // (shards * limit)))
         self.chunk = size / (shards * rounds)
         self.floats = gradient.floats / (shards * rounds)
-        self.block = block = block_size(n, shards, rounds, messages_max)
-        nodes, blocks = len(cluster.stores), -(-shards // block)
+        nodes = len(cluster.stores)
+        self.block = block = block_size(n, shards, rounds, nodes, messages_max)
+        blocks = -(-shards // block)
+        # What is under way is bounded in bytes. With messages of whole blocks it must still be as many messages as there are
+        # nodes, if chunks would be: else all workers would press on one node after the other.
+        window = window_bytes(tuning)
+        self.coarse = (block - 1) * self.chunk * max(1, min(nodes, int(window / self.chunk)))
+        self.window = window + self.coarse
         self.units = [
             [
                 _Unit(c * blocks + b, range(b * block, min(shards, (b + 1) * block)), cluster.stores[b % nodes], n)
@@ -117,7 +132,7 @@ class Hierarchical:
     # ---- up ----
 
     def _upload_limit(self, member: _Member) -> float:
-        least = self.window / 4
+        least = (self.window - self.coarse) / 4 + self.coarse
         return least + min(member.fetched, self.window - least)
 
     def _send(self, member: _Member) -> None:

@@ -17,7 +17,7 @@ EXPLICIT_POLLS_MAX_WORKERS = 16
 
 @dataclass(frozen=True)
 class Client:
-    """What requests cost a worker. `poll_s`: the pause between polls. `listed_bytes`: what a poll brings for each key listed."""
+    """What requests cost a worker. `poll_s`: the pause between polls. `listed_bytes`: what a poll brings for each key."""
 
     s_per_byte: float
     message_s: float

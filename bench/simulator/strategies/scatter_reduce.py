@@ -26,7 +26,7 @@ class ScatterReduce:
         self.cluster, self.client, self.done, self.delete = cluster, client, done, delete
         n = cluster.n
         self.part, self.floats = gradient.wire_bytes / n, gradient.floats / n
-        self.block = block_size(n, n, 1, MESSAGES_MAX)
+        self.block = block_size(n, n, 1, len(cluster.stores), MESSAGES_MAX)
         self.blocks = -(-n // self.block)
         self.parts = [0] * self.blocks  # parts there, of each partition of a block
         self.merged = [0] * self.blocks  # merged partitions there

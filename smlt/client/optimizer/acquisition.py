@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from smlt.client.optimizer.goals import Goal, Standing
+from smlt.client.optimizer.goals import Goal
 
 Array = NDArray[np.float64]
 
+#: A round is not counted on to show more than this, in log step time: else two neighbours, told apart exactly, would be used to
+#: tell the slope of the whole curve, which no curve is smooth enough for.
+TELLS = 0.03
 #: What is not believed of but happens: a worker lost, a slow hour. Standard deviation of the log of the time left.
 UNFORESEEN = 0.03
 
@@ -85,11 +88,11 @@ class Outlook:
 def learnt(std_log: Array, shared: Array | float, noise: float) -> Array:
     """By how much a round moves the mean of the difference between a choice's log time and another's: its standard deviation.
 
-    `std_log`: of the choice; `shared`: its covariance with the other; `noise`: by how much a round scatters. A round shows all when it
-    does not scatter, and nothing of what is known: the knowledge gradient's measure (Frazier et al. 2009).
+    `std_log`: of the choice; `shared`: its covariance with the other; `noise`: by how much a round scatters. A round shows the
+    more the less it scatters, and nothing of what is known: the knowledge gradient's measure (Frazier et al. 2009).
     """
     variance = std_log**2
-    return np.asarray(np.abs(variance - shared) / np.sqrt(np.maximum(variance + noise**2, 1e-18)))
+    return np.asarray(np.abs(variance - shared) / np.sqrt(variance + max(noise, TELLS) ** 2))
 
 
 def improvement(outlook: Outlook, best: float, std_log: Array) -> tuple[Array, Array]:
@@ -124,7 +127,5 @@ def price_of_trying(outlook: Outlook, best: int, round_s: float, back_s: Array) 
     seconds = outlook.elapsed_s + outlook.switch_s + spent_s + rest_s
     usd = outlook.spent_usd + outlook.usd_per_s * (outlook.switch_s + spent_s) + outlook.usd_per_s[best] * rest_s
     direct_s = outlook.switch_s[best] + expected_s[best]
-    direct = outlook.objective(
-        outlook.elapsed_s + direct_s, outlook.spent_usd + outlook.usd_per_s[best] * direct_s
-    )
+    direct = outlook.objective(outlook.elapsed_s + direct_s, outlook.spent_usd + outlook.usd_per_s[best] * direct_s)
     return np.maximum(outlook.objective(seconds, usd) - direct, 0.0)

@@ -6,13 +6,15 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from smlt.client.optimizer.acquisition import Array, Outlook, improvement, learnt, price_of_trying
 from smlt.client.optimizer.goals import Goal, Standing
 from smlt.client.optimizer.optimizer import PerformanceOptimizer, Suggestion
 from smlt.client.optimizer.space import Choice
 
-#: A choice is taken when deadline and budget are kept with these odds; before the first round, which will teach much, with the second.
+#: A choice is taken when deadline and budget are kept with these odds; before the first round, which will teach much, with the
+#: second.
 SURE, SURE_AT_START = 0.95, 0.8
 #: A change must promise this part of what is left; less is within what the model leaves out.
 WORTH_WHILE = 0.001
@@ -22,10 +24,10 @@ HOPELESS = 0.5
 
 @dataclass(frozen=True)
 class Appraisal:
-    """Of all choices, arrays of shape (n,). `scores`: the highest is to be chosen. `best`: the one to settle for as things stand.
+    """Of all choices, arrays of shape (n,). `scores`: the highest is chosen. `best`: the one to settle for as things stand.
 
-    `gain`, `price`: of trying, as in Suggestion. `odds`: that the goal is kept by going there and staying. `reachable`: some choice is likely to.
-    If none is, `outlook`'s goal is to come near it.
+    `gain`, `price`: of trying, as in Suggestion. `odds`: that the goal is kept by going there and staying. `reachable`: some
+    choice is likely to. If none is, `outlook`'s goal is to come near it.
     """
 
     outlook: Outlook
@@ -44,18 +46,15 @@ def appraise(
     outlook = _outlook(optimizer, current, standing, step)
     odds = outlook.odds(outlook.most_s())
     most, noise = float(odds.max()), optimizer.noise
-    needed = SURE if optimizer.observations else SURE_AT_START
     if most < HOPELESS:
         outlook = replace(outlook, goal=_nearest(outlook))
-        allowed = keeps = np.ones_like(odds)
-        safe = np.ones(len(odds), dtype=bool)
+        allowed, safe, keeps = np.ones(len(odds), dtype=bool), np.ones(len(odds), dtype=bool), np.ones_like(odds)
     else:  # where no choice is sure, those that are nearly as likely as the likeliest are as good
-        needed = min(needed, most - 0.02)
-        allowed = odds
+        needed = min(SURE if optimizer.observations else SURE_AT_START, most - 0.02)
+        allowed, safe = odds >= needed, _safe(outlook, round_s, odds, min(needed, most - 0.05))
         keeps = outlook.odds_to_be_sure(outlook.most_s(), needed, noise)
-        safe = _safe(outlook, round_s, odds, min(needed, most - 0.05))
     expected = outlook.expected()
-    best = int(np.where(allowed >= needed, expected, np.inf).argmin())
+    best = int(np.where(allowed, expected, np.inf).argmin())
     choices = optimizer.choices
     back_s = np.array([optimizer.model.switch_s(choice, choices[best]) for choice in choices])
     back_s[best] = 0.0
@@ -64,24 +63,24 @@ def appraise(
     gain, better = improvement(outlook, float(expected[best]), learnt(outlook.std_log, covariance, noise))
     gain, better = gain * keeps, better * keeps
     price = (1 - better) * price_of_trying(outlook, best, round_s, back_s)
-    gain[best] = _worth_knowing(outlook, best, np.where(allowed >= needed, expected, np.inf), covariance, noise)
+    gain[best] = _worth_knowing(outlook, best, np.where(allowed, expected, np.inf), covariance, noise)
     price[best] = 0.0
 
     worth = WORTH_WHILE * _left(outlook, best, expected)
     scores = gain - price - worth
     scores[~safe] = -np.inf
     scores[best] = gain[best]
+    if current is None and not optimizer.observations:  # as the model says; where it says nothing, the seed decides
+        scores = np.where(allowed, -expected, -np.inf)
     if current in optimizer.index:  # to stay is worth a little that is not sure to be gained
         here = optimizer.index[current]
-        if here != best and allowed[here] >= needed:
+        if here != best and allowed[here]:
             scores[here] = max(scores[here], expected[best] - expected[here] + worth)
     return Appraisal(outlook, scores, best, gain, price, odds, most >= HOPELESS)
 
 
-def _outlook(
-    optimizer: PerformanceOptimizer, current: Choice | None, standing: Standing, step: tuple[Array, Array]
-) -> Outlook:
-    """Phases of one batch size take step times that are believed together: their log-normals are added as if fully correlated."""
+def _outlook(optimizer: PerformanceOptimizer, current: Choice | None, standing: Standing, step: tuple[Array, Array]) -> Outlook:
+    """What is left. Step times with several batch sizes are believed together: added as if their errors were one."""
     steps: Counter[int] = Counter()
     for phase in standing.left:
         steps[phase.global_batch_size] += max(phase.steps, 1)
@@ -94,9 +93,7 @@ def _outlook(
     switch_s = np.array([optimizer.model.switch_s(current, choice) for choice in optimizer.choices])
     if current in optimizer.index:
         switch_s[optimizer.index[current]] = 0.0
-    return Outlook(
-        optimizer.goal, standing.elapsed_s, standing.spent_usd, mean_log, std_log, optimizer.usd_per_s, switch_s
-    )
+    return Outlook(optimizer.goal, standing.elapsed_s, standing.spent_usd, mean_log, std_log, optimizer.usd_per_s, switch_s)
 
 
 def _nearest(outlook: Outlook) -> Goal:
@@ -122,7 +119,8 @@ def _worth_knowing(outlook: Outlook, best: int, expected: Array, covariance: Arr
     second = int(others.argmin())
     if not np.isfinite(others[second]):
         return 0.0
-    moved = learnt(outlook.std_log, np.full_like(covariance, covariance[second]), noise)
+    moved = np.zeros_like(expected)
+    moved[best] = learnt(outlook.std_log, covariance[second], noise)[best]
     # E[(J - c)+] = E[(c - J)+] + E[J] - c
     gain, _ = improvement(outlook, float(expected[second]), moved)
     return max(float(gain[best] + expected[best] - expected[second]), 0.0)
@@ -134,7 +132,7 @@ def _left(outlook: Outlook, best: int, expected: Array) -> float:
     return max(float(expected[best] - so_far), 0.0)
 
 
-def _safe(outlook: Outlook, round_s: float, odds: Array, needed: float) -> Array:
+def _safe(outlook: Outlook, round_s: float, odds: Array, needed: float) -> NDArray[np.bool_]:
     """Where a round may be tried: with all of it lost, the safest choice still keeps the goal with the odds needed."""
     refuge = int(odds.argmax())
     lost_s = outlook.switch_s + round_s + outlook.switch_s[refuge]
@@ -146,7 +144,7 @@ def _safe(outlook: Outlook, round_s: float, odds: Array, needed: float) -> Array
         usd_per_s=np.full_like(odds, outlook.usd_per_s[refuge]),
         switch_s=np.zeros_like(odds),
     )
-    return from_refuge.odds(from_refuge.most_s(lost_s, lost_usd)) >= needed
+    return np.asarray(from_refuge.odds(from_refuge.most_s(lost_s, lost_usd)) >= needed)
 
 
 def in_words(optimizer: PerformanceOptimizer, made: Appraisal, found: int, current: Choice | None) -> Suggestion:
@@ -169,12 +167,16 @@ def in_words(optimizer: PerformanceOptimizer, made: Appraisal, found: int, curre
     if choice == current:
         return Suggestion(choice, "stay", 0.0, 0.0, why)
     here = optimizer.index.get(current) if current is not None else None
-    if found == made.best:
+    if found == made.best or (current is None and not optimizer.observations):
         gain = float(expected[here] - expected[found]) if here is not None else 0.0
         return Suggestion(choice, "exploit", max(gain, 0.0), 0.0, why)
     gain, price = float(made.gain[found]), float(made.price[found])
     return Suggestion(
-        choice, "explore", gain, price, f"a round of {choice} may gain {_amount(outlook, gain)} for {_amount(outlook, price)}: {why}"
+        choice,
+        "explore",
+        gain,
+        price,
+        f"a round of {choice} may gain {_amount(outlook, gain)} for {_amount(outlook, price)}: {why}",
     )
 
 

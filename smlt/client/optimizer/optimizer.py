@@ -57,8 +57,8 @@ class Belief:
 class Suggestion:
     """What to do next: `kind` "explore" (try it), "exploit" (it is better than where training is), or "stay".
 
-    `gain`: the improvement of the goal's objective that is expected of it, over what is left; `price`: what trying costs. Both in
-    USD under a deadline, in seconds under a budget, in seconds times USD else. `reason`: one sentence for people.
+    `gain`: the improvement of the goal's objective that is expected of it, over what is left; `price`: what trying costs. Both
+    in USD under a deadline, in seconds under a budget, in seconds times USD else. `reason`: one sentence for people.
     """
 
     choice: Choice
@@ -70,10 +70,10 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Landscape:
-    """What is believed of the whole grid: arrays of shape (len(space.workers), len(space.memory_mb)), nan where a choice cannot work.
+    """What is believed of the grid: arrays of shape (len(space.workers), len(space.memory_mb)), nan where a choice cannot work.
 
-    `step_s`: median step time with the next global batch; `std_log`: how sure; `seconds`, `usd`: of the whole run; `objective`: what
-    the goal wants least of; `acquisition`: gain less price of trying; `odds`: that the goal is kept.
+    `step_s`: median step time with the next global batch; `std_log`: how sure; `seconds`, `usd`: of the whole run; `objective`:
+    what the goal wants least of; `acquisition`: gain less price of trying; `odds`: that the goal is kept.
     """
 
     space: Space
@@ -98,9 +98,7 @@ class PerformanceOptimizer:
     Raises ConfigError when no choice can work, or bayesian-optimization is not installed.
     """
 
-    def __init__(
-        self, space: Space, model: StepModel, goal: Goal, *, seed: int = 0, hyper: HyperPriors = WITH_MODEL
-    ) -> None:
+    def __init__(self, space: Space, model: StepModel, goal: Goal, *, seed: int = 0, hyper: HyperPriors = WITH_MODEL) -> None:
         from smlt.client.optimizer.search import GridSearch  # scikit-learn takes a second to import
 
         self.space, self.model, self.goal = space, model, goal
@@ -153,6 +151,13 @@ class PerformanceOptimizer:
 
         found = self._search.best(self._points(self.choices, _next_batch(standing)), scores)
         return in_words(self, made[-1], found, current)
+
+    def settle(self, standing: Standing) -> Choice:
+        """The choice that is best by what is believed now, if nothing more were tried."""
+        from smlt.client.optimizer.appraisal import appraise
+
+        mean, std = self._search.predict(self._points(self.choices, _next_batch(standing)))
+        return self.choices[appraise(self, None, standing, 0.0, (-mean, std)).best]
 
     def landscape(self, current: Choice | None, standing: Standing, *, round_s: float = 0.0) -> Landscape:
         """What is believed of all choices, for pictures."""

@@ -11,16 +11,16 @@ class HyperPriors:
 
     `offset`: of an error that all choices share (a processor twice as fast as thought). `era`: of what they share within one
     era, a time in which the training's dynamics do not change, and not with another. `shape`: of an error that depends on the
-    choice. Lengths are in natural logarithms: 1.5 is a factor of 4.5 in the number of workers. A shape s with a length l has a
-    slope of s/l (a power of the number of workers) and a curvature of 1.7 s/l², give or take. `ripple`: of what so smooth a curve
-    leaves out, in all directions within `ripple_length`.
+    choice. Lengths are in natural logarithms: 1.2 is a factor of 3.3 in the number of workers. A shape s with a length l has a
+    slope of s/l (a power of the number of workers) and a curvature of 1.7 s/l², give or take. `ripple`: of what so smooth a
+    curve leaves out, in all directions within `ripple_length`.
     """
 
     offset: float = 0.4
     era: float = 0.2
     shape: float = 0.3
-    workers_length: float = 2.0
-    memory_length: float = 2.0
+    workers_length: float = 1.2
+    memory_length: float = 1.5
     batch_length: float = 2.0
     ripple: float = 0.05
     ripple_length: float = 0.8

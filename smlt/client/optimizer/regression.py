@@ -1,9 +1,9 @@
 """What is learnt: how far the step time is from what the cost model says, over workers and memory.
 
 A Gaussian process over (log workers, log memory, log global batch) of the logarithm of observed over predicted speed. The cost
-model is its prior mean, so that before the first observation it believes the model, near observations the observations, and far
-from all of them the model scaled by what the observations have in common. Rasmussen and Williams, Gaussian Processes for Machine
-Learning (2006), chapters 2 and 5.
+model is its prior mean, so that before the first observation it believes the model, near observations the observations, and
+far from all of them the model scaled by what the observations have in common. Rasmussen and Williams, Gaussian Processes for
+Machine Learning (2006), chapter 2.
 
 Imports scikit-learn, so whoever does not optimize does not import this module.
 """
@@ -36,8 +36,8 @@ class ResidualRegressor(GaussianProcessRegressor):  # type: ignore[misc]  # scik
     """Regression of y on points X, shape (n, 4) in the order of COLUMNS, around a prior mean, with known noise.
 
     `prior`: X to prior means of y, shape (n,). `variances`: the noise variance of each row of the next `fit`, shape (n,).
-    Takes the place of bayesian-optimization's own process. Its kernel is not fitted: one to five observations do not say how long
-    and how large ripples are, and the likeliest guess is sure of itself where it should not be.
+    Takes the place of bayesian-optimization's own process. Its kernel is not fitted: one to five observations do not say how
+    long and how large ripples are, and the likeliest guess is sure of itself where it should not be.
     """
 
     def __init__(self, prior: Callable[[Array], Array], hyper: HyperPriors = WITH_MODEL) -> None:

@@ -1,7 +1,7 @@
 """bayesian-optimization, set to a finite grid: its record of what was tried, our process in it, and an exact argmax.
 
-Its own acquisition functions look for the maximum with random samples and gradients, over a box. A grid of workers and memory has
-some hundreds or thousands of points, so all are evaluated.
+Its own acquisition functions look for the maximum with random samples and gradients, over a box. A grid of workers and memory
+has some hundreds or thousands of points, so all are evaluated.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class GridSearch:
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Means and standard deviations of log steps a second: two of shape (n,)."""
         if not self._is_fitted:
-            self.process.fit(self._search.space.params, self._search.space.target)
+            self.process.fit(np.asarray(self._search.space.params), np.asarray(self._search.space.target))
             self._is_fitted = True
         with warnings.catch_warnings():  # scikit-learn warns of variances that rounding has made negative
             warnings.simplefilter("ignore")

@@ -19,6 +19,7 @@ import numpy as np
 from smlt.client.cost import CostModel, Scales, StepModel
 from smlt.client.optimizer.goals import Goal, Phase, Standing
 from smlt.client.optimizer.observations import Observation
+from smlt.client.optimizer.priors import WITH_MODEL, HyperPriors
 from smlt.client.optimizer.remaining import phases
 from smlt.client.optimizer.space import Choice, Space
 from smlt.client.report.data import Decision, Row, RunData, number
@@ -73,10 +74,11 @@ def story_of(data: RunData) -> tuple[Story | None, str]:
     if known is None:
         return None, "workload.json is not there"
     try:
-        model = CostModel.from_json(json.dumps({"scales": asdict(Scales()), **known}))
+        scales = {**asdict(Scales()), **known.get("scales", {})}  # an older version's have fewer
+        model = CostModel.from_json(json.dumps({**known, "scales": scales}))
         sizes = known["space"]
         space = Space(tuple(map(int, sizes["workers"])), tuple(map(int, sizes["memory_mb"])))
-    except (SmltError, KeyError, TypeError, ValueError) as error:
+    except (SmltError, AttributeError, KeyError, TypeError, ValueError) as error:
         return None, f"workload.json is not of this version's: {error}"
     decisions = [one for one in data.decisions if one.choice is not None]
     if not decisions:
@@ -111,10 +113,12 @@ def story_of_replay(
     *,
     chosen: Choice | None = None,
     on_lambda: bool = True,
+    hyper: HyperPriors = WITH_MODEL,
 ) -> Story:
     """The search of a replay, evaluation by evaluation: what was believed behind each (the first, the last, some in between).
 
-    `observations`: in the order in which they were tried; `standing`: before the first; `chosen`: what was settled for.
+    `observations`: in the order in which they were tried; `standing`: before the first; `chosen`: what was settled for;
+    `hyper`: how wrong the model may be.
     """
     counts = sorted({1 + _spread(i, len(observations)) for i in range(min(MOMENTS_MAX, len(observations)))}) or [0]
     moments = []
@@ -123,10 +127,10 @@ def story_of_replay(
         current = seen[-1].choice if seen else None
         after = observations[count].choice if count < len(observations) else chosen
         title = f"{count} tried" if count else "before the first"
-        moments.append(_moment(title, space, model, goal, (seen,), current, after, standing))
+        moments.append(_moment(title, space, model, goal, (seen,), current, after, standing, hyper))
     path = _path([*(one.choice for one in observations), chosen])
     whole = replace(
-        _moment("the end", space, model, goal, (observations,), None, None, standing), current=path[-1] if path else None
+        _moment("the end", space, model, goal, (observations,), None, None, standing, hyper), current=path[-1] if path else None
     )
     predicted = _predicted(space, model, whole.global_batch_size)
     return Story(goal, on_lambda, tuple(observations), path, tuple(moments), whole, predicted)
@@ -201,10 +205,11 @@ def _moment(
     current: Choice | None,
     chosen: Choice | None,
     standing: Standing,
+    hyper: HyperPriors = WITH_MODEL,
 ) -> Moment:
     from smlt.client.optimizer.optimizer import PerformanceOptimizer
 
-    optimizer = PerformanceOptimizer(space, model, goal)
+    optimizer = PerformanceOptimizer(space, model, goal, hyper=hyper)
     for number_of_era, observed in enumerate(eras):
         if number_of_era:
             optimizer.dynamics_changed()

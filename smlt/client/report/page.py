@@ -27,7 +27,7 @@ h1 { font-size: 1.6rem; margin: .5rem 0 0; } h2 { margin: 2.5rem 0 .5rem; border
 h3 { margin: 1.5rem 0 .3rem; font-size: 1.05rem; }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0; list-style: none; }
 a { color: var(--blue); } a:focus-visible, summary:focus-visible, .wide:focus-visible { outline: 2px solid var(--blue); }
-figure { margin: 0 0 1.5rem; } figure svg { display: block; width: 100%; height: auto; }
+figure { margin: 0 0 1.5rem; } figure svg { display: block; width: 100%; min-width: 34rem; height: auto; }
 figcaption, .note, footer { color: var(--text); opacity: .85; font-size: .9rem; }
 summary { cursor: pointer; font-size: .9rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
@@ -87,7 +87,8 @@ def _section(section: Section) -> str:
 def _figure(picture: Picture) -> str:
     numbers = f"<details><summary>Numbers</summary>{_table(picture.table)}</details>" if picture.table is not None else ""
     caption = f"<figcaption>{_text(picture.caption)}</figcaption>" if picture.caption else ""
-    return f"<h3>{_text(picture.title)}</h3><figure>{inline_svg(picture)}{caption}</figure>{numbers}"
+    drawn = f'<div class="wide" tabindex="0">{inline_svg(picture)}</div>'
+    return f"<h3>{_text(picture.title)}</h3><figure>{drawn}{caption}</figure>{numbers}"
 
 
 def _table(table: Table) -> str:

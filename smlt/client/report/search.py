@@ -84,7 +84,7 @@ def _maps(story: Story) -> Picture:
         _map(axes, story.space, values, title, colours, norm)
         _points(axes, story, moment)
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
-    caption = f"{_WHOLE} {_READ} Blank: choices that cannot work."
+    caption = f"{_WHOLE} {_READ} Hatched: choices that cannot work."
     return Picture("belief", "What is believed", _alt(story, moment), figure, caption + _price(story), _best(story, moment))
 
 
@@ -108,6 +108,7 @@ def _map(axes: Axes, space: Space, values: Array, title: str, colours: str, norm
 
     shown = np.ma.masked_invalid(values.T)
     clipped = bool(shown.count() and norm.vmax is not None and shown.max() > norm.vmax)
+    _hatch_what_cannot_work(axes)
     image = axes.imshow(shown, origin="lower", aspect="auto", cmap=colours, norm=norm)
     plain = "%g" if isinstance(norm, LogNorm) else None
     bar = axes.figure.colorbar(image, ax=axes, pad=0.02, extend="max" if clipped else "neither", format=plain)
@@ -123,6 +124,11 @@ def _map(axes: Axes, space: Space, values: Array, title: str, colours: str, norm
         at = sorted({round(i) for i in np.linspace(0, len(sizes) - 1, min(TICKS_MAX, len(sizes)))})
         set_ticks(at, [f"{sizes[i]}" for i in at], fontsize=7.5)
         set_label(label, labelpad=1.5)
+
+
+def _hatch_what_cannot_work(axes: Axes) -> None:
+    """What shows through where there is no value: white is a value, too."""
+    axes.patch.set(hatch="////", edgecolor=FAINT, linewidth=0)
 
 
 def _points(axes: Axes, story: Story, moment: Moment) -> None:
@@ -315,6 +321,7 @@ def _came_map(story: Story, moment: Moment, above: Axes, below: Axes) -> None:
         (above, believed.objective, MAP, LogNorm()),
         (below, believed.acquisition, _TWO_SIDED, _around_zero(believed.acquisition)),
     ):
+        _hatch_what_cannot_work(axes)
         axes.imshow(np.ma.masked_invalid(values.T), origin="lower", aspect="auto", cmap=colours, norm=norm)
         axes.grid(visible=False)
         for set_ticks, sizes in ((axes.set_xticks, story.space.workers), (axes.set_yticks, story.space.memory_mb)):
