@@ -117,8 +117,8 @@ class Job:
         return float(seconds[at]), float(usd[at])
 
 
-def draw_job(rng: np.random.Generator, *, drift: bool) -> Job:
-    """A job of ten minutes to some hours with its fastest choice, and a model that is off."""
+def draw_job(rng: np.random.Generator, *, drift: bool, least_s: float) -> Job:
+    """A job of `least_s` to three hours more with its fastest choice, and a model that is off."""
 
     def off(std: float = 0.3) -> float:
         return math.exp(rng.normal(0, std))
@@ -149,7 +149,7 @@ def draw_job(rng: np.random.Generator, *, drift: bool) -> Job:
     )
     space = Space(WORKERS, MEMORY_MB)
     fastest = min(truth.step_s(choice, BATCH) for choice in space)
-    seconds = math.exp(rng.uniform(math.log(600), math.log(3 * 3600)))
+    seconds = math.exp(rng.uniform(math.log(least_s), math.log(least_s + 3 * 3600)))
     factor = float(rng.uniform(0.8, 1.2)) if drift else 1.0
     return Job(space, model, truth, max(200, int(seconds / fastest)), factor, float(rng.uniform(0.2, 0.8)))
 

@@ -37,6 +37,8 @@ from smlt.client.optimizer.optimizer import PerformanceOptimizer
 
 #: Slack that makes a case feasible, or infeasible.
 SLACK = 0.1
+#: The shortest deadline of all, and by which factor an infeasible one is too short at the most. A start alone takes 5 to 30 s.
+SHORTEST_S, INFEASIBLE_MOST = 600.0, 3.3
 #: Of the cases, so many have a deadline, a budget, both.
 KINDS = ("deadline", "deadline", "deadline", "budget", "both")
 
@@ -65,30 +67,31 @@ class Outcome:
     reasons: list[str] = field(default_factory=list)
 
 
-def draw_goal(rng: np.random.Generator, kind: str, job: Job) -> tuple[Goal, bool, float]:
-    """A goal for a job, whether it is feasible, and how tight it is. A third of the cases are at the edge."""
-    feasible = bool(rng.random() < 0.65)
+def draw_goal(rng: np.random.Generator, kind: str, job: Job, feasible: bool) -> tuple[Goal, float]:
+    """A goal for a job, and how tight it is. A third of the cases are at the edge."""
     edge = rng.random() < 1 / 3
     stretch = math.exp(rng.uniform(0, 0.08 if edge else math.log(4)))
     seconds, usd = job.totals(better=not feasible)
     # what the best takes over what is allowed: up to 0.9 when feasible, from 1.1 on when not
-    tightness = (1 - SLACK) / stretch if feasible else (1 + SLACK) * min(stretch, 3.0)
+    tightness = (1 - SLACK) / stretch if feasible else (1 + SLACK) * min(stretch, INFEASIBLE_MOST / (1 + SLACK))
     if kind == "deadline":
-        return Goal(deadline_s=float(seconds.min() / tightness)), feasible, tightness
+        return Goal(deadline_s=float(seconds.min() / tightness)), tightness
     if kind == "budget":
-        return Goal(budget_usd=float(usd.min() / tightness)), feasible, tightness
+        return Goal(budget_usd=float(usd.min() / tightness)), tightness
     at = int(rng.choice(np.flatnonzero(job.efficient(seconds, usd))))  # a choice that no other one beats in both
     deadline_s, budget_usd = float(seconds[at] / tightness), float(usd[at] / tightness)
     goal = Goal(deadline_s=deadline_s, budget_usd=budget_usd)
-    return goal, feasible, float(np.maximum(seconds / deadline_s, usd / budget_usd).min())
+    return goal, float(np.maximum(seconds / deadline_s, usd / budget_usd).min())
 
 
 def run_case(number: int, seed: int, *, tell: bool = False) -> Outcome | None:
     """One case, from start to end; None when it is neither feasible nor infeasible."""
     rng = np.random.default_rng((seed, number))
     kind = KINDS[number % len(KINDS)]
-    job = draw_job(rng, drift=(number // len(KINDS)) % 3 == 2)
-    goal, feasible, tightness = draw_goal(rng, kind, job)
+    feasible = bool(rng.random() < 0.65)
+    least_s = SHORTEST_S if feasible else SHORTEST_S * INFEASIBLE_MOST
+    job = draw_job(rng, drift=(number // len(KINDS)) % 3 == 2, least_s=least_s)
+    goal, tightness = draw_goal(rng, kind, job, feasible)
     if (tightness > 1 - SLACK + 1e-9) if feasible else (tightness < 1 + SLACK - 1e-9):
         return None
     optimizer = PerformanceOptimizer(job.space, job.model, goal, seed=number)

@@ -20,18 +20,19 @@ from smlt.client.optimizer.rounds import ROUND_S, ROUND_STEPS, STEPS_MIN, RoundL
 from smlt.client.optimizer.space import Choice
 from smlt.errors import ConfigError
 
-#: Below the first odds the goal is at risk, and what is sure is taken without regard to its price. Where nothing is, a choice is
-#: tried whose odds, with luck, are better than the best by the second.
-AT_RISK, WITH_LUCK = 0.9, 0.1
+#: Below the first odds the goal is at risk, and what is sure is taken without regard to its price. Where nothing is, a choice
+#: is tried whose odds, with luck, are better than the best by the second.
+AT_RISK, WITH_LUCK = 0.9, 0.2
 #: A goal that cannot be kept is said to be so after that many rounds; with these odds it can again.
 EVIDENCE_ROUNDS, HOPEFUL = 2, 0.5
-#: When a choice is made, as many failures as are expected are counted on, and one as long as it is likelier than this.
-RESERVE_FROM = 0.004
+#: When a choice is made, as many failures as are expected are counted on, and one as long as it is likelier than this; and that
+#: they take longer than was thought, by the second factor.
+RESERVE_FROM, RESERVE_FACTOR = 0.004, 1.3
 #: A choice is tried for so many rounds, as long as its step time is not known this well: then it is, or trying does not tell.
 #: And it is asked for at most so often, should it not be had.
 TRIES_MAX, TRY_STD_LOG, ASKED_MAX = 2, 0.02, 4
 #: While the goal is at risk, so many trials in all: each costs time.
-TRIES_AT_RISK_MAX = 6
+TRIES_AT_RISK_MAX = 4
 #: A change for the sake of money or time saves at least this part of what is left to pay or wait for; a change back, soon
 #: after, the second.
 WORTH_WHILE, WORTH_GOING_BACK = 0.01, 0.04
@@ -278,7 +279,7 @@ class Controller:
     def _suggest(self, standing: Standing) -> Suggestion:
         """The optimizer's, that counts on failures to come as if their time and money were gone already."""
         reserve_s = self._setbacks(standing, self._steps_s(self.choice, standing)).reserve_s(RESERVE_FROM)
-        careful = _held_back(standing, reserve_s, self.optimizer.model.usd_per_s(self.choice))
+        careful = _held_back(standing, RESERVE_FACTOR * reserve_s, self.optimizer.model.usd_per_s(self.choice))
         step_s = self._belief(self.choice, standing.left[0].global_batch_size).median_s
         round_s = min(self.round_length.trial_s(step_s), self._longest_s(standing))
         return self.optimizer.suggest(self.choice, careful, round_s=round_s)
@@ -353,14 +354,16 @@ class Controller:
 
     def _is_worth_it(self, suggestion: Suggestion, here: Forecast, standing: Standing) -> bool:
         """Whether to follow it: not to and fro between choices that are nearly alike."""
-        if suggestion.kind == "explore" or self.choice not in self.optimizer.index:
+        if self.choice not in self.optimizer.index:
             return True
+        goal = Goal() if self.let_go else self.goal
+        whole = objective(goal, here.seconds, here.usd)
+        if suggestion.kind == "explore":
+            return suggestion.gain > WORTH_IN_ALL * whole
         if self._tried_from is not None:  # what was tried is over: back, or to what was learnt by it
             return True
         if self._rounds_here < ROUNDS_BETWEEN:
             return False
-        goal = Goal() if self.let_go else self.goal
-        whole = objective(goal, here.seconds, here.usd)
         left = whole - objective(goal, standing.elapsed_s, standing.spent_usd)
         back = self._rounds - self._left_at.get(suggestion.choice, -ROUNDS_BACK) < ROUNDS_BACK
         return suggestion.gain > max(WORTH_IN_ALL * whole, (WORTH_GOING_BACK if back else WORTH_WHILE) * left)
@@ -387,7 +390,7 @@ def first_choice(optimizer: PerformanceOptimizer, goal: Goal, standing: Standing
     trial_s = RoundLength(round_s).trial_s(0.0)
     plain = optimizer.suggest(None, standing, round_s=trial_s)
     setbacks = FailureHistory().to_come(0.0, 1.0, optimizer.model.switch_s(None, plain.choice))
-    careful = _held_back(standing, setbacks.reserve_s(RESERVE_FROM), optimizer.model.usd_per_s(plain.choice))
+    careful = _held_back(standing, RESERVE_FACTOR * setbacks.reserve_s(RESERVE_FROM), optimizer.model.usd_per_s(plain.choice))
     prospects = prospects_of(optimizer, goal, None, standing, lambda left_s: setbacks)
     best = likeliest(prospects, goal)
     if goal.budget_usd is not None and best.odds < HOPEFUL:  # the fastest would use up the money before anything is learnt

@@ -19,6 +19,8 @@ from smlt.client.optimizer.goals import Forecast, Goal, Phase, Standing
 UNFORESEEN = 0.03
 #: Before anything was seen: so many failures are expected of a whole run.
 FAILURES_EXPECTED = 0.5
+#: And each is noticed when its worker's heartbeat has been missing for the `--liveness` that is the default.
+NOTICED_S = 10.0
 #: Numbers of failures beyond these together are less likely than this, and are counted as the last.
 _TAIL = 1e-4
 _NORMAL = NormalDist()
@@ -76,7 +78,7 @@ class FailureHistory:
         """Those of the next `left_s` seconds. `start_s`: what starting a worker takes, as long as nothing else is known."""
         total = elapsed_s + left_s
         expected = (FAILURES_EXPECTED + self.count) * left_s / total if total > 0 else 0.0
-        return Setbacks(expected, (start_s + self.lost_s) / (1 + self.count))
+        return Setbacks(expected, (NOTICED_S + start_s + self.lost_s) / (1 + self.count))
 
 
 class TimeLeft:
