@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from smlt.client.optimizer.drift import DriftTest
-from smlt.client.optimizer.forecast import FailureHistory, Setbacks, forecast, limit_s
+from smlt.client.optimizer.forecast import NOTICED_S, FailureHistory, Setbacks, forecast, limit_s
 from smlt.client.optimizer.goals import ON_MISS, Forecast, Goal, Standing, check_goal, duration_text, usd_text
 from smlt.client.optimizer.observations import Observation
 from smlt.client.optimizer.optimizer import Belief, PerformanceOptimizer, Suggestion
@@ -70,7 +70,7 @@ class Controller:
     """Keeps one run's goal. `round_is_over` says when to ask it, `end_round` what to do.
 
     `start`: the choice that training begins with. `round_s`, `round_steps`: a round's usual length and fewest steps; near a
-    deadline, at the end of the money and at the beginning rounds are shorter (rounds.py).
+    deadline, at the end of the money and at the beginning rounds are shorter (rounds.py). `noticed_s`: until a lost worker is.
 
     Raises ConfigError for a goal, or rounds, that make no sense.
     """
@@ -83,11 +83,12 @@ class Controller:
         *,
         round_s: float = ROUND_S,
         round_steps: int = ROUND_STEPS,
+        noticed_s: float = NOTICED_S,
     ) -> None:
         check_goal(goal)
         self.optimizer, self.goal, self.choice = optimizer, goal, start
         self.round_length = RoundLength(round_s, round_steps)
-        self.failures = FailureHistory()
+        self.failures = FailureHistory(noticed_s)
         self.missed = False  # it is held, and was said, that the goal cannot be kept
         self.let_go = False  # the user wants the run to go on without it
         self._on_miss = goal.on_miss
@@ -381,7 +382,14 @@ class Controller:
         return f"{text}, the goal kept with odds of {found.odds:.0%}"
 
 
-def first_choice(optimizer: PerformanceOptimizer, goal: Goal, standing: Standing, *, round_s: float = ROUND_S) -> Suggestion:
+def first_choice(
+    optimizer: PerformanceOptimizer,
+    goal: Goal,
+    standing: Standing,
+    *,
+    round_s: float = ROUND_S,
+    noticed_s: float = NOTICED_S,
+) -> Suggestion:
     """What to begin a run with: the optimizer's suggestion, with time and money kept back for a failure.
 
     ConfigError for a goal that makes no sense.
@@ -389,7 +397,7 @@ def first_choice(optimizer: PerformanceOptimizer, goal: Goal, standing: Standing
     check_goal(goal)
     trial_s = RoundLength(round_s).trial_s(0.0)
     plain = optimizer.suggest(None, standing, round_s=trial_s)
-    setbacks = FailureHistory().to_come(0.0, 1.0, optimizer.model.switch_s(None, plain.choice))
+    setbacks = FailureHistory(noticed_s).to_come(0.0, 1.0, optimizer.model.switch_s(None, plain.choice))
     careful = _held_back(standing, RESERVE_FACTOR * setbacks.reserve_s(RESERVE_FROM), optimizer.model.usd_per_s(plain.choice))
     prospects = prospects_of(optimizer, goal, None, standing, lambda left_s: setbacks)
     best = likeliest(prospects, goal)

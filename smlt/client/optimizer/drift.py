@@ -8,7 +8,7 @@ from dataclasses import dataclass
 #: Two rounds of one choice differ by so much without a reason: standard deviation of log step time.
 BETWEEN_ROUNDS = 0.02
 #: Page's test (1954): it is best at shifts of twice `_SLACK` standard deviations, and speaks when a sum is above `_LIMIT`.
-#: Without any shift, both sums together do so once in some 330 rounds.
+#: Without any shift, both sums together do so once in some 340 rounds.
 _SLACK, _LIMIT = 0.5, 4.7
 #: One round alone is not believed to be more than so many standard deviations off: a slow minute is no change of the dynamics.
 _MOST = 4.0

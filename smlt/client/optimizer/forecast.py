@@ -19,7 +19,8 @@ from smlt.client.optimizer.goals import Forecast, Goal, Phase, Standing
 UNFORESEEN = 0.03
 #: Before anything was seen: so many failures are expected of a whole run.
 FAILURES_EXPECTED = 0.5
-#: And each is noticed when its worker's heartbeat has been missing for the `--liveness` that is the default.
+#: And each is noticed when its worker's heartbeat has been missing for the `--liveness` that is the default. The end of a local
+#: process is seen at once.
 NOTICED_S = 10.0
 #: Numbers of failures beyond these together are less likely than this, and are counted as the last.
 _TAIL = 1e-4
@@ -63,9 +64,10 @@ class Setbacks:
 class FailureHistory:
     """The failures of a run so far, and what they say of those to come.
 
-    Their rate is a Gamma variable; before the first, half a failure in a whole run is expected.
+    Their rate is a Gamma variable; before the first, half a failure in a whole run is expected. `noticed_s`: until one is.
     """
 
+    noticed_s: float = NOTICED_S
     count: int = 0
     lost_s: float = 0.0
 
@@ -78,7 +80,7 @@ class FailureHistory:
         """Those of the next `left_s` seconds. `start_s`: what starting a worker takes, as long as nothing else is known."""
         total = elapsed_s + left_s
         expected = (FAILURES_EXPECTED + self.count) * left_s / total if total > 0 else 0.0
-        return Setbacks(expected, (NOTICED_S + start_s + self.lost_s) / (1 + self.count))
+        return Setbacks(expected, (self.noticed_s + start_s + self.lost_s) / (1 + self.count))
 
 
 class TimeLeft:

@@ -98,10 +98,10 @@ def test_time_is_kept_back_for_the_setbacks_that_are_expected_and_for_one_that_i
 def test_failures_make_more_failures_likely_and_teach_what_they_cost() -> None:
     history = FailureHistory()
     before = history.to_come(0, 100, 10)
-    assert (before.expected, before.each_s) == (0.5, 10)
-    history.add(2, 80)
+    assert (before.expected, before.each_s) == (0.5, 20)  # 10 s until it is noticed
+    history.add(2, 85)
     after = history.to_come(50, 50, 10)
-    assert (after.expected, after.each_s) == (1.25, 30)
+    assert (after.expected, after.each_s) == (1.25, 35)
     assert history.to_come(100, 0, 10).expected == 0
 
 
