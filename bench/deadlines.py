@@ -43,8 +43,8 @@ KINDS = ("deadline", "deadline", "deadline", "budget", "both")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a case ended. `tightness`: what the best takes (or costs) over what is allowed. `said_at`: part of the deadline, or
-    of the budget, that was gone when it was said that the goal cannot be kept; None: never.
+    """How a case ended. `tightness`: what the best takes (or costs) over what is allowed. `said_at`: part of the deadline (of
+    the budget, without one) that was gone when it was said that the goal cannot be kept; None: never.
     """
 
     number: int
@@ -111,10 +111,8 @@ def run_case(number: int, seed: int, *, tell: bool = False) -> Outcome | None:
             break
         decision = controller.end_round(observation, standing, failures=failures, lost_s=lost_s)
         if decision.missed and said_at is None:
-            said_at = max(
-                (standing.elapsed_s / goal.deadline_s if goal.deadline_s else 0),
-                (standing.spent_usd / goal.budget_usd if goal.budget_usd else 0),
-            )
+            gone = standing.spent_usd / goal.budget_usd if goal.budget_usd is not None else 0.0
+            said_at = standing.elapsed_s / goal.deadline_s if goal.deadline_s is not None else gone
             reasons.append(decision.reason)
         if tell:
             print(

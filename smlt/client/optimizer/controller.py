@@ -25,7 +25,7 @@ AT_RISK, SURE = 0.9, 0.95
 #: A goal that cannot be kept is said to be so after that many rounds; with these odds it can again.
 EVIDENCE_ROUNDS, HOPEFUL = 2, 0.5
 #: When a choice is made, as many failures as are expected are counted on, and one as long as it is likelier than this.
-RESERVE_FROM = 0.02
+RESERVE_FROM = 0.004
 #: A choice is tried for so many rounds, as long as its step time is not known this well: then it is, or trying does not tell.
 #: And it is asked for at most so often, should it not be had.
 TRIES_MAX, TRY_STD_LOG, ASKED_MAX = 2, 0.02, 4
@@ -33,7 +33,7 @@ TRIES_MAX, TRY_STD_LOG, ASKED_MAX = 2, 0.02, 4
 #: after, the second.
 WORTH_WHILE, WORTH_GOING_BACK = 0.01, 0.04
 #: And at least this part of all that the run takes or costs: at its end there is nothing to be gained.
-WORTH_IN_ALL = 0.002
+WORTH_IN_ALL = 0.005
 #: Out of reach of the goal, what comes nearer to it by this part is changed to.
 STRIVE = 0.02
 #: Rounds of a choice before it is left for a better one. Trying one, and coming back from it, does not wait.
@@ -372,6 +372,11 @@ def first_choice(optimizer: PerformanceOptimizer, goal: Goal, standing: Standing
     plain = optimizer.suggest(None, standing, round_s=trial_s)
     setbacks = FailureHistory().to_come(0.0, 1.0, optimizer.model.switch_s(None, plain.choice))
     careful = _held_back(standing, setbacks.reserve_s(RESERVE_FROM), optimizer.model.usd_per_s(plain.choice))
+    prospects = prospects_of(optimizer, goal, None, standing, lambda left_s: setbacks)
+    best = likeliest(prospects, goal)
+    if goal.budget_usd is not None and best.odds < HOPEFUL:  # the fastest would use up the money before anything is learnt
+        reason = f"{best.choice} come nearest to the goal, kept with odds of {best.odds:.0%}"
+        return Suggestion(best.choice, "exploit", 0.0, 0.0, reason)
     return optimizer.suggest(None, careful, round_s=trial_s)
 
 

@@ -46,7 +46,7 @@ def objective(goal: Goal, seconds: float, usd: float) -> float:
 def prospects_of(
     optimizer: PerformanceOptimizer,
     goal: Goal,
-    current: Choice,
+    current: Choice | None,
     standing: Standing,
     setbacks_in: Callable[[float], Setbacks],
 ) -> list[Prospect]:
