@@ -15,13 +15,14 @@ from smlt.client.optimizer.forecast import FailureHistory, Setbacks, forecast, l
 from smlt.client.optimizer.goals import ON_MISS, Forecast, Goal, Standing, check_goal, duration_text, usd_text
 from smlt.client.optimizer.observations import Observation
 from smlt.client.optimizer.optimizer import Belief, PerformanceOptimizer, Suggestion
-from smlt.client.optimizer.prospects import HOPELESS, Prospect, likeliest, objective, prospects_of
+from smlt.client.optimizer.prospects import HOPELESS, SURE, Prospect, likeliest, objective, prospects_of
 from smlt.client.optimizer.rounds import ROUND_S, ROUND_STEPS, STEPS_MIN, RoundLength, longest_s
 from smlt.client.optimizer.space import Choice
 from smlt.errors import ConfigError
 
-#: Below the first odds the goal is at risk, and what is sure (the second) is taken without regard to its price.
-AT_RISK, SURE = 0.9, 0.95
+#: Below the first odds the goal is at risk, and what is sure is taken without regard to its price. Where nothing is, a choice is
+#: tried whose odds, with luck, are better than the best by the second.
+AT_RISK, WITH_LUCK = 0.9, 0.1
 #: A goal that cannot be kept is said to be so after that many rounds; with these odds it can again.
 EVIDENCE_ROUNDS, HOPEFUL = 2, 0.5
 #: When a choice is made, as many failures as are expected are counted on, and one as long as it is likelier than this.
@@ -29,6 +30,8 @@ RESERVE_FROM = 0.004
 #: A choice is tried for so many rounds, as long as its step time is not known this well: then it is, or trying does not tell.
 #: And it is asked for at most so often, should it not be had.
 TRIES_MAX, TRY_STD_LOG, ASKED_MAX = 2, 0.02, 4
+#: While the goal is at risk, so many trials in all: each costs time.
+TRIES_AT_RISK_MAX = 6
 #: A change for the sake of money or time saves at least this part of what is left to pay or wait for; a change back, soon
 #: after, the second.
 WORTH_WHILE, WORTH_GOING_BACK = 0.01, 0.04
@@ -305,11 +308,24 @@ class Controller:
             to = suggested
         elif sure:
             to = min(sure, key=lambda one: objective(self.goal, one.seconds, one.usd))
+        if to.odds < AT_RISK and (luck := self._with_luck(standing, prospects, to)) is not None:
+            text = (
+                f"the goal is at risk with every choice (odds {to.odds:.0%} at most): {self._name(luck.choice)} may be faster"
+            )
+            return self._switch(luck.choice, standing, text, "explore")
         if to.choice == self.choice or to.odds < here.odds + 0.01:
             text = f"the goal is at risk, and no choice is surer: {self._text(self.choice, here)}"
             return Decision("keep", self.choice, here, text)
         text = f"the goal is at risk with {self._name(self.choice)} (odds {here.odds:.0%}): {self._name(to.choice)} keep it "
         return self._switch(to.choice, standing, f"{text}with odds of {to.odds:.0%}", "rescue")
+
+    def _with_luck(self, standing: Standing, prospects: Sequence[Prospect], best: Prospect) -> Prospect | None:
+        """What to try when no choice is sure to keep the goal, as far as is known."""
+        if self._asked_for.total() >= TRIES_AT_RISK_MAX:
+            return None
+        able = [one for one in prospects if one.choice != self.choice and self._is_to_be_tried(one.choice, standing)]
+        luck = max(able, key=lambda one: one.hoped, default=None)
+        return luck if luck is not None and luck.hoped > best.odds + WITH_LUCK else None
 
     def _strive(self, standing: Standing, prospects: Sequence[Prospect], best: Prospect, here: Forecast) -> Decision:
         """Out of reach, by all that is known: go where the least is known, or where the goal is exceeded by the least."""

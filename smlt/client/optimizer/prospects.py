@@ -10,6 +10,8 @@ from smlt.client.optimizer.goals import Goal, Standing
 from smlt.client.optimizer.optimizer import Belief, PerformanceOptimizer
 from smlt.client.optimizer.space import Choice
 
+#: With these odds a goal is as good as kept.
+SURE = 0.95
 #: Below these odds with the best of all choices a goal cannot be kept.
 HOPELESS = 0.02
 #: Where a step time is less certain than this, it is taken as twice as uncertain before a choice is called hopeless: far from
@@ -21,11 +23,13 @@ VAGUE_STD_LOG = 0.12
 class Prospect:
     """A choice, the odds that the goal is kept by going there and staying, and what is expected of the run in all.
 
-    `not_excluded`: the odds if what is not known well is known even less.
+    `hoped`: the highest odds there are if every step time is twice as uncertain. `not_excluded`: the same, but only where it is
+    vague, before a choice is called hopeless.
     """
 
     choice: Choice
     odds: float
+    hoped: float
     not_excluded: float
     seconds: float
     usd: float
@@ -62,12 +66,16 @@ def prospects_of(
         setbacks, rate = setbacks_in(steps_s), model.usd_per_s(choice)
         most_s = limit_s(standing, rate, goal)
         odds = TimeLeft(standing.left, beliefs, switch_s=switch_s, setbacks=setbacks).below(most_s)
-        not_excluded = odds
-        if odds < HOPELESS and max(belief.std_log for belief in beliefs) > VAGUE_STD_LOG:
-            vague = [Belief(belief.mean_log, 2 * belief.std_log) for belief in beliefs]
-            not_excluded = TimeLeft(standing.left, vague, switch_s=switch_s, setbacks=setbacks).below(most_s)
+        hoped, vague = odds, max(belief.std_log for belief in beliefs) > VAGUE_STD_LOG
+        if odds < SURE:
+            wide = [Belief(belief.mean_log, 2 * belief.std_log) for belief in beliefs]
+            hoped = max(odds, TimeLeft(standing.left, wide, switch_s=switch_s, setbacks=setbacks).below(most_s))
         left_s = switch_s + steps_s + setbacks.expected * setbacks.each_s
-        found.append(Prospect(choice, odds, not_excluded, standing.elapsed_s + left_s, standing.spent_usd + rate * left_s))
+        found.append(
+            Prospect(
+                choice, odds, hoped, hoped if vague else odds, standing.elapsed_s + left_s, standing.spent_usd + rate * left_s
+            )
+        )
     return found
 
 
