@@ -20,8 +20,8 @@ from smlt.client.optimizer.rounds import ROUND_S, ROUND_STEPS, STEPS_MIN, RoundL
 from smlt.client.optimizer.space import Choice
 from smlt.errors import ConfigError
 
-#: Below the first odds the goal is at risk, and what is sure is taken without regard to its price. Where nothing is, a choice is
-#: tried whose odds, with luck, are better than the best by the second.
+#: Below the first odds the goal is at risk, and what is sure is taken without regard to its price. Where nothing is, a choice
+#: is tried whose odds, with luck, are better than the best by the second.
 AT_RISK, WITH_LUCK = 0.9, 0.1
 #: A goal that cannot be kept is said to be so after that many rounds; with these odds it can again.
 EVIDENCE_ROUNDS, HOPEFUL = 2, 0.5
