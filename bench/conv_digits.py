@@ -28,7 +28,7 @@ class ConvDigits(smlt.Task):
         return functional.cross_entropy(model(batch[0]), batch[1])
 
     def optimizer(self, model):
-        return torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
+        return torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
 
     def evaluate(self, model, batch):
         return {"accuracy": (model(batch[0]).argmax(1) == batch[1]).float().mean().item()}

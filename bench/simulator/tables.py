@@ -15,12 +15,12 @@ Row = dict[str, Any]
 def show_validation(rows: list[Row], fitted: Calibration) -> None:
     """Simulated beside measured, a line a cell, and the worst."""
     print(f"constants of {fitted.machine}, fitted to {fitted.fitted}\n")
-    print(f"  {'cell':44} {'measured':>12} {'simulated':>12} {'error':>7}  {'':12} others")
+    print(f"  {'cell':44} {'measured':>12} {'simulated':>12} {'error':>7}  {'':9} others")
     for row in rows:
-        known = "n was fitted" if row["fitted"] else "predicted"
+        known = "fitted" if row["fitted"] else "predicted"
         print(
             f"  {row['cell']:44} {row['measured_s'] * 1e3:9.3f} ms {row['simulated_s'] * 1e3:9.3f} ms {row['error']:+7.1%}"
-            f"  {known:12} {row['others']:.0%}"
+            f"  {known:9} {row['others']:.0%}"
         )
     for name, chosen in (
         ("all", rows),

@@ -184,6 +184,7 @@ class Steering:
             "kind": decision.kind,
             "missed": decision.missed,
             "reason": decision.reason,
+            "left": [asdict(phase) for phase in standing.left],
             "forecast": asdict(decision.forecast),
             "on_lambda": self.on_lambda,
             "goal": {"deadline_s": self.goal.deadline_s, "budget_usd": self.goal.budget_usd},

@@ -49,19 +49,19 @@ class Tuned:
     optimizer: PerformanceOptimizer
     choice: Choice
     reason: str
+    began: float  # epoch s: a deadline counts from there
 
     def begin(self, run: Run) -> Steering:
         """At the wheel of a new run."""
         known = {**json.loads(self.model.to_json()), "space": asdict(self.space)}
         (run.path / FILE).write_text(json.dumps(known, indent=1) + "\n")
-        now = time.time()
-        run.write_status(deadline_from=now, spent_usd=0.0)
-        return self._steering(run, 0.0, now)
+        run.write_status(deadline_from=self.began, spent_usd=0.0)
+        return self._steering(run, 0.0, self.began)
 
     def go_on(self, run: Run, *, anew: bool) -> Steering:
         """At the wheel of a run that is resumed. `anew`: a deadline was given, and counts from now."""
-        now, status = time.time(), run.status
-        from_s = now if anew else float(status.get("deadline_from") or now)
+        status = run.status
+        from_s = self.began if anew else float(status.get("deadline_from") or self.began)
         run.write_status(deadline_from=from_s)
         # The bill knows best what an ended run has cost; its own count is there when no bill could be made.
         spent = status.get("cost_usd") if status.get("cost_usd") is not None else status.get("spent_usd")
@@ -100,6 +100,7 @@ def steered(request: RunRequest, *, workers: int | None, learn_from: Run | None,
     """
     from smlt.client.profiling import profile
 
+    began = time.time()
     workload = profile(
         Path(request.script),
         None if request.data is None else Path(request.data),
@@ -120,7 +121,7 @@ def steered(request: RunRequest, *, workers: int | None, learn_from: Run | None,
     if learn_from is not None:
         for observation in carried_observations(learn_from.path, _task(request, model)):
             optimizer.observe(observation, carried=True)
-    return _started(request, model, space, optimizer, workers)
+    return _started(request, model, space, optimizer, workers, began)
 
 
 def steered_again(run: Run, request: RunRequest) -> Tuned:
@@ -138,13 +139,18 @@ def steered_again(run: Run, request: RunRequest) -> Tuned:
     for observation in read_observations(run.path):
         optimizer.observe(observation)
     memory_mb = request.memory_mb if request.on == "lambda" and request.memory_mb else space.memory_mb[0]
-    return Tuned(request, model, space, optimizer, Choice(request.workers, memory_mb), "as before")
+    return Tuned(request, model, space, optimizer, Choice(request.workers, memory_mb), "as before", time.time())
 
 
 def _started(
-    request: RunRequest, model: CostModel, space: Space, optimizer: PerformanceOptimizer, workers: int | None
+    request: RunRequest,
+    model: CostModel,
+    space: Space,
+    optimizer: PerformanceOptimizer,
+    workers: int | None,
+    began: float,
 ) -> Tuned:
-    standing = Standing(0.0, 0.0, _left(request, model.workload.samples)(0, 0, request.global_batch_size))
+    standing = Standing(time.time() - began, 0.0, _left(request, model.workload.samples)(0, 0, request.global_batch_size))
     if workers is None:
         from smlt.client.optimizer.controller import first_choice
 
@@ -156,13 +162,15 @@ def _started(
             raise ConfigError(f"--workers {workers}: {model.why_not(Choice(workers, space.memory_mb[-1]))}")
         choice, reason = min(able, key=lambda one: model.job(one).usd), "as asked for"
     memory_mb = choice.memory_mb if request.on == "lambda" else request.memory_mb
-    return Tuned(replace(request, workers=choice.workers, memory_mb=memory_mb), model, space, optimizer, choice, reason)
+    request = replace(request, workers=choice.workers, memory_mb=memory_mb)
+    return Tuned(request, model, space, optimizer, choice, reason, began)
 
 
 def _optimizer(space: Space, model: CostModel, request: RunRequest) -> PerformanceOptimizer:
     from smlt.client.optimizer.optimizer import PerformanceOptimizer
 
-    return PerformanceOptimizer(space, model, Goal(request.deadline_s, request.budget_usd), seed=request.seed % 2**32)
+    goal, seed = Goal(request.deadline_s, request.budget_usd), request.seed % 2**32
+    return PerformanceOptimizer(space, model, goal, seed=seed, is_paid=request.on == "lambda")
 
 
 def _platform(request: RunRequest) -> Platform:

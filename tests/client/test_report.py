@@ -329,7 +329,7 @@ def test_an_era_begins_with_the_round_in_which_a_change_of_the_dynamics_was_noti
 ) -> None:
     folder = copied(tuned["lambda"], tmp_path)
     rows = [json.loads(line) for line in (folder / "decisions.jsonl").read_text().splitlines()]
-    rows[2]["reason"] = "steps have become slower: 1.5 s instead of 1 s; " + rows[2]["reason"]
+    rows[2]["reason"] = "3 workers were lost; steps have become slower: 1.5 s instead of 1 s; " + rows[2]["reason"]
     rows[4]["dynamics_changed"] = True
     (folder / "decisions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = gather(Run.open(tmp_path, folder.name))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smlt.client.optimizer.acquisition import Array, Outlook, improvement, learnt, price_of_trying
-from smlt.client.optimizer.goals import Goal, Standing
+from smlt.client.optimizer.goals import Goal, Standing, duration_text
 from smlt.client.optimizer.optimizer import PerformanceOptimizer, Suggestion
 from smlt.client.optimizer.space import Choice
 
@@ -153,7 +153,7 @@ def in_words(optimizer: PerformanceOptimizer, made: Appraisal, found: int, curre
     expected = outlook.expected()
     seconds = float(outlook.switch_s[found] + outlook.expected_s[found])
     usd = float(optimizer.usd_per_s[found] * seconds)
-    ahead = f"{seconds:,.0f} s and {usd:.4g} USD left"
+    ahead = f"{duration_text(seconds)} and {optimizer.cost_text(usd)} left"
     goal = optimizer.goal
     limits = [name for name, limit in (("deadline", goal.deadline_s), ("budget", goal.budget_usd)) if limit is not None]
     if limits and not made.reachable:
@@ -170,17 +170,19 @@ def in_words(optimizer: PerformanceOptimizer, made: Appraisal, found: int, curre
     if found == made.best or (current is None and not optimizer.observations):
         gain = float(expected[here] - expected[found]) if here is not None else 0.0
         return Suggestion(choice, "exploit", max(gain, 0.0), 0.0, why)
-    gain, price = float(made.gain[found]), float(made.price[found])
+    gain, price, whole = float(made.gain[found]), float(made.price[found]), float(expected[made.best])
     return Suggestion(
         choice,
         "explore",
         gain,
         price,
-        f"a round of {choice} may gain {_amount(outlook, gain)} for {_amount(outlook, price)}: {why}",
+        f"a round of {choice} may gain {_amount(optimizer, gain, whole)} for {_amount(optimizer, price, whole)}: {why}",
     )
 
 
-def _amount(outlook: Outlook, value: float) -> str:
-    if outlook.goal.deadline_s is not None:
-        return f"{value:.3g} USD"
-    return f"{value:.3g} s" if outlook.goal.budget_usd is not None else f"{value:.3g} s·USD"
+def _amount(optimizer: PerformanceOptimizer, value: float, whole: float) -> str:
+    """Of the objective: money, time, or the part of `whole` where it is their product."""
+    goal = optimizer.goal
+    if goal.deadline_s is not None:
+        return optimizer.cost_text(value)
+    return duration_text(value) if goal.budget_usd is not None else f"{value / whole:.2%} of time x cost"

@@ -376,7 +376,7 @@ class Controller:
         return workers if len(self.optimizer.space.memory_mb) == 1 else f"{workers} of {choice.memory_mb:,} MB"
 
     def _text(self, choice: Choice, found: Forecast | Prospect) -> str:
-        text = f"{self._name(choice)}: {duration_text(found.seconds)} and {usd_text(found.usd)} USD in all"
+        text = f"{self._name(choice)}: {duration_text(found.seconds)} and {self.optimizer.cost_text(found.usd)} in all"
         if self.let_go or (self.goal.deadline_s is None and self.goal.budget_usd is None):
             return text
         return f"{text}, the goal kept with odds of {found.odds:.0%}"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smlt.client.cost import StepModel
-from smlt.client.optimizer.goals import Goal, Phase, Standing
+from smlt.client.optimizer.goals import Goal, Phase, Standing, duration_text, usd_text
 from smlt.client.optimizer.observations import Observation
 from smlt.client.optimizer.priors import WITH_MODEL, HyperPriors
 from smlt.client.optimizer.space import Choice, Space
@@ -89,7 +89,8 @@ class Landscape:
 class PerformanceOptimizer:
     """Learns step times over `space` around what `model` predicts, and says what is best for `goal`.
 
-    The same observations and seed give the same suggestions. `hyper`: how wrong the model may be.
+    The same observations and seed give the same suggestions. `hyper`: how wrong the model may be. `is_paid`: whether the
+    model's USD are money; on one machine they only weigh workers against time, and reasons speak of the workers' time.
 
         optimizer = PerformanceOptimizer(space, model, Goal(deadline_s=7200))
         suggestion = optimizer.suggest(None, standing, round_s=60)
@@ -98,10 +99,19 @@ class PerformanceOptimizer:
     Raises ConfigError when no choice can work, or bayesian-optimization is not installed.
     """
 
-    def __init__(self, space: Space, model: StepModel, goal: Goal, *, seed: int = 0, hyper: HyperPriors = WITH_MODEL) -> None:
+    def __init__(
+        self,
+        space: Space,
+        model: StepModel,
+        goal: Goal,
+        *,
+        seed: int = 0,
+        hyper: HyperPriors = WITH_MODEL,
+        is_paid: bool = True,
+    ) -> None:
         from smlt.client.optimizer.search import GridSearch  # scikit-learn takes a second to import
 
-        self.space, self.model, self.goal = space, model, goal
+        self.space, self.model, self.goal, self.is_paid = space, model, goal, is_paid
         self.observations: list[Observation] = []
         self._eras: list[int] = []  # of each observation; 0: an earlier run's
         self._era = 1
@@ -111,6 +121,13 @@ class PerformanceOptimizer:
             raise ConfigError(f"no number of workers with any memory can work: {model.why_not(next(iter(space)))}")
         self._number_choices()
         self._search = GridSearch(self._log_speed, hyper, seed)
+
+    def cost_text(self, usd: float) -> str:
+        """An amount for people, with its unit."""
+        if self.is_paid:
+            return f"{usd_text(usd)} USD"
+        one = self.model.usd_per_s(Choice(1, self.space.memory_mb[0]))
+        return f"{duration_text(usd / one)} of workers' time"
 
     def limit_workers(self, most: int) -> None:
         """Choose no more than `most` workers from now on: more could not be had. Where none would be left nothing changes."""

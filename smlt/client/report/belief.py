@@ -167,13 +167,13 @@ def _before(decision: Decision, data: RunData) -> list[Observation]:
     return [one for one in data.observations if one.at_step <= decision.step]
 
 
-#: How the controller's reason begins when it has told the optimizer that steps take another time than they did.
-_CHANGED = re.compile(r"(computing takes|steps have become) .*?; ")
+#: What the controller's reason holds when it has told the optimizer that steps take another time than they did.
+_CHANGED = re.compile(r"(?:^|; )(?:computing takes|steps have become) ")
 
 
 def eras_of(observed: Sequence[Observation], decisions: Sequence[Decision]) -> list[list[Observation]]:
     """Observations by eras: one begins with the round in which the controller noticed that the dynamics had changed."""
-    changes = [one.step for one in decisions if one.row.get("dynamics_changed") or _CHANGED.match(one.reason)]
+    changes = [one.step for one in decisions if one.row.get("dynamics_changed") or _CHANGED.search(one.reason)]
     eras: list[list[Observation]] = [[]]
     for position, one in enumerate(observed):
         until = observed[position + 1].at_step if position + 1 < len(observed) else math.inf
