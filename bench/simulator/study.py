@@ -141,7 +141,7 @@ def bound_s(place: Place, n: int, model: Model) -> float:
 
 
 def systems(setting: Setting, model: Model, n: int, nodes: int) -> list[System]:
-    """SMLT and what it is compared with; a store or servers of `nodes` nodes."""
+    """SMLT and what it is compared with; a store or servers of `nodes` nodes. All recover as SMLT does, whatever they did."""
     place, s3 = setting.functions(nodes), setting.objects()
     gradient = Gradient(model.floats, "fp32")
     polls = 2 * n  # listings a step, about
@@ -160,11 +160,11 @@ def systems(setting: Setting, model: Model, n: int, nodes: int) -> list[System]:
     return [
         System("smlt fp16", _smlt_cached(place, n, model.floats, "fp16").seconds, 0, 0, STORE_NODE, nodes),
         System("smlt fp32", _smlt_cached(place, n, model.floats, "fp32").seconds, 0, 0, STORE_NODE, nodes),
-        System("siren (S3, one aggregates)", siren, n + polls, 2 * n, resumes=False),
-        System("cirrus (one server)", cirrus(setting.functions(1)), 0, 0, STORE_NODE, 1, resumes=False),
-        System("cirrus (as many servers)", cirrus(place), 0, 0, STORE_NODE, nodes, resumes=False),
-        System("lambdaml (S3)", took(s3, scatter(S3_POLL_S)), n * n + polls, 2 * n * (n - 1), resumes=False),
-        System("lambdaml (Redis)", took(place, scatter(0.0)), 0, 0, STORE_NODE, nodes, resumes=False),
+        System("siren (S3, one aggregates)", siren, n + polls, 2 * n),
+        System("cirrus (one server)", cirrus(setting.functions(1)), 0, 0, STORE_NODE, 1),
+        System("cirrus (as many servers)", cirrus(place), 0, 0, STORE_NODE, nodes),
+        System("lambdaml (S3)", took(s3, scatter(S3_POLL_S)), n * n + polls, 2 * n * (n - 1)),
+        System("lambdaml (Redis)", took(place, scatter(0.0)), 0, 0, STORE_NODE, nodes),
     ]
 
 

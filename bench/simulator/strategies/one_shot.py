@@ -16,7 +16,7 @@ class OneShot:
         n = cluster.n
         self.waiting = [False] * n  # blocked in XREAD
         self.unread = [0] * n  # parts in the stream that a worker has not read
-        self.missing = [n - 1] * n
+        self.missing = [n] * n  # parts to be read, the own one among them
         self.left = [2] * n  # the own part to be confirmed, the sum to be made
         self.store: StoreNode = cluster.stores[0]
 
@@ -51,18 +51,12 @@ class OneShot:
         self.cluster.down(self.store, worker, "tokens", count * self.size, 0.0, self._heard, worker, count, store_s=serve_s)
 
     def _heard(self, worker: Worker, count: int) -> None:
-        rank = worker.rank
-        self.missing[rank] -= count  # the own part counts as well: one more than there are others
-        if self.missing[rank] > 0:
+        self.missing[worker.rank] -= count
+        if self.missing[worker.rank]:
             self._wait(worker)
-        elif self.missing[rank] <= 0 and self.left[rank] > 0 and not self._summed(rank):
+        else:
             work_s = self.cluster.n * self.floats * self.costs.add_s_per_float
             worker.thread.do("tokens", work_s, self._part_done, worker)
-
-    def _summed(self, rank: int) -> bool:
-        """Whether the sum was begun before; notes that it is."""
-        begun, self.missing[rank] = self.missing[rank] < -1_000_000, -10_000_000
-        return begun
 
     def _part_done(self, worker: Worker) -> None:
         self.left[worker.rank] -= 1
