@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 FILE = "workload.json"
 #: No more workers than that are looked at when nothing else limits them.
 WORKERS_MAX = 128
+#: Until a lost worker is noticed, in seconds: a process at once, a function by its metadata key.
+NOTICED_S = {"local": 1.0, "lambda": 10.0}
 #: How many times the cores are tried on this machine: the store and the waiting leave some of them idle.
 LOCAL_FACTOR = 2
 
@@ -72,7 +74,7 @@ class Tuned:
 
         request = self.request
         goal = replace(request.goal, on_miss=_on_miss(request.on_miss))
-        controller = Controller(self.optimizer, goal, self.choice)
+        controller = Controller(self.optimizer, goal, self.choice, noticed_s=NOTICED_S[request.on])
         spending = Spending(self.model, spent_usd)
         left = _left(request, self.model.workload.samples)
         workload, model = self.model.workload, self.model
@@ -154,7 +156,7 @@ def _started(
     if workers is None:
         from smlt.client.optimizer.controller import first_choice
 
-        suggestion = first_choice(optimizer, optimizer.goal, standing)
+        suggestion = first_choice(optimizer, optimizer.goal, standing, noticed_s=NOTICED_S[request.on])
         choice, reason = suggestion.choice, suggestion.reason
     else:
         able = [choice for choice in optimizer.choices if choice.workers == workers]
