@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
+from smlt.client.platforms import BASELINE_GBIT
 from smlt.client.prices import PRICES, Prices
 from smlt.errors import ConfigError
 
@@ -30,7 +31,8 @@ def store_template(kind: str, template_format: str, prices: Prices = PRICES) -> 
     own, network = _file(f"{kind}.{suffix}"), _file(f"network.{suffix}")
     text = _merged(own, network) if suffix == "yaml" else f"{own}\n{network}"
     beginning = "elasticache.cache." if kind == "elasticache" else "ec2."
-    hours = {name.split(".", 1)[1]: f"{prices[name].usd:f}" for name in PRICES if name.startswith(beginning)}
+    nodes = [name for name in PRICES if name.startswith(beginning) and name.removeprefix(beginning) in BASELINE_GBIT]
+    hours = {name.split(".", 1)[1]: f"{prices[name].usd:f}" for name in nodes}
     line = '{}: {{Hour: "{}"}}' if suffix == "yaml" else '"{}" = "{}"'
     parts = {
         "@@PRICES@@": "\n".join(line.format(node, usd) for node, usd in hours.items()),
