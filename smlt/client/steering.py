@@ -16,11 +16,11 @@ from smlt.client.executors import Executor
 from smlt.client.optimizer.goals import Goal, Phase, Standing
 from smlt.client.optimizer.observations import EpochEnds, append_observation, observe_round
 from smlt.client.optimizer.space import Choice
-from smlt.client.records import Records
+from smlt.client.records import Records, json_line
 from smlt.client.runs import Run
 from smlt.client.spending import Spending
 from smlt.client.watching import Progress
-from smlt.errors import SmltError
+from smlt.errors import CheckpointError, SmltError
 
 if TYPE_CHECKING:
     from smlt.client.optimizer.controller import Controller, Decision
@@ -76,6 +76,9 @@ class Steering:
             self._make_ready(crew, executor, progress)
         if crew.is_changing:
             self._began = None
+            standing = self._standing(records)
+            if standing.left and self.controller.round_is_over(0, 0.0, standing):  # the money ends
+                return self._end_round(crew, executor, records, progress, standing)
             return True
         if self._began is None or crew.size != self.choice.workers:
             self._begin_round(crew, records, now)
@@ -189,8 +192,12 @@ class Steering:
             "on_lambda": self.on_lambda,
             "goal": {"deadline_s": self.goal.deadline_s, "budget_usd": self.goal.budget_usd},
         }
-        with (self.run.path / DECISIONS).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        path = self.run.path / DECISIONS
+        try:
+            with path.open("a") as file:
+                file.write(json_line(row) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
         progress.decision(row)
 
 

@@ -29,17 +29,20 @@ class Scripted:
         self.decisions, self.observed = list(decisions), list[Observation]()
         self.standings: list[Standing] = []
         self.optimizer, self.limits = self, list[int]()
+        self.ends_in_a_change = False  # as when the money ends, which needs no step
 
     def limit_workers(self, most: int) -> None:
         self.limits.append(most)
 
     def round_is_over(self, steps: int, seconds: float, standing: Standing) -> bool:
-        return steps >= 6
+        return steps >= 6 or (self.ends_in_a_change and not self.decisions and not steps)
 
-    def end_round(self, observation: Observation, standing: Standing, *, failures: int, lost_s: float) -> Decision:
-        self.observed.append(observation)
+    def end_round(self, observation: Observation | None, standing: Standing, *, failures: int, lost_s: float) -> Decision:
         self.standings.append(standing)
-        action, choice = self.decisions.pop(0) if self.decisions else ("keep", observation.choice)
+        if observation is not None:
+            self.observed.append(observation)
+        last = ("stop" if self.ends_in_a_change else "keep", self.observed[-1].choice)
+        action, choice = self.decisions.pop(0) if self.decisions else last
         return Decision(action, choice, FORECAST, f"the test says {action}")
 
 

@@ -142,3 +142,15 @@ def test_a_goal_that_cannot_be_kept_stops_the_run_at_a_checkpoint_with_its_reaso
     assert "the test says stop" in found["error"]
     assert found["checkpoint_step"] == found["step"] > 5
     assert keys_of(store.url, "run") == []
+
+
+def test_a_budget_that_ends_while_workers_are_changed_ends_the_run_then(made: Any, store: EmbeddedStore) -> None:
+    scheduler, controller = made(("switch", Choice(3, 1000)))
+    controller.ends_in_a_change = True
+    with pytest.raises(GoalMissed):
+        scheduler.run()
+    found = status(scheduler.folder.path)
+    assert found["state"] == "stopped"
+    assert found["checkpoint_step"] == found["step"]
+    assert {one.choice for one in controller.observed} == {Choice(2, 1000)}
+    assert keys_of(store.url, "run") == []
