@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from smlt.client.rows import append_row
 from smlt.errors import CheckpointError
 
 FILE = "invocations.jsonl"
@@ -141,18 +141,8 @@ def _joined(row: Invocation, report: Report) -> Invocation:
 
 def append_invocation(run_path: Path, row: Invocation) -> None:
     """Add a row to a run's invocations.jsonl. CheckpointError when the file cannot be written."""
-    path = Path(run_path) / FILE
-    line = json.dumps({name: value for name, value in asdict(row).items() if value is not None}).encode() + b"\n"
-    try:
-        # One write to a file opened for appending: rows of several threads do not mix.
-        with open(path, "ab+", buffering=0) as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # the line before was cut short when its writer ended
-                    line = b"\n" + line
-            file.write(line)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+    known = {name: value for name, value in asdict(row).items() if value is not None}
+    append_row(Path(run_path) / FILE, json.dumps(known))
 
 
 def read_invocations(run_path: Path) -> list[Invocation]:

@@ -17,10 +17,11 @@ from smlt.client.optimizer.goals import Goal, Phase, Standing
 from smlt.client.optimizer.observations import EpochEnds, append_observation, observe_round
 from smlt.client.optimizer.space import Choice
 from smlt.client.records import Records, json_line
+from smlt.client.rows import append_row
 from smlt.client.runs import Run
 from smlt.client.spending import Spending
 from smlt.client.watching import Progress
-from smlt.errors import CheckpointError, SmltError
+from smlt.errors import SmltError
 
 if TYPE_CHECKING:
     from smlt.client.optimizer.controller import Controller, Decision
@@ -192,12 +193,7 @@ class Steering:
             "on_lambda": self.on_lambda,
             "goal": {"deadline_s": self.goal.deadline_s, "budget_usd": self.goal.budget_usd},
         }
-        path = self.run.path / DECISIONS
-        try:
-            with path.open("a") as file:
-                file.write(json_line(row) + "\n")
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+        append_row(self.run.path / DECISIONS, json_line(row))
         progress.decision(row)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from smlt.client.optimizer.space import Choice
+from smlt.client.rows import append_row
 from smlt.errors import CheckpointError
 
 FILE = "observations.jsonl"
@@ -222,18 +222,8 @@ def comparable(config: Mapping[str, Any], machine: str = "") -> str:
 
 def append_observation(run_path: Path, observation: Observation, task: str = "") -> None:
     """Add a row to a run's observations.jsonl; `task`: see `comparable`. CheckpointError when it cannot be written."""
-    path = Path(run_path) / FILE
     row = {**asdict(observation), **({"task": task} if task else {})}
-    line = json.dumps(row).encode() + b"\n"
-    try:
-        with open(path, "ab+", buffering=0) as file:  # one write: a row is there as a whole, or cut off at the end
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # the line before was cut short when its writer ended
-                    line = b"\n" + line
-            file.write(line)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+    append_row(Path(run_path) / FILE, json.dumps(row))
 
 
 def read_observations(run_path: Path, task: str = "") -> list[Observation]:
