@@ -7,6 +7,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
+from tuned_folder import WORKLOAD as RESNET
 
 from smlt.client.bill import StoreUse, estimate
 from smlt.client.communication import Communication
@@ -17,26 +18,6 @@ from smlt.client.prices import PRICES, at_usage
 from smlt.collective.codecs import wire_size
 from smlt.collective.tuning import NETWORK
 from smlt.errors import ConfigError
-
-RESNET = Workload(
-    "resnet.py",
-    samples=50_000,
-    epochs=10,
-    global_batch_size=512,
-    compute=((1, 0.02), (8, 0.12), (64, 0.9), (512, 7.0)),
-    gradients=(("float32", 11_000_000),),
-    optimizer_s=0.01,
-    tail_fraction=0.6,
-    evaluate=((1, 0.01), (256, 1.2)),
-    test_samples=10_000,
-    model_bytes=44_000_000,
-    checkpoint_bytes=88_000_000,
-    checkpoint_s=0.1,
-    import_s=2.0,
-    load_s=0.5,
-    base_mb=600,
-    sample_mb=3,
-)
 
 
 def on_lambda(workload: Workload = RESNET, **values: object) -> CostModel:
