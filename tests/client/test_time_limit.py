@@ -57,8 +57,8 @@ def test_one_that_is_killed_between_two_invocations_is_replaced(
     store: EmbeddedStore, tmp_path: Path, undisturbed: Path
 ) -> None:
     script = write_task(tmp_path, PACED)
-    options = ("--time-limit", 3, "--store", store.url, "--json", "--name", "run")
-    with Running("train", script, *JOB, *options, cwd=tmp_path, PACE="0.1") as run:
+    options = ("--time-limit", 5, "--store", store.url, "--json", "--name", "run")
+    with Running("train", script, *JOB, *options, cwd=tmp_path, PACE="0.2") as run:
         for _ in range(2):
             run.wait_for(lambda event: event["event"] == "membership" and "time limit" in event["reasons"])
             dict(run.workers())[1].kill()
@@ -67,7 +67,7 @@ def test_one_that_is_killed_between_two_invocations_is_replaced(
         assert run.errors.read_text() == ""
     folder = tmp_path / "smlt-runs" / "run"
     same_end(folder, undisturbed)
-    assert status(folder)["restarts"] == 2
+    assert status(folder)["restarts"] >= 2  # more when the machine was so busy that a limit came before its worker could train
     assert keys_of(store.url, "run") == []
 
 
