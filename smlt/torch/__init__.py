@@ -1,0 +1,1 @@
+"""`torch.distributed` through a parameter store: importing this registers the backend "smlt"."""
