@@ -27,7 +27,7 @@ from smlt.collective.plan import (
     reduce_plan,
 )
 from smlt.collective.session import Session
-from smlt.collective.structure import Array, Leaf, Segment, check_outs, describe_call, flatten, fuse, is_plain, rebuild, results
+from smlt.collective.structure import Array, Leaf, Segment, Signature, check_outs, describe_call, flatten, fuse, is_plain, rebuild, results
 from smlt.collective.tuning import LOCAL, Tuning, check_algorithm
 from smlt.collective.work import Work
 from smlt.errors import CollectiveError, ConfigError
@@ -221,8 +221,8 @@ class Communicator:
         >>> work.wait()  # doctest: +SKIP
         """
         work = self._begin_allreduce(x, op, codec, out, feedback)
-        if self._session is not None and progress:
-            self._session.start_progress()
+        if progress:
+            self.start_progress()
         return work
 
     def broadcast(self, x: Any, root: int = 0, out: Any = None) -> Any:
@@ -399,6 +399,25 @@ class Communicator:
         residuals: list[Residual] | None = None,
         plain_key: PlainKey | None = None,
     ) -> Work:
+        signature = tuple((leaf.path, leaf.dtype, leaf.array.shape, leaf.codec) for leaf in leaves)
+        return self.begin(kind, detail, signature, segments, plan, give, residuals, plain_key)
+
+    def begin(
+        self,
+        kind: str,
+        detail: str,
+        signature: tuple[Signature, ...],
+        segments: list[Segment],
+        plan: Plan,
+        give: Callable[[], Any],
+        residuals: list[Residual] | None = None,
+        plain_key: PlainKey | None = None,
+    ) -> Work:
+        """For those who bring their own plan (`smlt.torch`): begin the collective `kind` over `segments`.
+
+        `kind`, `detail` and `signature` are what all workers must agree on; `detail` names the operation where `plan` adds
+        something up. `give` makes the result when the bytes are there, in the thread that waits.
+        """
         session = self._session
         if session is None:
             if self._closed:
@@ -408,7 +427,6 @@ class Communicator:
                 if segment.target is not segment.source:
                     segment.target[...] = segment.source
             return Work(None, self._alone, give)
-        signature = tuple((leaf.path, leaf.dtype, leaf.array.shape, leaf.codec) for leaf in leaves)
         digest, description = describe_call(kind, detail, self.world_size, self.chunk_bytes, plan.algorithm, signature)
         call = {
             "algorithm": plan.algorithm,
@@ -427,6 +445,11 @@ class Communicator:
                 self._plain_calls.clear()
             self._plain_calls[plain_key] = call, types[0]
         return Work(session, session.submit(**call, segments=memory), give)
+
+    def start_progress(self) -> None:
+        """From now on a native thread moves what is under way while nobody waits."""
+        if self._session is not None:
+            self._session.start_progress()
 
 
 def _plain_key(x: Any, op: str, codec: Any) -> PlainKey | None:

@@ -1,0 +1,27 @@
+"""SMLT's errors as PyTorch's programs expect them: each is what it was and a `torch.distributed.DistBackendError` too."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch.distributed as dist
+
+from smlt.errors import SmltError
+
+
+@lru_cache(maxsize=64)
+def _torch_class(kind: type[SmltError]) -> type[SmltError]:
+    return type(kind.__name__, (kind, dist.DistBackendError), {"__doc__": kind.__doc__, "__module__": kind.__module__})
+
+
+def as_torch(error: SmltError) -> SmltError:
+    """The same error, of a class that derives from its own and from `DistBackendError` (a `RuntimeError`).
+
+    So `except smlt.errors.WorkerLostError` and `except RuntimeError`, which programs written for gloo have, both see it.
+    """
+    if isinstance(error, dist.DistBackendError):
+        return error
+    made = _torch_class(type(error)).__new__(_torch_class(type(error)), *error.args)
+    made.args = error.args
+    made.__dict__.update(error.__dict__)
+    return made
