@@ -77,7 +77,7 @@ def seeded(kind: type[nn.Module]) -> nn.Module:
 
 def outcome(model: nn.Module, losses: list[Any] | None = None, **more: Any) -> dict[str, Any]:
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    return {"model": state, "losses": [float(loss) for loss in losses or []], **more}
+    return {"model": state, "losses": [loss if isinstance(loss, float) else loss.item() for loss in losses or []], **more}
 
 
 def train(model: nn.Module, steps: list[list[torch.Tensor]], optimizer: optim.Optimizer | None = None) -> list[float]:
@@ -179,7 +179,8 @@ def fsdp() -> dict[str, Any]:
     """FullyShardedDataParallel, the class, on CPU."""
     from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
-    model = FullyShardedDataParallel(seeded(ToyModel), sync_module_states=True, device_id=torch.device("cpu"))
+    torch.manual_seed(0)
+    model = FullyShardedDataParallel(ToyModel(), device_id=torch.device("cpu"))
     losses = train(model, batches())
     with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT):
         return outcome(model, losses)
@@ -247,3 +248,25 @@ def sync_batch_norm() -> dict[str, Any]:
     model = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)))
     model = DistributedDataParallel(model)
     return outcome(model, train(model, batches(1)))
+
+
+def tensor_parallel() -> dict[str, Any]:
+    """The two layers cut over the workers by torch.distributed.tensor."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    torch.manual_seed(0)
+    model = parallelize_module(ToyModel(), mesh, {"net1": ColwiseParallel(), "net2": RowwiseParallel()})
+    data = samples()
+    losses = train(model, list(DataLoader(data, batch_size=8)), optim.SGD(model.parameters(), lr=0.05))
+    return {"model": {name: parameter.full_tensor() for name, parameter in model.named_parameters()}, "losses": losses}
+
+
+def debugged() -> dict[str, Any]:
+    """With what TORCH_DISTRIBUTED_DEBUG=DETAIL switches on."""
+    dist.set_debug_level(dist.DebugLevel.DETAIL)
+    try:
+        return tutorial()
+    finally:
+        dist.set_debug_level(dist.DebugLevel.OFF)

@@ -49,8 +49,8 @@ class Pair:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join(10)
-            process.kill()
+            process.kill()  # they hold nothing: their groups have been left
+            process.join()
 
 
 def _work(pipe: Connection, rank: int, store_url: str) -> None:
