@@ -131,7 +131,7 @@ def main(rank, world_size, options):
     dist.destroy_process_group()
 
 
-def parse():
+def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="smlt")
     parser.add_argument("--init-method", help="e.g. redis://host:6379: the workers meet in the store, and none listens")
@@ -140,13 +140,14 @@ def parse():
     parser.add_argument("--batch-size", type=int, default=32, help="samples a worker and step")
     parser.add_argument("--save-every", type=int, default=5, help="epochs")
     parser.add_argument("--save", help="file for checkpoints")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def spawn(options):
     """Start the workers, and for smlt a store of their own unless SMLT_STORE names one."""
     os.environ.setdefault("MASTER_ADDR", "localhost")
     os.environ.setdefault("MASTER_PORT", "29511")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does: the workers share the cores
     with ExitStack() as stack:
         if options.backend == "smlt" and not os.environ.get("SMLT_STORE"):
             os.environ["SMLT_STORE"] = stack.enter_context(EmbeddedStore()).url

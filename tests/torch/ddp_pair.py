@@ -55,6 +55,7 @@ class Pair:
 
 def _work(pipe: Connection, rank: int, store_url: str) -> None:
     os.environ.update(SMLT_STORE=store_url, RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE), LOCAL_RANK=str(rank))
+    os.environ["OMP_NUM_THREADS"] = "1"  # Lightning would set more; two times two threads that spin take 100 times as long
     import torch
     import torch.distributed as dist
 

@@ -53,7 +53,8 @@ def test_parameters_and_losses_are_gloos(pair: Pair, case: Callable[[], dict[str
     with_gloo, with_smlt = pair.run("gloo", case), pair.run("smlt", case)
     assert_alike(with_gloo, with_smlt)
     assert with_smlt[0]["losses"][0] != with_smlt[1]["losses"][0] or case in (cases.fully_shard, cases.tensor_parallel)
-    assert_alike(with_smlt[0]["model"], with_smlt[1]["model"], tolerance=0.0)
+    parameters = [{name: value for name, value in each["model"].items() if "norm" not in name} for each in with_smlt]
+    assert_alike(*parameters, tolerance=0.0)  # batch norm's statistics are taken from rank 0 with the next forward only
 
 
 def test_parameters_averaged_now_and_then_are_gloos(pair: Pair) -> None:
@@ -68,7 +69,7 @@ def test_a_distributed_checkpoint_brings_model_and_optimizer_back(pair: Pair, tm
 def test_synchronised_batch_norm_is_refused_by_pytorch_itself(pair: Pair) -> None:
     """It wants a GPU, whatever the backend: docs/ddp.md says so until this fails."""
     for backend in ("gloo", "smlt"):
-        with pytest.raises(AssertionError, match="SyncBatchNorm expected input tensor to be on GPU"):
+        with pytest.raises(AssertionError, match="SyncBatchNorm layers only work with GPU modules"):
             pair.run(backend, cases.sync_batch_norm)
 
 
