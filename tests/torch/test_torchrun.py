@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 import example_cases as cases
+import torch
 from ddp_pair import Pair
 from test_ddp import assert_alike
 
