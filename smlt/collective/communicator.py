@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from smlt.collective.codecs import OPERATIONS, WIRE_DTYPES, check_codec, check_operation, wire_codec
+from smlt.collective.codecs import EXACT_OPERATIONS, OPERATIONS, WIRE_DTYPES, check_codec, check_operation, wire_codec
 from smlt.collective.feedback import ErrorFeedback, Residual
 from smlt.collective.plan import (
     CHUNK_BYTES,
@@ -27,7 +27,19 @@ from smlt.collective.plan import (
     reduce_plan,
 )
 from smlt.collective.session import Session
-from smlt.collective.structure import Array, Leaf, Segment, Signature, check_outs, describe_call, flatten, fuse, is_plain, rebuild, results
+from smlt.collective.structure import (
+    Array,
+    Leaf,
+    Segment,
+    Signature,
+    check_outs,
+    describe_call,
+    flatten,
+    fuse,
+    is_plain,
+    rebuild,
+    results,
+)
 from smlt.collective.tuning import LOCAL, Tuning, check_algorithm
 from smlt.collective.work import Work
 from smlt.errors import CollectiveError, ConfigError
@@ -430,7 +442,7 @@ class Communicator:
         digest, description = describe_call(kind, detail, self.world_size, self.chunk_bytes, plan.algorithm, signature)
         call = {
             "algorithm": plan.algorithm,
-            "operation": OPERATIONS.get(detail, 0),
+            "operation": OPERATIONS.get(detail, EXACT_OPERATIONS.get(detail, 0)),
             "digest": digest,
             "description": description,
             "table": plan.table,

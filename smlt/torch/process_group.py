@@ -85,7 +85,7 @@ class ProcessGroup(dist.ProcessGroup):
 
         return self._begin("all_gather", "", [source], [made], plan, [Run(target, give)], opts, outputs)
 
-    def _allgather_base(self, output: Any, input: Any, opts: Any = None) -> CollectiveWork:  # noqa: A002
+    def _allgather_base(self, output: Any, input: Any, opts: Any = None) -> CollectiveWork:
         return self.allgather([list(output.view(self._size, *input.shape).unbind(0))], [input], opts)
 
     all_gather_single = _allgather_base
