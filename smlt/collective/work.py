@@ -20,10 +20,11 @@ class Work:
     when a newer generation has begun (FencedError), until it is completed after all or the communicator is closed.
     """
 
-    def __init__(self, session: Session | None, step: int, give: Callable[[], Any]) -> None:
+    def __init__(self, session: Session | None, step: int, give: Callable[[], Any], timeout_s: float | None = None) -> None:
         self._session, self._step, self._give = session, step, give
         self._then: Callable[[bool], None] | None = None
-        self._deadline = time.monotonic() + session.timeout_s if session is not None else math.inf
+        limit_s = timeout_s or (session.timeout_s if session is not None else math.inf)
+        self._deadline = time.monotonic() + limit_s
         self._lock = threading.RLock()
         self._settled = False
         self._value: Any = None

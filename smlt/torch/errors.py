@@ -14,14 +14,14 @@ def _torch_class(kind: type[SmltError]) -> type[SmltError]:
     return type(kind.__name__, (kind, dist.DistBackendError), {"__doc__": kind.__doc__, "__module__": kind.__module__})
 
 
-def as_torch(error: SmltError) -> SmltError:
+def as_torch(error: SmltError, what: str = "") -> SmltError:
     """The same error, of a class that derives from its own and from `DistBackendError` (a `RuntimeError`).
 
-    So `except smlt.errors.WorkerLostError` and `except RuntimeError`, which programs written for gloo have, both see it.
+    So `except smlt.errors.WorkerLostError` and `except RuntimeError`, which programs written for gloo have, both see it. `what` was called is said first.
     """
     if isinstance(error, dist.DistBackendError):
         return error
     made = _torch_class(type(error)).__new__(_torch_class(type(error)), *error.args)
-    made.args = error.args
     made.__dict__.update(error.__dict__)
+    made.args = (f"{what}: {error.args[0]}" if what and error.args else str(error), *error.args[1:])
     return made

@@ -165,12 +165,14 @@ def _begin(
             f'smlt.torch\'s hooks need a group of the backend "smlt", not {dist.get_backend(group)}: call '
             'init_process_group("smlt"), or use a hook of torch.distributed.algorithms.ddp_comm_hooks'
         )
-    buffer = bucket.buffer()
-    try:
-        pending = group.communicator.allreduce_async(buffer, "mean", codec, out=buffer, feedback=feedback)
-    except SmltError as error:
-        raise as_torch(error) from error
-    return CollectiveWork(pending, [buffer], group._futures).get_future().then(_first)
+    buffer, issuer, name = bucket.buffer(), group._issuer, f"all_reduce of a bucket ({codec})"
+    with issuer.in_order:
+        try:
+            pending = group.communicator.allreduce_async(buffer, "mean", codec, out=buffer, feedback=feedback)
+        except SmltError as error:
+            raise as_torch(error, name) from error
+        work = issuer.hold(CollectiveWork(pending, [buffer], issuer.futures, name), asynchronous=True)
+    return work.get_future().then(_first)
 
 
 def _first(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +13,9 @@ from smlt.collective.structure import Array, Segment
 from smlt.errors import ConfigError
 
 #: Integers of the same width: elements that are moved and not looked at.
-_MOVED_AS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
+_MOVED_AS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: What is added up in float32.
 HALVES = (torch.float16, torch.bfloat16)
-NOTHING: Array = np.empty(0, np.uint8)
 
 
 def check_tensor(tensor: torch.Tensor, what: str) -> None:
@@ -31,69 +29,90 @@ def check_tensor(tensor: torch.Tensor, what: str) -> None:
         raise ConfigError(f"{what}: sparse and quantized tensors cannot be sent; make them dense first")
 
 
+def check_alike(tensors: list[torch.Tensor], like: torch.Tensor, what: str) -> None:
+    """ConfigError unless all tensors have the dtype and the number of elements of `like`."""
+    for index, tensor in enumerate(tensors):
+        if tensor.dtype != like.dtype or tensor.numel() != like.numel():
+            raise ConfigError(f"{what}: tensor {index} is {describe(tensor)}, where {describe(like)} belongs")
+
+
 def dtype_name(tensor: torch.Tensor) -> str:
     """float32, bfloat16, ..."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
+def describe(tensor: torch.Tensor) -> str:
+    """float32[64, 10]"""
+    return f"{dtype_name(tensor)}{list(tensor.shape)}"
+
+
 @dataclass
 class Run:
-    """A tensor's elements in one contiguous run, and what to do for the tensor when the run has been written."""
+    """A tensor's elements in one contiguous run, and what to do for the tensor when the run has been written to.
+
+    `codec`: what holds every element exactly.
+    """
 
     array: Array
-    give: Callable[[], None] | None
+    give: Callable[[], object] | None = None
+    codec: str = "fp32"
 
 
-def _staged(tensor: torch.Tensor, copy: torch.Tensor) -> Run:
-    def give() -> None:
-        tensor.copy_(copy.view_as(tensor))
+def _flat(plain: torch.Tensor) -> torch.Tensor:
+    return (torch.view_as_real(plain) if plain.is_complex() else plain).reshape(-1)
 
-    return Run(copy.numpy(), give)
+
+def _run_of(tensor: torch.Tensor, read: bool) -> tuple[torch.Tensor, Callable[[], object] | None]:
+    """The elements in order: the tensor's own memory where it lies so, else a copy, which `give` writes back."""
+    plain = tensor.detach()
+    if plain.is_contiguous() and not plain.is_conj() and not plain.is_neg():
+        return _flat(plain), None
+    copy = torch.empty(plain.shape, dtype=plain.dtype)
+    if read:
+        copy.copy_(plain)
+    return _flat(copy), lambda: plain.copy_(copy)
 
 
 def moved(tensor: torch.Tensor, *, read: bool = True) -> Run:
-    """The elements as they are, as integers. Not read, a run is there to be written only."""
-    plain = tensor.detach()
-    if plain.is_complex():
-        plain = torch.view_as_real(plain.resolve_conj())
-    plain = plain.resolve_neg()
-    width = _MOVED_AS[plain.element_size()]
-    if plain.is_contiguous():
-        return Run(plain.reshape(-1).view(width).numpy(), None)
-    copy = plain.contiguous() if read else torch.empty(plain.shape, dtype=plain.dtype)
-    flat = copy.reshape(-1)
-    return Run(flat.view(width).numpy(), lambda: _write(plain, copy))
-
-
-def _write(tensor: torch.Tensor, copy: torch.Tensor) -> None:
-    tensor.copy_(copy)
+    """The elements as they are, seen as integers. Without `read` they are there to be written only."""
+    flat, give = _run_of(tensor, read)
+    return Run(flat.view(_MOVED_AS[flat.element_size()]).numpy(), give)
 
 
 def added(tensor: torch.Tensor, *, read: bool = True) -> Run:
-    """The elements as numbers that can be added: half precision in a copy of float32, booleans as uint8."""
+    """The elements as numbers that can be reduced: half precision in a copy of float32, booleans as uint8."""
+    if tensor.dtype not in HALVES:
+        flat, give = _run_of(tensor, read)
+        return Run((flat.view(torch.uint8) if flat.dtype == torch.bool else flat).numpy(), give)
     plain = tensor.detach()
-    if plain.is_complex():
-        plain = torch.view_as_real(plain.resolve_conj())
-    plain = plain.resolve_neg()
-    if plain.dtype in HALVES:
-        copy = plain.float().reshape(-1) if read else torch.empty(plain.numel(), dtype=torch.float32)
-        return _staged(plain, copy)
-    if plain.dtype == torch.bool:
-        plain = plain.view(torch.uint8) if plain.dim() else plain.reshape(1).view(torch.uint8)
-    if plain.is_contiguous():
-        return Run(plain.reshape(-1).numpy(), None)
-    copy = plain.contiguous().reshape(-1) if read else torch.empty(plain.numel(), dtype=plain.dtype)
-    return _staged(plain, copy)
+    copy = torch.empty(plain.shape, dtype=torch.float32)
+    if read:
+        copy.copy_(plain)
+    codec = "bf16" if plain.dtype == torch.bfloat16 else "fp32"
+    return Run(copy.reshape(-1).numpy(), lambda: plain.copy_(copy), codec)
 
 
-def segment(source: Array | None, target: Array | None, codec: str = "fp32") -> Segment:
+def nothing(dtype: np.dtype) -> Array:
+    """Where this worker neither reads nor writes."""
+    return np.empty(0, dtype)
+
+
+def room(count: int, dtype: np.dtype) -> Array:
+    """For results that nobody looks at."""
+    return np.empty(count, dtype)
+
+
+def segment(kind: SegmentType, source: Array | None, target: Array | None) -> Segment:
     """A segment of a collective; None where this worker reads or writes nothing."""
-    known = source if source is not None else target
-    assert known is not None
-    kind = SegmentType(known.dtype.name, codec, known.size)
-    return Segment(kind, [], known if source is None else source, NOTHING.view(known.dtype) if target is None else target)
+    dtype = np.dtype(kind.dtype)
+    return Segment(kind, [], nothing(dtype) if source is None else source, nothing(dtype) if target is None else target)
 
 
-def options_flag(options: Any, name: str, default: bool) -> bool:
-    """A flag of c10d's options, which older releases do not have."""
-    return bool(getattr(options, name, default))
+def type_of(run: Run, codec: str | None = None) -> SegmentType:
+    """What the workers must agree on for a run."""
+    return SegmentType(run.array.dtype.name, codec or run.codec, run.array.size)
+
+
+def apart(source: Array, targets: list[Array]) -> Array:
+    """`source`, or a copy of it where it shares memory with a target: results come while other elements are still read."""
+    return source.copy() if any(np.may_share_memory(source, target) for target in targets) else source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -30,9 +30,10 @@ class CollectiveWork(dist.Work):
     Tensors belong to the collective until it has ended.
     """
 
-    def __init__(self, pending: Waitable, tensors: Sequence[torch.Tensor], futures: FutureThread) -> None:
+    def __init__(self, pending: Waitable, tensors: Sequence[torch.Tensor], futures: FutureThread, name: str = "") -> None:
         super().__init__()
         self._pending, self._tensors, self._futures = pending, list(tensors), futures
+        self._name = name
         self._future: torch.futures.Future[list[torch.Tensor]] | None = None
         self._lock = threading.Lock()
 
@@ -42,7 +43,7 @@ class CollectiveWork(dist.Work):
         try:
             self._pending.wait(seconds if seconds > 0 else None)
         except SmltError as error:
-            raise as_torch(error) from error
+            raise as_torch(error, self._name) from error
         return True
 
     def is_completed(self) -> bool:
@@ -63,7 +64,7 @@ class CollectiveWork(dist.Work):
         try:
             self._pending.wait()
         except Exception as error:
-            return as_torch(error) if isinstance(error, SmltError) else error
+            return as_torch(error, self._name) if isinstance(error, SmltError) else error
         return None
 
     def synchronize(self) -> None:
@@ -81,6 +82,15 @@ class CollectiveWork(dist.Work):
     def _source_rank(self) -> int:
         return self.source_rank()
 
+    def with_earlier(self, works: Sequence[CollectiveWork]) -> CollectiveWork:
+        """One handle for this one and others, whose results it has too."""
+        tensors = [tensor for work in works for tensor in work.result()]
+        return CollectiveWork(_Following(self._pending, works, None), [*tensors, *self._tensors], self._futures, self._name)
+
+    def then(self, follows: Callable[[], object], tensors: Sequence[torch.Tensor]) -> CollectiveWork:
+        """A handle with which `follows` happens when the result is there."""
+        return CollectiveWork(_Following(self._pending, (), follows), tensors, self._futures, self._name)
+
     def get_future(self) -> torch.futures.Future[list[torch.Tensor]]:
         """Completed with the tensors, or with the error, by a thread of the group's."""
         with self._lock:
@@ -88,6 +98,40 @@ class CollectiveWork(dist.Work):
                 self._future = torch.futures.Future()
                 self._futures.complete(self, self._future)
             return self._future
+
+
+class MessageWork(CollectiveWork):
+    """A message under way: its future is completed by whoever sends or receives it."""
+
+    def get_future(self) -> torch.futures.Future[list[torch.Tensor]]:
+        """Completed with the tensor, or with the error."""
+        with self._lock:
+            if self._future is None:
+                future = self._future = torch.futures.Future()
+                self._pending.on_end(lambda: _complete(self, future))  # type: ignore[attr-defined]
+            return self._future
+
+
+class _Following:
+    """What stands behind a handle, and something before or after it."""
+
+    def __init__(self, pending: Waitable, earlier: Sequence[CollectiveWork], then: Callable[[], object] | None) -> None:
+        self._pending, self._earlier, self._then = pending, list(earlier), then
+        self._lock = threading.Lock()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait for all of it; what follows happens once."""
+        for work in self._earlier:
+            work.wait(timedelta(seconds=timeout_s or 0))
+        self._pending.wait(timeout_s)
+        with self._lock:
+            then, self._then = self._then, None
+            if then is not None:
+                then()
+
+    def done(self) -> bool:
+        """Whether all of it has ended."""
+        return self._pending.done() and all(work._pending.done() for work in self._earlier)
 
 
 class FutureThread:
