@@ -144,8 +144,12 @@ class FutureThread:
         self._lock = threading.Lock()
 
     def complete(self, work: CollectiveWork, future: Any) -> None:
-        """Complete `future` when `work` has ended: at once when it has."""
-        if work._pending.done():
+        """Complete `future` when `work` has ended: at once when it has.
+
+        A future's callback may begin another collective and wait for its future, as PyTorch's PowerSGD hook does. It runs on
+        this very thread, which then has nothing to do but to wait for that one.
+        """
+        if work._pending.done() or threading.current_thread() is self._thread:
             _complete(work, future)
             return
         with self._lock:
