@@ -62,10 +62,29 @@ class ProcessGroup(dist.ProcessGroup):
         self._messages = PointToPoint(communicator)
         self._on_shutdown: Callable[[], None] | None = on_shutdown
         self._pid = os.getpid()
+        self._group_name = self._group_desc = ""
 
     def getBackendName(self) -> str:  # noqa: N802
         """The backend's name."""
         return "smlt"
+
+    # PyTorch keeps names with a group's native backends, of which this one has none; a DeviceMesh asks for them.
+
+    def getGroupName(self) -> str:  # noqa: N802
+        """Under which `torch.distributed` knows the group."""
+        return self._group_name
+
+    def setGroupName(self, name: str) -> None:  # noqa: N802
+        """Called by `torch.distributed`."""
+        self._group_name = name
+
+    def getGroupDesc(self) -> str:  # noqa: N802
+        """What the group is for."""
+        return self._group_desc
+
+    def setGroupDesc(self, description: str) -> None:  # noqa: N802
+        """Called by `torch.distributed`."""
+        self._group_desc = description
 
     # ---- reductions ----
 

@@ -58,6 +58,24 @@ class Run:
     codec: str = "fp32"
 
 
+class _Memory:
+    """A tensor's memory for NumPy. `Tensor.numpy()` would forbid its storage to be resized, which FSDP does."""
+
+    def __init__(self, flat: torch.Tensor) -> None:
+        self.tensor = flat  # held as long as the array that looks at it
+        dtype = np.dtype(str(flat.dtype).removeprefix("torch."))
+        # NumPy takes no null pointer, which an empty tensor may have.
+        data = (flat.data_ptr() or _EMPTY.ctypes.data, False)
+        self.__array_interface__ = {"data": data, "shape": tuple(flat.shape), "typestr": dtype.str, "version": 3}
+
+
+_EMPTY = np.empty(1)
+
+
+def _array(flat: torch.Tensor) -> Array:
+    return np.asarray(_Memory(flat))
+
+
 def _flat(plain: torch.Tensor) -> torch.Tensor:
     return (torch.view_as_real(plain) if plain.is_complex() else plain).reshape(-1)
 
@@ -76,14 +94,14 @@ def _run_of(tensor: torch.Tensor, read: bool) -> tuple[torch.Tensor, Callable[[]
 def moved(tensor: torch.Tensor, *, read: bool = True) -> Run:
     """The elements as they are, seen as integers. Without `read` they are there to be written only."""
     flat, give = _run_of(tensor, read)
-    return Run(flat.view(_MOVED_AS[flat.element_size()]).numpy(), give)
+    return Run(_array(flat.view(_MOVED_AS[flat.element_size()])), give)
 
 
 def added(tensor: torch.Tensor, *, read: bool = True) -> Run:
     """The elements as numbers that can be reduced: half precision in a copy of float32, booleans as uint8."""
     if tensor.dtype not in HALVES:
         flat, give = _run_of(tensor, read)
-        return Run((flat.view(torch.uint8) if flat.dtype == torch.bool else flat).numpy(), give)
+        return Run(_array(flat.view(torch.uint8) if flat.dtype == torch.bool else flat), give)
     plain = tensor.detach()
     copy = torch.empty(plain.shape, dtype=torch.float32)
     if read:
