@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing as mp
 import os
 import traceback
@@ -40,7 +41,11 @@ class Pair:
         answers = []
         for rank, pipe in enumerate(self._pipes):
             assert pipe.poll(DEADLINE_S), f"rank {rank} hangs in {function.__name__}"
-            answers.append(pipe.recv())
+            try:
+                answers.append(pipe.recv())
+            except EOFError:
+                self._processes[rank].join()
+                answers.append((None, f"rank {rank} has ended in {function.__name__}: {self._processes[rank].exitcode}"))
         errors = [error for _, error in answers if error]
         assert not errors, errors[0]
         return [value for value, _ in answers]
@@ -55,6 +60,7 @@ class Pair:
 
 def _work(pipe: Connection, rank: int, store_url: str) -> None:
     os.environ.update(SMLT_STORE=store_url, RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE), LOCAL_RANK=str(rank))
+    faulthandler.enable()
     os.environ["OMP_NUM_THREADS"] = "1"  # Lightning would set more; two times two threads that spin take 100 times as long
     import torch
     import torch.distributed as dist
@@ -69,6 +75,8 @@ def _work(pipe: Connection, rank: int, store_url: str) -> None:
             return
         try:
             dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=WORLD_SIZE)
+            # Until the next: gloo's own thread, when a callback there lets go of the group last, aborts the process.
+            held = dist.group.WORLD  # noqa: F841
             try:
                 answer = _as_arrays(function(*arguments)), ""
             finally:

@@ -20,7 +20,7 @@ from test_ddp import assert_alike
 from smlt.store.embedded import EmbeddedStore
 
 DEADLINE_S = 100
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 
 #: A worker as it would be on a machine that cannot be reached: it looks for sockets of its own that listen.
 BY_HAND = """
@@ -53,7 +53,7 @@ def environment(store: EmbeddedStore, **more: str) -> dict[str, str]:
 
 def test_the_tutorials_script_under_torchrun_trains_what_gloo_trains(pair: Pair, store: EmbeddedStore, tmp_path: Path) -> None:
     """Nothing but the backend's name differs; the rendezvous is torchrun's."""
-    command = [*TORCHRUN, "--master-port", "0", str(cases.EXAMPLES / "ddp.py"), "--epochs", "2", "--save-every", "2"]
+    command = [*TORCHRUN, str(cases.EXAMPLES / "ddp.py"), "--epochs", "2", "--save-every", "2"]
     process = subprocess.Popen(
         [*command, "--backend", "smlt", "--save", str(tmp_path / "smlt.pt")],
         env=environment(store),
