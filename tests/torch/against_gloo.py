@@ -101,6 +101,8 @@ def at_least_1d(shape: tuple[int, ...]) -> tuple[int, ...]:
 def finish(work: Any, case: Case) -> None:
     if not case.asynchronous:
         assert work is None
+    elif isinstance(work, torch.futures.Future):  # what all_reduce_coalesced returns
+        work.wait()
     elif case.draw.random() < 0.5:
         work.get_future().wait()
     else:
@@ -128,9 +130,11 @@ def reduction(case: Case, group: Any, me: int) -> list[torch.Tensor]:
     elif kind == "reduce":
         case.plain()
         results = [case.tensor(case.shape, me)]
-        if results[0].is_complex():
-            results = [torch.view_as_real(results[0])]
-        finish(dist.reduce(results[0], op=op, dst=case.members[case.root], **more), case)
+        real = group is case.gloo and results[0].is_complex()  # it has none
+        finish(
+            dist.reduce(torch.view_as_real(results[0]) if real else results[0], op=op, dst=case.members[case.root], **more),
+            case,
+        )
         results = results if me == case.root else []
     else:
         case.plain()
@@ -181,7 +185,10 @@ def movement(case: Case, group: Any, me: int) -> list[torch.Tensor]:
     if kind == "gather":
         case.plain()
         results = [torch.zeros(shape, dtype=case.dtype) for _ in range(n)] if me == case.root else []
-        finish(dist.gather(case.tensor(shape, me), results or None, dst=root, **more), case)
+        given, into = case.tensor(shape, me), results
+        if group is case.gloo and given.is_complex():  # it has none
+            given, into = torch.view_as_real(given), [torch.view_as_real(result) for result in results]
+        finish(dist.gather(given, into or None, dst=root, **more), case)
         return results
     assert kind == "scatter"
     case.plain()
@@ -217,6 +224,8 @@ def message(case: Case, group: Any, me: int) -> list[torch.Tensor]:
     n, tag = case.n, case.draw.randrange(5)
     following, before = case.members[(me + 1) % n], case.members[(me - 1) % n]
     given, result = case.tensor(case.shape, me), torch.zeros(case.shape, dtype=case.dtype)
+    if group is case.gloo and not given.numel():  # it refuses empty messages
+        return [result]
     if case.kind == "batch":
         ops = [dist.P2POp(dist.isend, given, following, group), dist.P2POp(dist.irecv, result, before, group)]
         for work in dist.batch_isend_irecv(ops):
