@@ -81,7 +81,7 @@ def _made(options: Any, settings: Options) -> ProcessGroup:
     except BaseException:
         leave()
         raise
-    group = ProcessGroup(communicator, settings, leave)
+    group = ProcessGroup(communicator, settings, leave, options.group_id)
     _groups.add(group)
     return group
 

@@ -55,9 +55,10 @@ class ProcessGroup(dist.ProcessGroup):
     `Communicator.allreduce` raises, each of which is a `torch.distributed.DistBackendError` too.
     """
 
-    def __init__(self, communicator: Communicator, options: Options, on_shutdown: Callable[[], None]) -> None:
+    def __init__(self, communicator: Communicator, options: Options, on_shutdown: Callable[[], None], name: str = "") -> None:
         super().__init__(communicator.rank, communicator.world_size)  # type: ignore[call-arg]  # the stub lacks it
         self.communicator, self.options = communicator, options
+        self._name, self._description = name, ""
         self._issuer = Issuer(communicator)
         self._messages = PointToPoint(communicator)
         self._on_shutdown: Callable[[], None] | None = on_shutdown
@@ -66,6 +67,34 @@ class ProcessGroup(dist.ProcessGroup):
     def getBackendName(self) -> str:  # noqa: N802
         """The backend's name."""
         return "smlt"
+
+    # Without a backend below it the C++ side knows no names.
+
+    def getGroupName(self) -> str:  # noqa: N802
+        """The name that torch.distributed has given the group."""
+        return self._name
+
+    def setGroupName(self, name: str) -> None:  # noqa: N802
+        """Give it another."""
+        self._name = name
+
+    def getGroupDesc(self) -> str:  # noqa: N802
+        """What the group is for, in words."""
+        return self._description
+
+    def setGroupDesc(self, description: str) -> None:  # noqa: N802
+        """Say what it is for."""
+        self._description = description
+
+    @property
+    def group_name(self) -> Any:
+        """The name that torch.distributed has given the group."""
+        return self._name
+
+    @property
+    def group_desc(self) -> str:
+        """What the group is for, in words."""
+        return self._description
 
     # ---- reductions ----
 
@@ -196,7 +225,7 @@ class ProcessGroup(dist.ProcessGroup):
 
     def barrier(self, opts: Any = None, timeout: timedelta | None = None) -> CollectiveWork:  # type: ignore[override]
         """Wait for everyone."""
-        return self._issuer.begin(_call("barrier", opts, timeout), self._issuer.barrier_content())
+        return self._issuer.barrier(_call("barrier", opts, timeout))
 
     def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
         """Wait for everyone, at most `timeout`; WorkerLostError names all ranks that did not come.
@@ -205,7 +234,7 @@ class ProcessGroup(dist.ProcessGroup):
         `wait_all_ranks` or not, and all who came hear of them.
         """
         call = Call("monitored_barrier", asynchronous=False, timeout_s=_timeout_s(timeout))
-        self._issuer.begin(call, self._issuer.barrier_content()).wait()
+        self._issuer.barrier(call).wait()
 
     def set_timeout(self, timeout: timedelta) -> None:
         """The deadline of collectives that begin from now on."""
