@@ -10,6 +10,7 @@ import weakref
 from typing import Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store as C10dStore
 from torch.distributed.constants import default_pg_timeout
 
 from smlt.collective.communicator import Communicator
@@ -21,8 +22,6 @@ from smlt.torch.process_group import ProcessGroup
 from smlt.torch.rendezvous import JOB_LETTERS_MAX, job_name
 from smlt.torch.store import Store
 
-#: PyTorch keeps the C++ side of a store in Python alone for as long as it likes; ours shall live as long as its groups.
-_stores: set[Store] = set()
 _groups: weakref.WeakSet[ProcessGroup] = weakref.WeakSet()
 
 
@@ -60,14 +59,12 @@ def _made(options: Any, settings: Options) -> ProcessGroup:
     is_world = not options.global_ranks_in_group
     if own is not None and is_world:
         own.join()
-        _stores.add(own)
 
     def leave() -> None:
         if own is not None and is_world:
             with contextlib.suppress(StoreError):  # the store is gone: everything there has a TTL
                 own.leave()
             own.close()
-            _stores.discard(own)
 
     try:
         communicator = Communicator(
@@ -84,7 +81,7 @@ def _made(options: Any, settings: Options) -> ProcessGroup:
     except BaseException:
         leave()
         raise
-    group = ProcessGroup(communicator, settings, leave)
+    group = ProcessGroup(communicator, settings, leave, options.group_id)
     _groups.add(group)
     return group
 
@@ -94,13 +91,13 @@ def _store_url(settings: Options, own: Store | None) -> str:
     found = resolve_store_url(url or os.environ.get("SMLT_STORE") or None)
     if found is None:
         raise ConfigError(
-            'the backend "smlt" needs a parameter store: set SMLT_STORE to its URL (redis://host:6379) for all workers, or give '
-            'it as init_method, or as pg_options=smlt.torch.Options(store="redis://...")'
+            'the backend "smlt" needs a parameter store: set SMLT_STORE to its URL (redis://host:6379) for all workers, or '
+            'give it as init_method, or as pg_options=smlt.torch.Options(store="redis://...")'
         )
     return found
 
 
-def _agreed_name(store: dist.Store, rank: int, own: Store | None) -> str:
+def _agreed_name(store: C10dStore, rank: int, own: Store | None) -> str:
     """A name that no other group has: rank 0 makes it up, and tells the others through the rendezvous' store.
 
     A store may see the same group made, destroyed and made again: each worker counts which time this is.
@@ -110,7 +107,7 @@ def _agreed_name(store: dist.Store, rank: int, own: Store | None) -> str:
     if rank == 0:
         base = own.job if own is not None else job_name()
         store.set(key, f"{base[: JOB_LETTERS_MAX + 9]}-{secrets.token_hex(4)}")
-    return store.get(key).decode()
+    return bytes(store.get(key)).decode()
 
 
 def _timeout_s(given: Any) -> float:

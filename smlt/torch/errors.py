@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch.distributed as dist
 
 from smlt.errors import SmltError
 
+_classes: dict[type[SmltError], type[SmltError]] = {}
 
-@lru_cache(maxsize=64)
+
 def _torch_class(kind: type[SmltError]) -> type[SmltError]:
-    return type(kind.__name__, (kind, dist.DistBackendError), {"__doc__": kind.__doc__, "__module__": kind.__module__})
+    if kind not in _classes:
+        members = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+        _classes[kind] = type(kind.__name__, (kind, dist.DistBackendError), members)
+    return _classes[kind]
 
 
 def as_torch(error: SmltError, what: str = "") -> SmltError:
     """The same error, of a class that derives from its own and from `DistBackendError` (a `RuntimeError`).
 
-    So `except smlt.errors.WorkerLostError` and `except RuntimeError`, which programs written for gloo have, both see it. `what` was called is said first.
+    So `except smlt.errors.WorkerLostError` and `except RuntimeError`, which programs written for gloo have, both see it.
+    `what` was called is said first.
     """
     if isinstance(error, dist.DistBackendError):
         return error

@@ -108,6 +108,12 @@ class Issuer:
         plan = reduce_plan((segments[0].type,), self.size, comm.chunk_bytes, comm.tuning, comm.algorithm)
         return Content((), (), segments, plan)
 
+    def barrier(self, call: Call) -> CollectiveWork:
+        """Wait for everyone, and for what this worker has begun before: gloo holds it so."""
+        with self._lock:
+            earlier = list(self._pending)
+            return self.begin(call, self.barrier_content()).with_earlier(earlier)
+
     def close(self) -> None:
         """Give what is under way a moment, then leave the job."""
         deadline = time.monotonic() + FAREWELL_S

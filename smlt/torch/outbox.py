@@ -94,7 +94,7 @@ class Outbox:
         )
 
     def _send(self, message: Message, to: int, number: int) -> None:
-        content = memoryview(message.run.array.reshape(-1).view("uint8"))
+        content: Any = message.run.array.reshape(-1).view("uint8").data
         key, ttl_ms = f"{self._prefix}p:{self._rank}:{to}:{message.tag}:{number}", int(self._store.ttl_s * 1000)
         cuts = range(0, len(content), PIECE_BYTES) if len(content) > INLINE_BYTES else ()
         header = json.dumps({"tensor": message.tensor, "bytes": len(content), "pieces": len(cuts)}).encode() + b"\n"

@@ -55,40 +55,50 @@ class ProcessGroup(dist.ProcessGroup):
     `Communicator.allreduce` raises, each of which is a `torch.distributed.DistBackendError` too.
     """
 
-    def __init__(self, communicator: Communicator, options: Options, on_shutdown: Callable[[], None]) -> None:
-        super().__init__(communicator.rank, communicator.world_size)
+    def __init__(self, communicator: Communicator, options: Options, on_shutdown: Callable[[], None], name: str = "") -> None:
+        super().__init__(communicator.rank, communicator.world_size)  # type: ignore[call-arg]  # the stub lacks it
         self.communicator, self.options = communicator, options
+        self._name, self._description = name, ""
         self._issuer = Issuer(communicator)
         self._messages = PointToPoint(communicator)
         self._on_shutdown: Callable[[], None] | None = on_shutdown
         self._pid = os.getpid()
-        self._group_name = self._group_desc = ""
 
     def getBackendName(self) -> str:  # noqa: N802
         """The backend's name."""
         return "smlt"
 
-    # PyTorch keeps names with a group's native backends, of which this one has none; a DeviceMesh asks for them.
+    # Without a backend below it the C++ side knows no names.
 
     def getGroupName(self) -> str:  # noqa: N802
-        """Under which `torch.distributed` knows the group."""
-        return self._group_name
+        """The name that torch.distributed has given the group."""
+        return self._name
 
     def setGroupName(self, name: str) -> None:  # noqa: N802
-        """Called by `torch.distributed`."""
-        self._group_name = name
+        """Give it another."""
+        self._name = name
 
     def getGroupDesc(self) -> str:  # noqa: N802
-        """What the group is for."""
-        return self._group_desc
+        """What the group is for, in words."""
+        return self._description
 
     def setGroupDesc(self, description: str) -> None:  # noqa: N802
-        """Called by `torch.distributed`."""
-        self._group_desc = description
+        """Say what it is for."""
+        self._description = description
+
+    @property
+    def group_name(self) -> Any:
+        """The name that torch.distributed has given the group."""
+        return self._name
+
+    @property
+    def group_desc(self) -> str:
+        """What the group is for, in words."""
+        return self._description
 
     # ---- reductions ----
 
-    def allreduce(self, tensors: Any, opts: Any = None, timeout: timedelta | None = None) -> CollectiveWork:  # type: ignore[override]
+    def allreduce(self, tensors: Any, opts: Any = None, timeout: timedelta | None = None) -> CollectiveWork:
         """Reduce in place."""
         call = _call("all_reduce", opts, timeout)
         return reductions.all_reduce(self._issuer, call, _listed(tensors), _reduction(opts), self.options.codec)
@@ -98,7 +108,7 @@ class ProcessGroup(dist.ProcessGroup):
         call = _call("all_reduce_coalesced", opts)
         return reductions.all_reduce(self._issuer, call, list(tensors), _reduction(opts), self.options.codec)
 
-    def reduce(self, tensors: Any, opts: Any = None, op: Any = None, timeout: timedelta | None = None) -> CollectiveWork:  # type: ignore[override]
+    def reduce(self, tensors: Any, opts: Any = None, op: Any = None, timeout: timedelta | None = None) -> CollectiveWork:
         """Reduce in place on one rank."""
         (tensor,) = _listed(tensors)
         reduction = _reduction(op if op is not None else None if isinstance(opts, int) else opts)
@@ -111,29 +121,29 @@ class ProcessGroup(dist.ProcessGroup):
         call = _call("reduce_scatter", opts)
         return reductions.reduce_scatter(self._issuer, call, output, list(inputs), _reduction(opts))
 
-    def reduce_scatter_single(self, output: torch.Tensor, input: torch.Tensor, opts: Any = None) -> CollectiveWork:  # type: ignore[override]
+    def reduce_scatter_single(self, output: torch.Tensor, input: torch.Tensor, opts: Any = None) -> CollectiveWork:
         """Reduce one tensor, of which each rank receives a part."""
         call = _call("reduce_scatter_tensor", opts)
         parts = _parts(input, self.communicator.world_size, output.numel(), call.name)
         return reductions.reduce_scatter(self._issuer, call, output, parts, _reduction(opts))
 
-    _reduce_scatter_base = reduce_scatter_single
+    _reduce_scatter_base = reduce_scatter_single  # type: ignore[assignment]
 
-    def reduce_scatter_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> CollectiveWork:  # type: ignore[override]
+    def reduce_scatter_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> CollectiveWork:
         """Several of them, one collective each."""
         works = [self.reduce_scatter_single(output, given, opts) for output, given in zip(outputs, inputs, strict=True)]
         return works[-1].with_earlier(works[:-1]) if works else self.barrier(opts)
 
-    reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
+    reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced  # type: ignore[assignment]
 
     # ---- movements ----
 
-    def broadcast(self, tensors: Any, opts: Any = None, timeout: timedelta | None = None) -> CollectiveWork:  # type: ignore[override]
+    def broadcast(self, tensors: Any, opts: Any = None, timeout: timedelta | None = None) -> CollectiveWork:
         """Send one rank's tensor to all."""
         (tensor,) = _listed(tensors)
         return movements.broadcast(self._issuer, _call("broadcast", opts, timeout), tensor, _root(opts))
 
-    def allgather(self, output_tensors: Any, input_tensors: Any, opts: Any = None) -> CollectiveWork:  # type: ignore[override]
+    def allgather(self, output_tensors: Any, input_tensors: Any, opts: Any = None) -> CollectiveWork:
         """Gather a tensor of each rank on all, in a list."""
         outputs = [output_tensors] if isinstance(output_tensors[0], torch.Tensor) else list(output_tensors)
         return movements.all_gather(self._issuer, _call("all_gather", opts), outputs, _listed(input_tensors))
@@ -144,15 +154,15 @@ class ProcessGroup(dist.ProcessGroup):
 
     _allgather_base = all_gather_single
 
-    def all_gather_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> CollectiveWork:  # type: ignore[override]
+    def all_gather_single_coalesced(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> CollectiveWork:
         """Several of them, in one collective."""
         call, size = _call("all_gather_into_tensor", opts), self.communicator.world_size
         lists = [_parts(output, size, given.numel(), call.name) for output, given in zip(outputs, inputs, strict=True)]
         return movements.all_gather(self._issuer, call, lists, list(inputs))
 
-    allgather_into_tensor_coalesced = all_gather_single_coalesced
+    allgather_into_tensor_coalesced = all_gather_single_coalesced  # type: ignore[assignment]
 
-    def allgather_coalesced(self, output_lists: list[Tensors], input_list: Tensors, opts: Any = None) -> CollectiveWork:  # type: ignore[override]
+    def allgather_coalesced(self, output_lists: list[Tensors], input_list: Tensors, opts: Any = None) -> CollectiveWork:
         """Gather several tensors of each rank on all, in one collective. `output_lists` are by rank."""
         by_tensor = [list(tensors) for tensors in zip(*output_lists, strict=True)]
         return movements.all_gather(self._issuer, _call("all_gather_coalesced", opts), by_tensor, list(input_list))
@@ -169,11 +179,11 @@ class ProcessGroup(dist.ProcessGroup):
         inputs = list(input_tensors[0]) if input_tensors else []
         return movements.scatter(self._issuer, _call("scatter", opts), output, inputs, _root(opts))
 
-    def alltoall(self, output_tensors: Tensors, input_tensors: Tensors, opts: Any = None) -> CollectiveWork:  # type: ignore[override]
+    def alltoall(self, output_tensors: Tensors, input_tensors: Tensors, opts: Any = None) -> CollectiveWork:
         """Send a tensor of each rank's list to each."""
         return movements.all_to_all(self._issuer, _call("all_to_all", opts), list(output_tensors), list(input_tensors))
 
-    def all_to_all_single(  # type: ignore[override]
+    def all_to_all_single(
         self,
         output: torch.Tensor,
         input: torch.Tensor,
@@ -189,7 +199,7 @@ class ProcessGroup(dist.ProcessGroup):
         work = movements.all_to_all(self._issuer, call, outputs, inputs, even=even)
         return work if give is None else work.then(give, [output])
 
-    alltoall_base = all_to_all_single
+    alltoall_base = all_to_all_single  # type: ignore[assignment]
 
     # ---- messages ----
 
@@ -215,7 +225,7 @@ class ProcessGroup(dist.ProcessGroup):
 
     def barrier(self, opts: Any = None, timeout: timedelta | None = None) -> CollectiveWork:  # type: ignore[override]
         """Wait for everyone."""
-        return self._issuer.begin(_call("barrier", opts, timeout), self._issuer.barrier_content())
+        return self._issuer.barrier(_call("barrier", opts, timeout))
 
     def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
         """Wait for everyone, at most `timeout`; WorkerLostError names all ranks that did not come.
@@ -224,7 +234,7 @@ class ProcessGroup(dist.ProcessGroup):
         `wait_all_ranks` or not, and all who came hear of them.
         """
         call = Call("monitored_barrier", asynchronous=False, timeout_s=_timeout_s(timeout))
-        self._issuer.begin(call, self._issuer.barrier_content()).wait()
+        self._issuer.barrier(call).wait()
 
     def set_timeout(self, timeout: timedelta) -> None:
         """The deadline of collectives that begin from now on."""
@@ -278,5 +288,5 @@ def _cut(
         raise ConfigError(f"{what}: the {which}'s split sizes {sizes} are not {size} numbers that add up to {rows}")
     plain = tensor.detach()
     whole = plain.contiguous()
-    parts = list((whole if whole.dim() else whole.reshape(1)).split(sizes))
+    parts = list((whole if whole.dim() else whole.reshape(1)).split(sizes))  # type: ignore[no-untyped-call]
     return parts, None if whole.data_ptr() == plain.data_ptr() else lambda: plain.copy_(whole)

@@ -14,6 +14,7 @@ else is kept. So a job that is started again does not find what its predecessor 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -25,7 +26,6 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import unquote
 
-from torch.distributed import rendezvous as torch_rendezvous
 from torch.distributed.constants import default_pg_timeout
 
 from smlt.errors import ConfigError, FencedError, SmltError, StoreError, WorkerLostError
@@ -130,8 +130,8 @@ def _turned_away(kind: str, value: str, job: str, rank: int, world_size: int) ->
         return ConfigError(f"rank {rank} of job {job} expects {world_size} workers, others who wait expect {value}")
     other = json.loads(value)
     return FencedError(
-        f"rank {rank} of job {job} is held by another process that waits (process {other['pid']} on {other['host']}): give each "
-        "worker its own rank, and each job its own name (SMLT_JOB, or ?job= in the URL)"
+        f"rank {rank} of job {job} is held by another process that waits (process {other['pid']} on {other['host']}): give "
+        "each worker its own rank, and each job its own name (SMLT_JOB, or ?job= in the URL)"
     )
 
 
@@ -215,9 +215,7 @@ def _environment_rendezvous(original: Any) -> Any:
 def register() -> None:
     """Tell torch.distributed of the schemes, once."""
     # The function `rendezvous` hides its module; the table is private, and the way to see what is registered.
-    import importlib
-
-    module = importlib.import_module(torch_rendezvous.__module__)
+    module: Any = importlib.import_module("torch.distributed.rendezvous")
     handlers = module._rendezvous_handlers
     for scheme in SCHEMES:
         if scheme not in handlers:

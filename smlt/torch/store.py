@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store as C10dStore
 
 from smlt.store.parameter import ParameterStore, redact, translated
 
@@ -15,6 +16,9 @@ from smlt.store.parameter import ParameterStore, redact, translated
 TTL_S = 24 * 3600.0
 #: A wait in the parameter store, at most.
 WAIT_MS = 1000
+
+#: torch.distributed keeps the C++ side of a store, which is nothing without this one: they live until they are closed.
+_open: set[Store] = set()
 
 # KEYS: the hash. ARGV: field, expected value, desired value. As TCPStore does it: an expectation of "" is met by no value.
 _COMPARE_SET = """
@@ -43,7 +47,7 @@ def _bytes(value: bytes | str) -> bytes:
     return value.encode() if isinstance(value, str) else bytes(value)
 
 
-class Store(dist.Store):
+class Store(C10dStore):
     """Keys and values of a group of workers who meet in the parameter store at `url` under the name `job`.
 
     For `init_process_group(store=)`, or wherever PyTorch takes a Store; `init_method="redis://..."` makes one. All
@@ -60,6 +64,7 @@ class Store(dist.Store):
         self._hash, self._wake = self._parameters.key("c10d"), self._parameters.key("c10d-wake")
         self._members = self._parameters.key("c10d-members")
         self.set_timeout(timeout)
+        _open.add(self)
 
     @property
     def url(self) -> str:
@@ -139,7 +144,7 @@ class Store(dist.Store):
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
         """Return when all keys are there; DistStoreError when they are not in time."""
-        limit = self.timeout if timeout is None else timeout
+        limit: timedelta = self.timeout if timeout is None else timeout  # type: ignore[attr-defined]  # the stub lacks it
         deadline = time.monotonic() + limit.total_seconds()
         seen = self._last_change()
         while missing := [key for key, there in zip(keys, self._there(keys), strict=True) if not there]:
@@ -151,6 +156,10 @@ class Store(dist.Store):
                 )
             for _, entries in self._parameters.read_streams({self._wake: seen}, min(left_ms, WAIT_MS)):
                 seen = entries[-1][0].decode()
+
+    # What the C++ side looks for.
+    getNumKeys = num_keys  # noqa: N815
+    deleteKey = delete_key  # noqa: N815
 
     # ---- a group's life ----
 
@@ -167,7 +176,8 @@ class Store(dist.Store):
             return bool(self._parameters.client.eval(_LEAVE, 3, self._members, self._hash, self._wake))
 
     def close(self) -> None:
-        """Close the connections; they open again when needed."""
+        """Close the connections. They open again when needed, by whoever still has this object."""
+        _open.discard(self)
         self._parameters.close()
 
     # ---- inside ----
