@@ -82,3 +82,36 @@ def accelerate_with_backend_named() -> list[str]:
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     return []
+
+
+def transformers_trainer(folder: str) -> torch.Tensor:
+    """The weights that Transformers' Trainer comes to, which forms its group by way of Accelerate."""
+    from accelerate.state import AcceleratorState
+    from transformers import Trainer, TrainingArguments
+
+    class Classifier(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            logits = self.layer(x)
+            return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.manual_seed(0)
+    data = [{"x": torch.randn(4), "labels": index % 2} for index in range(64)]
+    with mock.patch.dict(os.environ, {"MASTER_ADDR": "unused"}), contextlib.redirect_stdout(io.StringIO()):
+        settings = TrainingArguments(
+            folder,
+            use_cpu=True,
+            max_steps=6,
+            per_device_train_batch_size=4,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        trainer = Trainer(Classifier(), settings, train_dataset=data)
+        trainer.train()
+    assert isinstance(trainer.model_wrapped, torch.nn.parallel.DistributedDataParallel)
+    return trainer.model.layer.weight

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("accelerate")
@@ -29,3 +31,9 @@ def test_accelerate_refuses_the_backends_name_in_its_own_settings(pair: Pair) ->
     """docs/ddp.md says to form the group first until this fails."""
     for refusals in pair.run("smlt", cases.accelerate_with_backend_named):
         assert "smlt is not available" in refusals[0]
+
+
+def test_transformers_trainer_trains_as_with_gloo(pair: Pair, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    runs = [pair.run(backend, cases.transformers_trainer, str(tmp_path)) for backend in ("gloo", "smlt")]
+    assert_alike(*runs)
