@@ -56,7 +56,7 @@
     FLOAT_FINISH_MEAN(type)                                                                                                    \
     REDUCE(raw_min_##type, type, type, LOAD(type, source, i), SMALLER(a, x))                                                   \
     REDUCE(raw_max_##type, type, type, LOAD(type, source, i), LARGER(a, x))                                                    \
-    REDUCE(raw_product_##type, type, type, LOAD(type, source, i), a *x == a * x ? a * x : (type)NAN)                            \
+    REDUCE(raw_product_##type, type, type, LOAD(type, source, i), a *x == a * x ? a * x : (type)NAN)                           \
     static void raw_sum_##type(void *accumulator, const void *source, size_t n, int exponent, int shift, int first) {          \
         type scale = (type)ldexp(1.0, -shift);                                                                                 \
         (void)exponent;                                                                                                        \
@@ -92,7 +92,7 @@ static inline int128_t rounded_quotient(int128_t sum, int divisor) {
     REDUCE(raw_sum_##type, type, type, LOAD(type, source, i), (type)((wrapping)a + (wrapping)x))                               \
     REDUCE(raw_min_##type, type, type, LOAD(type, source, i), a < x ? a : x)                                                   \
     REDUCE(raw_max_##type, type, type, LOAD(type, source, i), a > x ? a : x)                                                   \
-    REDUCE(raw_product_##type, type, type, LOAD(type, source, i), (type)((uint64_t)a * (uint64_t)x))                            \
+    REDUCE(raw_product_##type, type, type, LOAD(type, source, i), (type)((uint64_t)a * (uint64_t)x))                           \
     REDUCE(raw_and_##type, type, type, LOAD(type, source, i), (type)(a & x))                                                   \
     REDUCE(raw_or_##type, type, type, LOAD(type, source, i), (type)(a | x))                                                    \
     REDUCE(raw_xor_##type, type, type, LOAD(type, source, i), (type)(a ^ x))                                                   \
@@ -148,9 +148,9 @@ INTEGER_KERNELS(uint64_t, uint64_t, int128_t)
     SELECT(type, type, raw_sum_##type)
 #define SELECT_INTEGER(type, wide)                                                                                             \
     SELECT(type, wide,                                                                                                         \
-           operation == SMLT_MEAN      ? raw_wide_##type                                                                       \
-           : operation >= SMLT_BAND    ? PICK_BITS(operation, type)                                                            \
-                                       : raw_sum_##type)
+           operation == SMLT_MEAN   ? raw_wide_##type                                                                          \
+           : operation >= SMLT_BAND ? PICK_BITS(operation, type)                                                               \
+                                    : raw_sum_##type)
 
 int smlt_raw_select(smlt_kernel *kernel, int dtype, int operation) {
     switch (dtype) {

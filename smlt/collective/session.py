@@ -150,7 +150,8 @@ class Session:
         """Move bytes until the collective has ended; raise when it failed, or when `deadline` (monotonic) has passed.
 
         False when it has not ended at `until`, which is no failure. `timeout_s` is how long it had, for the message.
-        After FencedError, until `close`, the collective is as it was and may be waited for again: `complete_fenced` may complete it.
+        After FencedError, until `close`, the collective is as it was and may be waited for again: `complete_fenced` may
+        complete it.
         """
         if os.getpid() != self._pid:
             raise CollectiveError("a communicator does not survive fork: its collectives are the parent's to wait for")

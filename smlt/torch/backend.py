@@ -10,6 +10,7 @@ import weakref
 from typing import Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
 from torch._C._distributed_c10d import Store as C10dStore
 from torch.distributed.constants import default_pg_timeout
 
@@ -54,7 +55,9 @@ def make_process_group(options: Any, chosen: Any = None) -> ProcessGroup:
 
 def _made(options: Any, settings: Options) -> ProcessGroup:
     rank, size = options.group_rank, options.group_size
-    found = getattr(options.store, "_underlying_non_prefix_store", None)
+    found = options.store
+    while isinstance(found, PrefixStore):
+        found = found.underlying_store
     own = found if isinstance(found, Store) else None
     is_world = not options.global_ranks_in_group
     if own is not None and is_world:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from smlt.collective.codecs import dtype_name as numpy_name
 from smlt.collective.plan import SegmentType
 from smlt.collective.structure import Array, Segment
 from smlt.errors import ConfigError
@@ -128,7 +129,7 @@ def segment(kind: SegmentType, source: Array | None, target: Array | None) -> Se
 
 def type_of(run: Run, codec: str | None = None) -> SegmentType:
     """What the workers must agree on for a run."""
-    return SegmentType(run.array.dtype.name, codec or run.codec, run.array.size)
+    return SegmentType(numpy_name(run.array.dtype), codec or run.codec, run.array.size)
 
 
 def apart(source: Array, targets: list[Array]) -> Array:

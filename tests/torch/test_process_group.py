@@ -246,7 +246,8 @@ dist.destroy_process_group()
 
 def test_who_does_not_come_or_dies_is_named(store: EmbeddedStore, name: str) -> None:
     script = """
-rank, n = begin(timeout_s=4)
+rank, n = begin(timeout_s=60)
+dist.group.WORLD.set_timeout(timedelta(seconds=4))
 dist.all_reduce(torch.ones(1000))
 group = dist.group.WORLD
 other = dist.new_group()
