@@ -252,13 +252,20 @@ int smlt_engine_unfinished(const smlt_engine *engine) {
 
 uint64_t smlt_engine_ends(const smlt_engine *engine) { return engine->ends; }
 
+/* If so, this worker has completed only when its contributions were read. */
+static int everyone_reads(const collective *c) {
+    for (uint32_t chunk = 0; chunk < c->chunk_count; chunk++)
+        if (c->chunks[chunk].reader) return 0;
+    return 1;
+}
+
 void smlt_engine_retire(smlt_engine *engine, uint64_t step) {
     for (collective **link = &engine->active; *link; link = &(*link)->next)
         if ((*link)->step == step) {
             collective *c = *link;
             *link = c->next;
             if (c->recovered) { /* keys that were written twice, or whose deletion was lost with the connection */
-                smlt_delete_uploads(engine, c);
+                if (everyone_reads(c) || c->result.status != SMLT_OK) smlt_delete_uploads(engine, c);
                 for (uint32_t chunk = c->own_first; c->algorithm == SMLT_HIERARCHICAL && chunk < c->own_end; chunk++)
                     smlt_delete_contributions(engine, c, chunk);
             }

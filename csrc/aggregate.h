@@ -6,7 +6,8 @@
  *   reduce  everyone uploads its contribution to each chunk it does not own; the owner, told by tokens, fetches all
  *           contributions with one MGET in rank order, adds them to its own as they stream in, publishes the result.
  *   copy    the owner publishes its own data (broadcast, allgather).
- *   Then everyone fetches each published chunk, told by tokens.
+ *   Then everyone fetches each published chunk, told by tokens: all of them, or those that this worker is the reader of.
+ *   An owner who alone reads what it has aggregated does not publish it.
  *   one shot  (small reductions) everyone's contribution travels inside a token that everyone reads; each worker adds
  *           them all, in rank order: one way through the store instead of two.
  *
@@ -60,6 +61,7 @@ typedef struct {
 typedef struct {
     int32_t segment, owner;
     int64_t source, target, count; /* elements of the segment; chunks are sorted by owner */
+    int32_t reader; /* 0: everyone wants the result; r + 1: rank r alone, who is another than the owner of a copy */
 } smlt_chunk;
 
 typedef enum {

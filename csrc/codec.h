@@ -16,7 +16,7 @@
  *         One encoding errs by at most max(max|x| / 250, 2^-126), the maximum taken over the finite values of the block:
  *         half a step, and a step is at most 1 + 2^-7 times max|x| / 126.
  * Sums of floats are taken in the array's own width in the order given; a mean of integers is the exact quotient
- * rounded to nearest, ties to even; sums of integers wrap, as NumPy's do.
+ * rounded to nearest, ties to even; sums and products of integers wrap, as NumPy's do.
  */
 #ifndef SMLT_CODEC_H
 #define SMLT_CODEC_H
@@ -40,7 +40,18 @@ typedef enum {
 
 typedef enum { SMLT_RAW, SMLT_FP16, SMLT_BF16, SMLT_INT8, SMLT_CODECS } smlt_codec;
 
-typedef enum { SMLT_MEAN, SMLT_SUM, SMLT_MIN, SMLT_MAX, SMLT_OPERATIONS } smlt_operation;
+/* From SMLT_PRODUCT on only raw; bits of integers only. */
+typedef enum {
+    SMLT_MEAN,
+    SMLT_SUM,
+    SMLT_MIN,
+    SMLT_MAX,
+    SMLT_PRODUCT,
+    SMLT_BAND,
+    SMLT_BOR,
+    SMLT_BXOR,
+    SMLT_OPERATIONS
+} smlt_operation;
 
 /* As `exponent` of an encoding: find the scales (the exponent of fp16, the block headers of int8). */
 #define SMLT_CHOOSE_EXPONENT INT32_MIN
@@ -81,7 +92,7 @@ typedef struct {
 } smlt_kernel;
 
 /* 1 and `*kernel` filled; 0 when there is no such kernel: integers have none but raw, float64 has neither bf16 nor int8,
- * whose range it exceeds; or numbers out of range. */
+ * whose range it exceeds; a product is of raw elements, floats have no AND, OR and XOR; or numbers out of range. */
 int smlt_kernel_select(smlt_kernel *kernel, int dtype, int codec, int operation);
 
 /* Bytes that a chunk of `n` elements takes on the wire. */

@@ -240,6 +240,7 @@ KERNELS(, bf16, float, SMLT_DTYPE_FLOAT32, 0, 2, NULL)
 KERNELS(, int8, float, SMLT_DTYPE_FLOAT32, SMLT_INT8_HEADER, 1, NULL)
 
 int smlt_compressed_select(smlt_kernel *kernel, int dtype, int codec, int operation) {
+    if (operation > SMLT_MAX) return 0;
     if (dtype == SMLT_DTYPE_FLOAT64) return codec == SMLT_FP16 && half_select_double(kernel, operation);
     if (dtype != SMLT_DTYPE_FLOAT32) return 0;
     switch (codec) {

@@ -56,6 +56,7 @@
     FLOAT_FINISH_MEAN(type)                                                                                                    \
     REDUCE(raw_min_##type, type, type, LOAD(type, source, i), SMALLER(a, x))                                                   \
     REDUCE(raw_max_##type, type, type, LOAD(type, source, i), LARGER(a, x))                                                    \
+    REDUCE(raw_product_##type, type, type, LOAD(type, source, i), a *x == a * x ? a * x : (type)NAN)                           \
     static void raw_sum_##type(void *accumulator, const void *source, size_t n, int exponent, int shift, int first) {          \
         type scale = (type)ldexp(1.0, -shift);                                                                                 \
         (void)exponent;                                                                                                        \
@@ -91,6 +92,10 @@ static inline int128_t rounded_quotient(int128_t sum, int divisor) {
     REDUCE(raw_sum_##type, type, type, LOAD(type, source, i), (type)((wrapping)a + (wrapping)x))                               \
     REDUCE(raw_min_##type, type, type, LOAD(type, source, i), a < x ? a : x)                                                   \
     REDUCE(raw_max_##type, type, type, LOAD(type, source, i), a > x ? a : x)                                                   \
+    REDUCE(raw_product_##type, type, type, LOAD(type, source, i), (type)((uint64_t)a * (uint64_t)x))                           \
+    REDUCE(raw_and_##type, type, type, LOAD(type, source, i), (type)(a & x))                                                   \
+    REDUCE(raw_or_##type, type, type, LOAD(type, source, i), (type)(a | x))                                                    \
+    REDUCE(raw_xor_##type, type, type, LOAD(type, source, i), (type)(a ^ x))                                                   \
     REDUCE(raw_wide_##type, type, wide, (wide)LOAD(type, source, i), a + x)                                                    \
     static int raw_feedback_##type(void *wire, const void *source, const void *residual, void *next_residual, size_t n,        \
                                    int exponent) {                                                                             \
@@ -116,8 +121,13 @@ INTEGER_KERNELS(uint64_t, uint64_t, int128_t)
 
 /* ---- selection ---- */
 
-#define PICK(operation, sum, minimum, maximum)                                                                                 \
-    ((operation) == SMLT_MIN ? (minimum) : (operation) == SMLT_MAX ? (maximum) : (sum))
+#define PICK(operation, sum, minimum, maximum, product)                                                                        \
+    ((operation) == SMLT_MIN       ? (minimum)                                                                                 \
+     : (operation) == SMLT_MAX     ? (maximum)                                                                                 \
+     : (operation) == SMLT_PRODUCT ? (product)                                                                                 \
+                                   : (sum))
+#define PICK_BITS(operation, type)                                                                                             \
+    ((operation) == SMLT_BAND ? raw_and_##type : (operation) == SMLT_BOR ? raw_or_##type : raw_xor_##type)
 
 #define SELECT(type, wide, sum)                                                                                                \
     do {                                                                                                                       \
@@ -128,13 +138,19 @@ INTEGER_KERNELS(uint64_t, uint64_t, int128_t)
         kernel->encode = raw_encode_##type;                                                                                    \
         kernel->decode = raw_decode_##type;                                                                                    \
         kernel->encode_feedback = raw_feedback_##type;                                                                         \
-        kernel->reduce = kernel->reduce_own = PICK(operation, sum, raw_min_##type, raw_max_##type);                            \
+        kernel->reduce = kernel->reduce_own = PICK(operation, sum, raw_min_##type, raw_max_##type, raw_product_##type);        \
         kernel->finish = operation == SMLT_MEAN ? finish_mean_##type : finish_as_is_##type;                                    \
         return 1;                                                                                                              \
     } while (0)
 
-#define SELECT_FLOAT(type) SELECT(type, type, raw_sum_##type)
-#define SELECT_INTEGER(type, wide) SELECT(type, wide, operation == SMLT_MEAN ? raw_wide_##type : raw_sum_##type)
+#define SELECT_FLOAT(type)                                                                                                     \
+    if (operation > SMLT_PRODUCT) return 0;                                                                                    \
+    SELECT(type, type, raw_sum_##type)
+#define SELECT_INTEGER(type, wide)                                                                                             \
+    SELECT(type, wide,                                                                                                         \
+           operation == SMLT_MEAN   ? raw_wide_##type                                                                          \
+           : operation >= SMLT_BAND ? PICK_BITS(operation, type)                                                               \
+                                    : raw_sum_##type)
 
 int smlt_raw_select(smlt_kernel *kernel, int dtype, int operation) {
     switch (dtype) {

@@ -163,6 +163,10 @@ struct smlt_engine {
 
 static inline uint32_t others(const smlt_engine *engine) { return (uint32_t)engine->world_size - 1; }
 
+/* Whether the result of a chunk is for this worker, and whether it is for its owner alone. */
+static inline int is_reader(const smlt_chunk *chunk, int rank) { return chunk->reader == 0 || chunk->reader == rank + 1; }
+static inline int is_kept(const smlt_chunk *chunk) { return chunk->reader == chunk->owner + 1; }
+
 /* plan.c */
 collective *smlt_collective_new(smlt_engine *engine, const smlt_plan *plan); /* NULL: no memory, or unsound */
 void smlt_collective_free(smlt_engine *engine, collective *c);
@@ -190,6 +194,7 @@ void smlt_chunk_complete(smlt_engine *engine, collective *c, uint32_t chunk);
 /* send.c */
 void smlt_compose(smlt_engine *engine, int lane);
 void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk, const void *elements, int exponent, int purpose);
+void smlt_keep(smlt_engine *engine, collective *c, uint32_t chunk);
 void smlt_delete_contributions(smlt_engine *engine, collective *c, uint32_t chunk);
 void smlt_delete_uploads(smlt_engine *engine, collective *c);
 void smlt_delete_remains(smlt_engine *engine, const remains *past);

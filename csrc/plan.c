@@ -28,10 +28,17 @@ static int reads_source(const smlt_engine *engine, const smlt_plan *plan, const 
     return plan->algorithm != SMLT_COPY || chunk->owner == engine->rank;
 }
 
+/* An owner keeps what it has aggregated, to publish it again after a lost connection. */
+static int writes_target(const smlt_engine *engine, const smlt_plan *plan, const smlt_chunk *chunk) {
+    return is_reader(chunk, engine->rank) || (plan->algorithm == SMLT_HIERARCHICAL && chunk->owner == engine->rank);
+}
+
 static int chunk_is_sound(const smlt_engine *engine, const smlt_plan *plan, int index) {
     const smlt_chunk *chunk = &plan->chunks[index];
     if (chunk->segment < 0 || chunk->segment >= plan->segment_count) return 0;
     if (chunk->owner < (index ? chunk[-1].owner : 0) || chunk->owner >= engine->world_size) return 0;
+    if (chunk->reader < 0 || chunk->reader > engine->world_size) return 0;
+    if (plan->algorithm == SMLT_COPY ? is_kept(chunk) : plan->algorithm == SMLT_ONE_SHOT && chunk->reader) return 0;
     if (chunk->count < 0 || (uint64_t)chunk->count > engine->chunk_elements) return 0;
     const smlt_segment *segment = &plan->segments[chunk->segment];
     smlt_kernel kernel;
@@ -39,6 +46,7 @@ static int chunk_is_sound(const smlt_engine *engine, const smlt_plan *plan, int 
     if (smlt_wire_size(&kernel, (size_t)chunk->count) > engine->chunk_bytes) return 0;
     if (reads_source(engine, plan, chunk) && (chunk->source < 0 || chunk->source > segment->source_count - chunk->count))
         return 0;
+    if (!writes_target(engine, plan, chunk)) return 1;
     return chunk->target >= 0 && chunk->target <= segment->target_count - chunk->count;
 }
 
@@ -124,8 +132,13 @@ static void set_parts(const smlt_engine *engine, collective *c, layout *memory) 
 
 static void set_counters(const smlt_engine *engine, collective *c) {
     c->chunks_left = c->chunk_count;
+    for (uint32_t chunk = 0; chunk < c->chunk_count; chunk++)
+        if (c->chunks[chunk].owner != engine->rank && !is_reader(&c->chunks[chunk], engine->rank)) {
+            c->chunk_state[chunk] = CHUNK_DONE; /* for others to read */
+            c->chunks_left--;
+        }
     c->uploads_left = c->upload_count;
-    c->tokens_left = c->chunk_count - (c->algorithm == SMLT_COPY ? c->upload_count : 0);
+    c->tokens_left = c->chunks_left - (c->algorithm == SMLT_COPY ? c->upload_count : 0);
     c->hello_left = c->hello_unsent = c->algorithm == SMLT_COPY && engine->rank != 0; /* others say it with a contribution */
     if (c->algorithm == SMLT_ONE_SHOT) {
         c->parts.unsent = 1;

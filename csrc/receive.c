@@ -149,7 +149,12 @@ static void contributions_complete(smlt_engine *engine, collective *c, uint32_t 
         c->contributions.chunks[--c->contributions.first] = chunk_index;
         return;
     }
-    smlt_publish(engine, c, chunk_index, engine->accumulator, SMLT_CHOOSE_EXPONENT, SMLT_FOR_AGGREGATES);
+    if (is_kept(chunk)) {
+        smlt_pool_unreserve(&engine->pool, SMLT_FOR_AGGREGATES);
+        smlt_keep(engine, c, chunk_index);
+    } else {
+        smlt_publish(engine, c, chunk_index, engine->accumulator, SMLT_CHOOSE_EXPONENT, SMLT_FOR_AGGREGATES);
+    }
 }
 
 static smlt_status chunks_event(smlt_engine *engine, const smlt_expectation *expected, resp_event event, const resp_item *item,

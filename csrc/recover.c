@@ -159,12 +159,12 @@ static void lose_chunks(smlt_engine *engine, collective *c) {
     for (uint32_t chunk = 0; chunk < c->chunk_count; chunk++) {
         uint8_t *state = &c->chunk_state[chunk];
         int own = chunk >= c->own_first && chunk < c->own_end;
-        if (own && *state == CHUNK_DONE) {
+        if (own && *state == CHUNK_DONE && !is_kept(&c->chunks[chunk])) {
             *state = CHUNK_PUBLISHED;
             c->chunks_left++;
         }
         if (*state == CHUNK_READY || *state == CHUNK_REQUESTED) start_waiting(c, chunk);
-        if (!own || c->algorithm != SMLT_HIERARCHICAL) continue;
+        if (!own || c->algorithm != SMLT_HIERARCHICAL || *state == CHUNK_DONE) continue;
         memset(c->arrived + (size_t)(chunk - c->own_first) * (size_t)engine->world_size, 0, (size_t)engine->world_size);
         c->arrived_count[chunk - c->own_first] = 0;
     }

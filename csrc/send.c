@@ -193,7 +193,8 @@ static int encode_aggregate(collective *c, uint32_t chunk_index, char *wire, con
 }
 
 /* Publish an own chunk; a bulk message was reserved. What everyone will decode is written to this worker's target too:
- * the same bytes everywhere (invariant 1). With an exponent given, elements decoded before are encoded again. */
+ * the same bytes everywhere (invariant 1). With an exponent given, elements decoded before are encoded again. A copy
+ * for one reader leaves the target alone. */
 void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, const void *elements, int exponent, int purpose) {
     const smlt_chunk *chunk = &c->chunks[chunk_index];
     const typed_segment *typed = &c->segments[chunk->segment];
@@ -202,7 +203,8 @@ void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, cons
     char *target = (char *)typed->segment.target + (size_t)chunk->target * typed->kernel.element_bytes;
     int64_t began = smlt_trace_begin(&engine->trace);
     exponent = encode_aggregate(c, chunk_index, wire, elements, exponent);
-    typed->kernel.decode(target, wire, (size_t)chunk->count, exponent);
+    if (c->algorithm == SMLT_HIERARCHICAL || chunk->reader == 0)
+        typed->kernel.decode(target, wire, (size_t)chunk->count, exponent);
     smlt_trace_end(&engine->trace, SMLT_TRACE_PUBLISH, began, c->step, chunk_index,
                    (size_t)chunk->count * typed->kernel.element_bytes);
     c->exponent[chunk_index - c->own_first] = exponent;
@@ -212,10 +214,20 @@ void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, cons
     begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
     engine->upload_outstanding += message->payload_length;
     smlt_expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_SET, .bytes = message->payload_length});
-    append_token(engine, &message->tail, -1,
+    append_token(engine, &message->tail, chunk->reader - 1, /* -1: to everyone */
                  (smlt_token){.kind = SMLT_TOKEN_AGGREGATE, .step = c->step, .digest = c->digest, .chunk = chunk_index},
                  (smlt_expectation){.kind = EXPECT_AGGREGATE_STORED, .step = c->step, .chunk = chunk_index});
     smlt_queue(engine, SMLT_LANE_UP, message);
+}
+
+/* What the owner alone wants is complete: it goes to the target, and nowhere else. */
+void smlt_keep(smlt_engine *engine, collective *c, uint32_t chunk_index) {
+    const smlt_chunk *chunk = &c->chunks[chunk_index];
+    const typed_segment *typed = &c->segments[chunk->segment];
+    char *target = (char *)typed->segment.target + (size_t)chunk->target * typed->kernel.element_bytes;
+    memcpy(target, engine->accumulator, (size_t)chunk->count * typed->kernel.element_bytes);
+    smlt_delete_contributions(engine, c, chunk_index);
+    smlt_chunk_complete(engine, c, chunk_index);
 }
 
 static void publish_again(smlt_engine *engine, collective *c, uint32_t chunk_index) {
@@ -231,7 +243,7 @@ static void compose_copy(smlt_engine *engine, collective *c, uint32_t upload) {
     const typed_segment *typed = &c->segments[chunk->segment];
     const char *source = (const char *)typed->segment.source + (size_t)chunk->source * typed->kernel.element_bytes;
     c->upload_state[upload] = UPLOAD_SENT;
-    if (c->chunk_state[chunk_index] == CHUNK_PUBLISHED)
+    if (c->chunk_state[chunk_index] == CHUNK_PUBLISHED && chunk->reader == 0)
         publish_again(engine, c, chunk_index);
     else
         smlt_publish(engine, c, chunk_index, source, SMLT_CHOOSE_EXPONENT, SMLT_FOR_UPLOADS);

@@ -35,7 +35,7 @@ def launch(script: str, arguments: list[str], workers: int, store_url: str | Non
         parameters = ParameterStore(url, job=job)
         stack.callback(parameters.close)
         parameters.check()
-        stack.callback(parameters.sweep)
+        stack.callback(parameters.sweep, derived=True)
         processes: list[subprocess.Popen[bytes]] = []
         stack.callback(_end_all, processes)
         printers: list[_Printer] = []

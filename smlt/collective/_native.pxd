@@ -78,6 +78,7 @@ cdef extern from "aggregate.h" nogil:
         int64_t source
         int64_t target
         int64_t count
+        int32_t reader
     ctypedef enum smlt_algorithm:
         SMLT_COPY, SMLT_HIERARCHICAL, SMLT_ONE_SHOT
     size_t SMLT_ONE_SHOT_BYTES_MAX

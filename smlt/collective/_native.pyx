@@ -37,7 +37,10 @@ CONNECTION_LOST = SMLT_RUN_LOST
 
 
 cdef class ChunkTable:
-    """The chunks of a plan: rows of (segment, owner, source, target, count), sorted by owner. Immutable."""
+    """The chunks of a plan: rows of (segment, owner, source, target, count), sorted by owner. Immutable.
+
+    A sixth number in a row is the one rank that wants the result, -1 when all do.
+    """
 
     cdef smlt_chunk *chunks
     cdef readonly int count
@@ -47,8 +50,9 @@ cdef class ChunkTable:
         self.chunks = <smlt_chunk *>calloc(self.count if self.count else 1, sizeof(smlt_chunk))
         if self.chunks == NULL:
             raise MemoryError
-        for i, (segment, owner, source, target, count) in enumerate(rows):
-            self.chunks[i] = smlt_chunk(segment, owner, source, target, count)
+        for i, row in enumerate(rows):
+            segment, owner, source, target, count = row[:5]
+            self.chunks[i] = smlt_chunk(segment, owner, source, target, count, row[5] + 1 if len(row) > 5 else 0)
 
     def __dealloc__(self):
         free(self.chunks)

@@ -32,6 +32,8 @@ from smlt.errors import ConfigError
 # Numbers shared with csrc/codec.h.
 CODECS = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3}
 OPERATIONS = {"mean": 0, "sum": 1, "min": 2, "max": 3}
+#: Of elements as they are; the last three of integers. For `smlt.torch`.
+EXACT_OPERATIONS = {"product": 4, "band": 5, "bor": 6, "bxor": 7}
 WIRE_DTYPES = {
     name: number
     for number, name in enumerate(

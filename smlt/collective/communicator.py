@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from smlt.collective.codecs import OPERATIONS, WIRE_DTYPES, check_codec, check_operation, wire_codec
+from smlt.collective.codecs import EXACT_OPERATIONS, OPERATIONS, WIRE_DTYPES, check_codec, check_operation, wire_codec
 from smlt.collective.feedback import ErrorFeedback, Residual
 from smlt.collective.plan import (
     CHUNK_BYTES,
@@ -27,7 +27,19 @@ from smlt.collective.plan import (
     reduce_plan,
 )
 from smlt.collective.session import Session
-from smlt.collective.structure import Array, Leaf, Segment, check_outs, describe_call, flatten, fuse, is_plain, rebuild, results
+from smlt.collective.structure import (
+    Array,
+    Leaf,
+    Segment,
+    Signature,
+    check_outs,
+    describe_call,
+    flatten,
+    fuse,
+    is_plain,
+    rebuild,
+    results,
+)
 from smlt.collective.tuning import LOCAL, Tuning, check_algorithm
 from smlt.collective.work import Work
 from smlt.errors import CollectiveError, ConfigError
@@ -152,6 +164,18 @@ class Communicator:
         return self._session.calls if self._session is not None else self._alone
 
     @property
+    def session_number(self) -> str | None:
+        """The name of this meeting of the workers in the store; None for a worker alone."""
+        return self._session.number if self._session is not None else None
+
+    @property
+    def session_prefix(self) -> str | None:
+        """What the keys of this meeting begin with: the last worker to leave deletes them."""
+        if self._session is None or self.parameter_store is None:
+            return None
+        return self.parameter_store.session_prefix(self._session.number)
+
+    @property
     def usable(self) -> bool:
         """Whether more collectives can be called: not closed, and none failed in a way that ends the job."""
         return self._session.usable if self._session is not None else not self._closed
@@ -221,8 +245,8 @@ class Communicator:
         >>> work.wait()  # doctest: +SKIP
         """
         work = self._begin_allreduce(x, op, codec, out, feedback)
-        if self._session is not None and progress:
-            self._session.start_progress()
+        if progress:
+            self.start_progress()
         return work
 
     def broadcast(self, x: Any, root: int = 0, out: Any = None) -> Any:
@@ -399,6 +423,27 @@ class Communicator:
         residuals: list[Residual] | None = None,
         plain_key: PlainKey | None = None,
     ) -> Work:
+        signature = tuple((leaf.path, leaf.dtype, leaf.array.shape, leaf.codec) for leaf in leaves)
+        return self.begin(kind, detail, signature, segments, plan, give, residuals, plain_key)
+
+    def begin(
+        self,
+        kind: str,
+        detail: str,
+        signature: tuple[Signature, ...],
+        segments: list[Segment],
+        plan: Plan,
+        give: Callable[[], Any],
+        residuals: list[Residual] | None = None,
+        plain_key: PlainKey | None = None,
+        timeout_s: float | None = None,
+    ) -> Work:
+        """For those who bring their own plan (`smlt.torch`): begin the collective `kind` over `segments`.
+
+        `kind`, `detail` and `signature` are what all workers must agree on; `detail` names the operation where `plan` adds
+        something up. `give` makes the result when the bytes are there, in the thread that waits. `timeout_s`:
+        another deadline than the communicator's.
+        """
         session = self._session
         if session is None:
             if self._closed:
@@ -408,11 +453,10 @@ class Communicator:
                 if segment.target is not segment.source:
                     segment.target[...] = segment.source
             return Work(None, self._alone, give)
-        signature = tuple((leaf.path, leaf.dtype, leaf.array.shape, leaf.codec) for leaf in leaves)
         digest, description = describe_call(kind, detail, self.world_size, self.chunk_bytes, plan.algorithm, signature)
         call = {
             "algorithm": plan.algorithm,
-            "operation": OPERATIONS.get(detail, 0),
+            "operation": OPERATIONS.get(detail, EXACT_OPERATIONS.get(detail, 0)),
             "digest": digest,
             "description": description,
             "table": plan.table,
@@ -426,7 +470,20 @@ class Communicator:
             if len(self._plain_calls) >= PLAIN_CALLS_MAX:
                 self._plain_calls.clear()
             self._plain_calls[plain_key] = call, types[0]
-        return Work(session, session.submit(**call, segments=memory), give)
+        return Work(session, session.submit(**call, segments=memory), give, timeout_s)
+
+    def set_timeout(self, timeout_s: float) -> None:
+        """Another deadline, in seconds, for the collectives that begin from now on."""
+        if not 0 < timeout_s <= TIMEOUT_MAX_S:
+            raise ConfigError(f"timeout_s {timeout_s} is not above 0 and at most {TIMEOUT_MAX_S} (a week)")
+        self.timeout_s = float(timeout_s)
+        if self._session is not None:
+            self._session.timeout_s = self.timeout_s
+
+    def start_progress(self) -> None:
+        """From now on a native thread moves what is under way while nobody waits."""
+        if self._session is not None:
+            self._session.start_progress()
 
 
 def _plain_key(x: Any, op: str, codec: Any) -> PlainKey | None:

@@ -82,12 +82,12 @@ def farewell(session: Session) -> bytes:
     return f"{session.rank}{SEPARATOR}rank {session.rank} has left the job: it called {session.calls} collectives".encode()
 
 
-def diagnose_timeout(session: Session, engine: _native.Engine, step: int) -> tuple[int, str]:
+def diagnose_timeout(session: Session, engine: _native.Engine, step: int, timeout_s: float) -> tuple[int, str]:
     """Which workers did not come to collective `step` before its deadline: (status, text) to abort it with."""
     if vanished := engine.vanished(step):
         return _native.VANISHED, vanished
     missing = _absent_ranks(session, engine, step)
-    limit = f"within {session.timeout_s:g} s{session.loss_in(step)}"
+    limit = f"within {timeout_s:g} s{session.loss_in(step)}"
     if missing:
         names = ", ".join(map(str, missing))
         text = f"rank{'s' if len(missing) > 1 else ''} {names} did not take part {limit}; started, crashed or still busy?"

@@ -8,6 +8,7 @@ alike; they are cached, for a training run repeats one plan.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -35,7 +36,7 @@ class SegmentType:
     count: int
 
 
-Row = tuple[int, int, int, int, int]  # segment, owner, source, target, count
+Row = tuple[int, ...]  # segment, owner, source, target, count[, the one reader]
 
 
 def _chunks(segment: int, kind: SegmentType, owner: int, start: int, end: int, chunk_bytes: int) -> list[Row]:
@@ -118,3 +119,57 @@ def allgather_plan(segments: tuple[SegmentType, ...], world_size: int, chunk_byt
         if len(rows) == before:
             rows.append((0, rank, 0, 0, 0))
     return Plan(_native.COPY, _native.ChunkTable(rows))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of elements that goes from `owner` to `reader`, or to everyone (-1); segments are of the plan that it is in."""
+
+    segment: int
+    type: SegmentType
+    owner: int
+    reader: int = -1
+
+
+def _part_rows(parts: Sequence[Part], chunk_bytes: int) -> list[Row]:
+    rows: list[Row] = []
+    for part in sorted(parts, key=lambda part: part.owner):
+        if part.type.count:
+            chunks = _chunks(part.segment, part.type, part.owner, 0, part.type.count, chunk_bytes)
+            rows += [(*chunk, part.reader) for chunk in chunks]
+    return rows
+
+
+@lru_cache(maxsize=256)
+def exchange_plan(parts: tuple[Part, ...], chunk_bytes: int) -> Plan:
+    """How to copy `parts`, each a whole segment on its owner and on who reads it. What stays with its owner is no part."""
+    return Plan(_native.COPY, _native.ChunkTable(_part_rows(parts, chunk_bytes) or [(0, 0, 0, 0, 0)]))
+
+
+@lru_cache(maxsize=256)
+def reduce_scatter_plan(segments: tuple[SegmentType, ...], chunk_bytes: int) -> Plan:
+    """How to reduce `segments`, one for each rank, who alone receives the result."""
+    rows = _part_rows([Part(rank, kind, rank, rank) for rank, kind in enumerate(segments)], chunk_bytes)
+    if not rows or rows[0][1] != 0:  # rank 0 hears from everyone
+        rows.insert(0, (0, 0, 0, 0, 0))
+    return Plan(_native.HIERARCHICAL, _native.ChunkTable(rows))
+
+
+@lru_cache(maxsize=256)
+def reduce_to_plan(
+    segment: SegmentType, root: int, rank: int, world_size: int, chunk_bytes: int, tuning: Tuning, algorithm: str = "auto"
+) -> tuple[Plan, int]:
+    """How to reduce `segment` for `root` alone; how many elements of its own shard `rank` needs room for.
+
+    As in `reduce_plan` several workers aggregate a shard each, so that not all contributions go down one link.
+    """
+    whole = reduce_plan((segment,), world_size, chunk_bytes, tuning, algorithm)
+    if whole.algorithm == _native.ONE_SHOT:
+        return whole, segment.count
+    _, shards = choose(tuning, algorithm, world_size, wire_size(segment.dtype, segment.codec, segment.count), -1)
+    rows, room = [], 0
+    for index, owner, source, target, count in _shard_rows((segment,), shards, chunk_bytes):
+        if owner == rank != root:
+            target, room = room, room + count
+        rows.append((index, owner, source, target, count, root))
+    return Plan(_native.HIERARCHICAL, _native.ChunkTable(rows)), room

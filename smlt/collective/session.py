@@ -146,11 +146,12 @@ class Session:
         """Whether a collective has ended, one way or another."""
         return self._engine.has_ended(step)
 
-    def finish(self, step: int, deadline: float, until: float) -> bool:
+    def finish(self, step: int, deadline: float, until: float, timeout_s: float | None = None) -> bool:
         """Move bytes until the collective has ended; raise when it failed, or when `deadline` (monotonic) has passed.
 
-        False when it has not ended at `until`, which is no failure. After FencedError, until `close`, the collective is as
-        it was and may be waited for again: `complete_fenced` may complete it.
+        False when it has not ended at `until`, which is no failure. `timeout_s` is how long it had, for the message.
+        After FencedError, until `close`, the collective is as it was and may be waited for again: `complete_fenced` may
+        complete it.
         """
         if os.getpid() != self._pid:
             raise CollectiveError("a communicator does not survive fork: its collectives are the parent's to wait for")
@@ -163,7 +164,7 @@ class Session:
                 if now >= deadline:
                     if reply := self._patience.reply:
                         raise self._given_up(f"the store at {self._where} answered: {reply}")
-                    status, message = diagnose_timeout(self, self._engine, step)
+                    status, message = diagnose_timeout(self, self._engine, step, timeout_s or self.timeout_s)
                     self._engine.abandon(step, status, message.encode()[:1000], True)
                     break
                 if now >= until:

@@ -20,10 +20,11 @@ class Work:
     when a newer generation has begun (FencedError), until it is completed after all or the communicator is closed.
     """
 
-    def __init__(self, session: Session | None, step: int, give: Callable[[], Any]) -> None:
+    def __init__(self, session: Session | None, step: int, give: Callable[[], Any], timeout_s: float | None = None) -> None:
         self._session, self._step, self._give = session, step, give
         self._then: Callable[[bool], None] | None = None
-        self._deadline = time.monotonic() + session.timeout_s if session is not None else math.inf
+        self._limit_s = timeout_s or (session.timeout_s if session is not None else math.inf)
+        self._deadline = time.monotonic() + self._limit_s
         self._lock = threading.RLock()
         self._settled = False
         self._value: Any = None
@@ -87,7 +88,7 @@ class Work:
 
     def _settle(self, until: float) -> bool:
         try:
-            if self._session is not None and not self._session.finish(self._step, self._deadline, until):
+            if self._session is not None and not self._session.finish(self._step, self._deadline, until, self._limit_s):
                 return False
             self._value = self._give()
         except BaseException as error:

@@ -240,9 +240,12 @@ class ParameterStore:
     def _ttl_ms(self) -> int:
         return int(self.ttl_s * 1000)
 
-    def sweep(self) -> int:
-        """Delete every key of the job; returns how many there were."""
-        return self._delete(f"smlt:{{{self.job}.*")
+    def sweep(self, *, derived: bool = False) -> int:
+        """Delete every key of the job; returns how many there were.
+
+        With `derived`, also of jobs whose names are this one's, a dash and more, as process groups have (`smlt.torch`).
+        """
+        return self._delete(f"smlt:{{{self.job}.*") + (self._delete(f"smlt:{{{self.job}-*") if derived else 0)
 
     def count_keys(self, pattern: str = "*") -> int:
         """How many keys the job has in the store; with a pattern, of those names."""

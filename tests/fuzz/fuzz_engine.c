@@ -13,8 +13,8 @@
 #define COUNT 100
 #define RECONNECTS_MAX 8 /* each sends everything again, which is slow and teaches nothing new */
 
-static const smlt_chunk SHARDS[] = {{0, 0, 0, 0, 25}, {0, 0, 25, 25, 25}, {0, 1, 50, 50, 25}, {0, 1, 75, 75, 25}};
-static const smlt_chunk WHOLE[] = {{0, 0, 0, 0, COUNT}};
+static const smlt_chunk SHARDS[] = {{0, 0, 0, 0, 25, 0}, {0, 0, 25, 25, 25, 0}, {0, 1, 50, 50, 25, 0}, {0, 1, 75, 75, 25, 0}};
+static const smlt_chunk WHOLE[] = {{0, 0, 0, 0, COUNT, 0}};
 
 /* Everything a lane has to say is sent at once, in pieces of any size: replies can only come to commands. */
 static void send_all(smlt_engine *engine) {
