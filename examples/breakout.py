@@ -14,15 +14,12 @@ make the learning rate depend on the clock, and a resumed run begins new games.
 
 from __future__ import annotations
 
-import time
-
-STARTED = time.monotonic()  # before the imports below, which are a part of the ten minutes
-
 import argparse
 import dataclasses
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +42,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     of Settings}}. Every invocation goes on from the newest checkpoint in `out`, and stops with one before its time is up.
     Each round of invocations takes a job's name of its own.
     """
-    smlt.init(event)
+    communicator = smlt.init(event)
     torch.set_num_threads(1)
     asked = dict(event.get("breakout", {}))
     out = asked.pop("out", None)
@@ -56,7 +53,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
         settings = Settings(**asked)
     except TypeError as error:
         raise ConfigError(f'the event\'s "breakout": {error}') from error
-    run = Run(settings, budget, open_object_store(out), resume=True)
+    run = Run(communicator, settings, budget, open_object_store(out), resume=True)
     # Half a minute for the update under way and the checkpoint.
     end = time.monotonic() + context.get_remaining_time_in_millis() / 1e3 - 30
     run.stop = lambda: time.monotonic() > end
@@ -89,18 +86,18 @@ class Terminal:
         mean = "-" if row["mean_return"] is None else f"{row['mean_return']:.2f}"
         return (
             f"{row['elapsed_s']:6.0f} s  {row['frames']:>11,} frames  {row['frames_per_s']:6,.0f}/s  return {mean:>6} "
-            f"(last {row['averaged']} of {row['episodes']:,})  loss {row['loss']:.3f}  {parts}"
+            f"(last {row['averaged']} of {row['episodes']:,})  loss {row['loss'] or 0:.3f}  {parts}"
             + (f"  {row['status']}" if "status" in row else "")
         )
 
 
 def train(options: argparse.Namespace) -> int:
     """Train as the command line says; the exit code."""
-    smlt.init()
+    communicator = smlt.init()
     budget = Budget(options.frames, options.minutes, options.cpu_minutes)
     settings = Settings(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)})
     local = Path(options.out) if "://" not in options.out else None
-    run = Run(settings, budget, open_object_store(options.out), options.resume, started=STARTED)
+    run = Run(communicator, settings, budget, open_object_store(options.out), options.resume)
     signals: list[int] = []
 
     def ask_to_stop(number: int, _: Any) -> None:
@@ -110,11 +107,11 @@ def train(options: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask_to_stop)
     run.stop = lambda: bool(signals)
-    if smlt.rank() == 0:
+    if run.rank == 0:
         run.report = Terminal(options.json, local)
     end = run.train()
     smlt.finalize()
-    if end["status"] == "stopped" and smlt.rank() == 0:
+    if end["status"] == "stopped" and run.rank == 0:
         print(f"stopped; the checkpoint is in {options.out}: go on with --resume", file=sys.stderr)
     return 128 + signals[0] if signals else 0
 

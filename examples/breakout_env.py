@@ -57,6 +57,7 @@ class Games:
         pixels, self._info = self._games.reset(seed=seed % 2**31)
         self.observations = _channels_last(pixels)
         self.finished: list[tuple[int, float]] = []
+        self.actions = 0
         self._scores = np.zeros(count)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -68,6 +69,7 @@ class Games:
         pixels, points, lost, truncated, info = self._games.step(actions)
         self.observations = _channels_last(pixels)
         self._scores += points
+        self.actions += len(actions)
         ended = lost | truncated
         # Of a finished game, `lives` is already the next one's.
         over = truncated | (lost & (info["lives"] >= self._info["lives"]))

@@ -32,12 +32,17 @@ class ActorCritic(nn.Module):
     """
 
     def __init__(
-        self, network: str = "small", actions: int = 4, pixels: int = 84, stacked: int = 4, autocast: bool = False
+        self,
+        network: str = "small",
+        observation: tuple[int, int] = (84, 4),  # pixels a side, pictures
+        actions: int = 4,
+        autocast: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         convolutions, width = NETWORKS[network]
         layers: list[nn.Module] = []
-        channels, side = stacked, pixels
+        side, channels = observation
         for out, kernel, stride in convolutions:
             layers += [nn.Conv2d(channels, out, kernel, stride), nn.ReLU()]
             channels, side = out, (side - kernel) // stride + 1
@@ -46,10 +51,11 @@ class ActorCritic(nn.Module):
         self.policy = nn.Linear(width, actions)
         self.value = nn.Linear(width, 1)
         self.autocast = autocast
+        generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 gain = {self.policy: 0.01, self.value: 1.0}.get(module, 2**0.5)
-                nn.init.orthogonal_(module.weight, gain)
+                nn.init.orthogonal_(module.weight, gain, generator)
                 nn.init.zeros_(module.bias)
 
     def forward(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -88,9 +88,8 @@ class Budget:
 
 def make_model(settings: Settings) -> ActorCritic:
     """The network, its parameters drawn from the seed: alike on all workers."""
-    torch.manual_seed(settings.seed)
     autocast = settings.precision == "bf16" or (settings.precision == "auto" and _has_fast_bf16())
-    return ActorCritic(settings.network, len(ACTIONS), PIXELS, STACKED, autocast)
+    return ActorCritic(settings.network, (PIXELS, STACKED), len(ACTIONS), autocast, settings.seed)
 
 
 def _has_fast_bf16() -> bool:
@@ -107,7 +106,7 @@ def load_checkpoint(objects: ObjectStore) -> tuple[dict[str, np.ndarray], dict[s
 
 
 class Run:
-    """This worker's part of a training run; `smlt.init` comes before.
+    """This worker's part of a training run, with the others of `communicator` (what `smlt.init` returns).
 
     `report` is called with a row of metrics after every update, `stop` before every step: when it returns true on any
     worker, all stop behind the same step, with a checkpoint. `resume`: go on from the newest checkpoint in `objects`, if
@@ -115,19 +114,19 @@ class Run:
     """
 
     def __init__(
-        self, settings: Settings, budget: Budget, objects: ObjectStore, resume: bool = False, started: float | None = None
+        self, communicator: smlt.Communicator, settings: Settings, budget: Budget, objects: ObjectStore, resume: bool = False
     ) -> None:
+        self.communicator, self.rank, self.world_size = communicator, communicator.rank, communicator.world_size
         self.settings, self.budget, self.objects = settings, budget, objects
         self.report: Callable[[dict[str, Any]], None] = lambda row: None
         self.stop: Callable[[], bool] = lambda: False
-        self.rank, self.world_size = smlt.rank(), smlt.world_size()
         self.model = make_model(settings)
         self.learner = Learner(self.model, settings.learning_rate, settings.max_gradient_norm)
         self.updates = self.frames = self.episodes = 0
         self.last: deque[float] = deque(maxlen=AVERAGED)
         self.seconds = {"act": 0.0, "wait": 0.0, "learn": 0.0, "communicate": 0.0}  # of this process
         self._earlier = {"elapsed_s": 0.0, "cpu_s": 0.0}  # of the runs that this one goes on from
-        self._started = time.monotonic() if started is None else started
+        self._started = time.monotonic()
         self._elapsed_s, self._cpu_s, self._frames_before = 0.0, 0.0, 0
         self._load(resume)
         # Another seed for each worker, and for each resumption: it begins new games.
@@ -138,22 +137,23 @@ class Run:
     def train(self) -> dict[str, Any]:
         """Train until the budget is spent ("status": "done") or a stop is asked for ("stopped"); the last row of metrics.
 
-        Raises CollectiveError when the workers' parameters differ, and what `smlt.allreduce` raises, such as WorkerLostError.
+        Raises CollectiveError when the workers' parameters differ, and what `allreduce` raises, such as WorkerLostError.
         """
+        # Other processors may have drawn other last bits.
+        self.communicator.broadcast(self.learner.flat.data, out=self.learner.flat.data)
         self._check_alike()
         saved = time.monotonic()
         progress = self.budget.progress(self.frames, self._earlier["elapsed_s"], self._earlier["cpu_s"])
-        row, status = self._row({}), "done" if progress >= 1 else ""
+        status, losses = "done" if progress >= 1 else "", None
         while not status:
             self.learner.set_learning_rate(self.settings.learning_rate * max(0.05, 1 - progress))
             losses = self._update()
-            progress = self._meet()
-            if losses is None or progress >= 1:
-                status = "stopped" if losses is None else "done"
-                break
             self.updates += 1
-            row = self._row(losses)
-            self.report(row)
+            progress = self._meet()
+            status = "stopped" if losses is None else "done" if progress >= 1 else ""
+            if status:
+                break
+            self.report(self._row(losses))
             if self.updates % CHECK_EVERY == 0:
                 self._check_alike()
             if self.rank == 0 and time.monotonic() > saved + CHECKPOINT_EVERY_S:
@@ -162,7 +162,7 @@ class Run:
         self._check_alike()
         if self.rank == 0:
             self._save()
-        row = {**self._row({}), **{name: row[name] for name in ("loss", "entropy") if name in row}, "status": status}
+        row = {**self._row(losses), "status": status}
         self.report(row)
         self.games.close()
         return row
@@ -175,7 +175,7 @@ class Run:
             found = torch.zeros(1) if rollout is None else advantages(rollout, self.settings.discount, self.settings.trace)
         sums = [float(found.sum()), float(found.square().sum()), float(found.numel()), float(rollout is None)]
         with self._clock("wait"):  # the first to meet after acting, so it waits for the slowest
-            total, squares, count, stop = smlt.allreduce(np.array(sums), op="sum")
+            total, squares, count, stop = self.communicator.allreduce(np.array(sums), op="sum")
         if stop or rollout is None:
             return None
         mean = total / count
@@ -236,32 +236,32 @@ class Run:
         with self._clock("communicate"):
             stop = np.array([float(self.stop())])
             both = {"gradient": gradient, "stop": stop}
-            smlt.allreduce(both, out=both)
+            self.communicator.allreduce(both, out=both)
         return not stop[0]
 
     def _meet(self) -> float:
         """Tell all others what this worker has done since the last time: finished games, frames, time. The progress."""
-        settings = self.settings
         scores = [score for _, score in self.games.finished]
         self.games.finished.clear()
         elapsed_s = time.monotonic() - self._started
-        mine = [len(scores), elapsed_s, time.process_time(), *self.seconds.values()]
+        mine = [len(scores), self.games.actions, elapsed_s, time.process_time(), *self.seconds.values()]
+        self.games.actions = 0
         with self._clock("communicate"):
-            told = smlt.allgather(np.array(mine, np.float64))
+            told = self.communicator.allgather(np.array(mine, np.float64))
             most = int(told[:, 0].max())
             padded = np.array(scores + [np.nan] * (most - len(scores)))
-            everyone = smlt.allgather(padded) if most else np.empty((0, 0))
+            everyone = self.communicator.allgather(padded) if most else np.empty((0, 0))
         new = everyone[~np.isnan(everyone)].tolist()  # by rank, so that all agree on which are the last hundred
         self.last.extend(new)
         self.episodes += len(new)
-        self.frames += settings.envs * settings.steps * FRAME_SKIP * self.world_size
-        self._elapsed_s, self._cpu_s = float(told[:, 1].max()), float(told[:, 2].sum())
-        self._mean_seconds = told[:, 3:].mean(0)
+        self.frames += FRAME_SKIP * int(told[:, 1].sum())
+        self._elapsed_s, self._cpu_s = float(told[:, 2].max()), float(told[:, 3].sum())
+        self._mean_seconds = told[:, 4:].mean(0)
         return self.budget.progress(
             self.frames, self._earlier["elapsed_s"] + self._elapsed_s, self._earlier["cpu_s"] + self._cpu_s
         )
 
-    def _row(self, losses: dict[str, float]) -> dict[str, Any]:
+    def _row(self, losses: dict[str, float] | None) -> dict[str, Any]:
         """Metrics over all workers; act_s, wait_s, learn_s and communicate_s are means over them, since this start."""
         seconds = getattr(self, "_mean_seconds", np.zeros(len(self.seconds)))
         return {
@@ -275,14 +275,14 @@ class Run:
             "frames_per_s": (self.frames - self._frames_before) / max(self._elapsed_s, 1e-9),
             **{f"{name}_s": float(value) for name, value in zip(self.seconds, seconds, strict=True)},
             "world_size": self.world_size,
-            "loss": math.nan,
-            **losses,
+            "loss": None,
+            **(losses or {}),
         }
 
     def _check_alike(self) -> None:
         mine = np.array([self.learner.checksum()], np.int64)
         with self._clock("communicate"):
-            least, most = (int(smlt.allreduce(mine, op=op)[0]) for op in ("min", "max"))
+            least, most = (int(self.communicator.allreduce(mine, op=op)[0]) for op in ("min", "max"))
         if least != most:
             raise CollectiveError(
                 f"rank {self.rank}: after update {self.updates} the workers' parameters are not the same "
