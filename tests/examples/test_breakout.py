@@ -30,8 +30,8 @@ from smlt.errors import CheckpointError, CollectiveError, ConfigError  # noqa: E
 from smlt.store.object import open_object_store  # noqa: E402
 
 NETWORKS["tiny"] = (((4, 8, 8),), 16)
-#: Two updates of two steps by two workers: 2 * 2 workers * 4 games * 8 actions * 4 frames.
-SMALL = Settings(envs=4, steps=8, minibatches=2, epochs=1, network="tiny", seed=5)
+#: Two updates of two steps by two workers: 2 * 2 workers * 2 games * 16 actions * 4 frames.
+SMALL = Settings(envs=2, steps=16, minibatches=2, epochs=1, network="tiny", seed=5)
 FRAMES = 512
 
 
@@ -144,7 +144,7 @@ def test_a_game_s_score_is_that_of_all_its_lives() -> None:
     plain.reset(seed=11)
     scores, expected, lives = np.zeros(3), [], 0
     draw = np.random.default_rng(0)
-    for _ in range(500):
+    for _ in range(300):
         actions = draw.integers(len(ACTIONS), size=3)
         rewards, ended = games.step(actions)
         _, points, over, _, _ = plain.step(actions)
@@ -277,7 +277,7 @@ def test_arguments_that_cannot_work_are_told_so(
 def test_launched_workers_train_and_their_checkpoint_plays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["--envs", "4", "--steps", "8", "--minibatches", "2", "--epochs", "1"]
+    small = ["--envs", "2", "--steps", "16", "--minibatches", "2", "--epochs", "1"]
     command = [sys.executable, "-m", "smlt", "launch", "-n", "2", str(EXAMPLES / "breakout.py"), "--out", str(tmp_path)]
     done = subprocess.run([*command, "--frames", str(FRAMES), "--json", *small], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
