@@ -104,13 +104,16 @@ def train(options: argparse.Namespace) -> int:
         signals.append(number)
         signal.signal(number, signal.SIG_DFL)  # who asks again does not want to wait
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask_to_stop)
+    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     run.stop = lambda: bool(signals)
     if run.rank == 0:
         run.report = Terminal(options.json, local)
-    end = run.train()
-    smlt.finalize()
+    try:
+        end = run.train()
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+        smlt.finalize()
     if end["status"] == "stopped" and run.rank == 0:
         print(f"stopped; the checkpoint is in {options.out}: go on with --resume", file=sys.stderr)
     return 128 + signals[0] if signals else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from breakout_ppo import NETWORKS, ActorCritic, Learner, Rollout, advantages, pp
 from breakout_run import Budget, Run, Settings, load_checkpoint  # noqa: E402
 
 import smlt  # noqa: E402
-from smlt.errors import CheckpointError, CollectiveError, ConfigError  # noqa: E402
+from smlt.errors import CheckpointError, CollectiveError, ConfigError, WorkerLostError  # noqa: E402
 from smlt.store.object import open_object_store  # noqa: E402
 
 NETWORKS["tiny"] = (((4, 8, 8),), 16)
@@ -224,6 +225,24 @@ def test_parameters_that_differ_end_the_run(group: Any, tmp_path: Path) -> None:
         assert "after update 2 the workers' parameters are not the same" in str(outcome.error)
 
 
+def test_a_worker_that_leaves_ends_the_run_with_its_rank(group: Any, tmp_path: Path) -> None:
+    def work(communicator: smlt.Communicator) -> None:
+        run = Run(communicator, SMALL, Budget(minutes=5), open_object_store(str(tmp_path)))
+        if run.rank == 1:
+
+            def leave(row: dict[str, Any]) -> None:
+                communicator.close()
+                raise InterruptedError
+
+            run.report = leave
+        run.train()
+
+    stayed, left = group(2, timeout_s=2).attempt(work)
+    assert isinstance(left.error, InterruptedError)
+    assert isinstance(stayed.error, WorkerLostError)
+    assert stayed.error.ranks == (1,)
+
+
 def test_the_handler_stops_before_its_time_is_up_and_goes_on_when_invoked_again(tmp_path: Path) -> None:
     class Context:
         remaining_s = 20.0  # less than what is kept for the checkpoint
@@ -272,6 +291,22 @@ def test_arguments_that_cannot_work_are_told_so(
     assert end.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_leaves_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(self: breakout.Terminal, row: dict[str, Any]) -> None:
+        if "status" not in row:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(breakout.Terminal, "__call__", interrupted)
+    monkeypatch.setattr(sys, "argv", ["breakout.py", "--minutes", "5", "--out", str(tmp_path), "--envs", "2", "--steps", "8"])
+    handler = signal.getsignal(signal.SIGINT)
+    assert breakout.main() == 128 + signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "go on with --resume" in capsys.readouterr().err
+    assert load_checkpoint(open_object_store(str(tmp_path)))[1]["frames"] >= 64
 
 
 def test_launched_workers_train_and_their_checkpoint_plays(
