@@ -97,7 +97,10 @@ def train(options: argparse.Namespace) -> int:
     budget = Budget(options.frames, options.minutes, options.cpu_minutes)
     settings = Settings(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)})
     local = Path(options.out) if "://" not in options.out else None
-    run = Run(communicator, settings, budget, open_object_store(options.out), options.resume)
+    objects = open_object_store(options.out)
+    if options.resume:
+        load_checkpoint(objects)  # an error when there is none
+    run = Run(communicator, settings, budget, objects, options.resume)
     signals: list[int] = []
 
     def ask_to_stop(number: int, _: Any) -> None:

@@ -101,7 +101,7 @@ def load_checkpoint(objects: ObjectStore) -> tuple[dict[str, np.ndarray], dict[s
     """Tensors and state of the newest checkpoint that is whole. CheckpointError when there is none."""
     found = checkpoint.load_latest(objects, CHECKPOINTS)
     if found is None:
-        raise CheckpointError(f"there is no checkpoint in {objects.url}: train without --resume first")
+        raise CheckpointError(f"there is no checkpoint in {objects.url}: train first, or look at --out")
     return found
 
 
@@ -125,6 +125,7 @@ class Run:
         self.updates = self.frames = self.episodes = 0
         self.last: deque[float] = deque(maxlen=AVERAGED)
         self.seconds = {"act": 0.0, "wait": 0.0, "learn": 0.0, "communicate": 0.0}  # of this process
+        self._mean_seconds = np.zeros(len(self.seconds))  # of all
         self._earlier = {"elapsed_s": 0.0, "cpu_s": 0.0}  # of the runs that this one goes on from
         self._started = time.monotonic()
         self._elapsed_s, self._cpu_s, self._frames_before = 0.0, 0.0, 0
@@ -263,7 +264,6 @@ class Run:
 
     def _row(self, losses: dict[str, float] | None) -> dict[str, Any]:
         """Metrics over all workers; act_s, wait_s, learn_s and communicate_s are means over them, since this start."""
-        seconds = getattr(self, "_mean_seconds", np.zeros(len(self.seconds)))
         return {
             "updates": self.updates,
             "frames": self.frames,
@@ -273,7 +273,7 @@ class Run:
             "elapsed_s": self._earlier["elapsed_s"] + self._elapsed_s,
             "cpu_s": self._earlier["cpu_s"] + self._cpu_s,
             "frames_per_s": (self.frames - self._frames_before) / max(self._elapsed_s, 1e-9),
-            **{f"{name}_s": float(value) for name, value in zip(self.seconds, seconds, strict=True)},
+            **{f"{name}_s": float(value) for name, value in zip(self.seconds, self._mean_seconds, strict=True)},
             "world_size": self.world_size,
             "loss": None,
             **(losses or {}),

@@ -330,9 +330,13 @@ def test_launched_workers_train_and_their_checkpoint_plays(
     assert picture.read_bytes()[:4] == b"GIF8"
 
 
-def test_playing_without_a_checkpoint_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("arguments", [["--evaluate", "1"], ["--minutes", "1", "--resume"]])
+def test_playing_or_resuming_without_a_checkpoint_says_what_to_do(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["breakout.py", "--evaluate", "1", "--out", str(tmp_path)])
-    assert breakout.main() == 6
-    assert "train without --resume first" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["breakout.py", *arguments, "--out", str(tmp_path)])
+    try:
+        assert breakout.main() == 6
+    finally:
+        smlt.finalize()
+    assert f"there is no checkpoint in {tmp_path}: train first" in capsys.readouterr().err
