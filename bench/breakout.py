@@ -31,7 +31,7 @@ from typing import Any
 EXAMPLE = Path(__file__).parents[1] / "examples" / "breakout.py"
 PARTS = ("act", "learn", "communicate", "wait")
 #: Of --minutes, for starting the processes and writing the checkpoint.
-START_MINUTES = 0.25
+START_MINUTES = 0.4
 TEXT = "#808080"
 
 
