@@ -3,8 +3,8 @@
 python examples/bert_tokens.py TOKENS_DIR [--text DIR] [--pattern '*.txt'] [--tokens 128]
 smlt train examples/bert.py --data TOKENS_DIR
 
-Without --text it is the source of Python's standard library. Files are read one at a time; every tenth is for the test. Twice the same
-text may give some other tokens (the tokenizer does not settle ties): make them once, for all workers.
+Without --text it is the source of Python's standard library. Files are read one at a time; every tenth is for the test. The
+same text may give some other tokens another time (the tokenizer does not settle ties): make them once, for all workers.
 """
 
 import argparse
