@@ -95,7 +95,7 @@ def standard_library():
 def _bytes(name, files, names, tokens):
     train, test = Windows(files, names, tokens, 0.0, 0.9), Windows(files, names, tokens, 0.9, 1.0)
     if not len(train) or not len(test):
-        raise TaskError(f"the text has {int(train.ends[-1]) if names else 0} bytes: it wants some samples of {tokens}")
+        raise TaskError(f"the text has {sum(map(files.size, names))} bytes: it wants some samples of {tokens}")
     return Text(name, train, test, FIRST_BYTE + 256)
 
 

@@ -48,7 +48,6 @@ class Block(nn.Module):
             layers += convolution(width, outputs, 1)
         else:
             layers = [*convolution(inputs, width, 3, stride), nn.ReLU(), *convolution(width, width, 3)]
-        nn.init.zeros_(layers[-1].weight)  # at first the way around is all: Goyal et al., arXiv:1706.02677, section 5.1
         self.layers = nn.Sequential(*layers)
         same = stride == 1 and inputs == outputs
         self.around = nn.Identity() if same else nn.Sequential(*convolution(inputs, outputs, 1, stride))
@@ -89,7 +88,7 @@ class ResNet(smlt.Task):
     depth = int(os.environ.get("RESNET_DEPTH", "18"))
     pixels = int(os.environ.get("RESNET_PIXELS", "0"))  # 0: what suits the data
     width = 64
-    lr = 0.05
+    lr = 0.02
 
     def data(self):
         self.images = open_images(self, self.pixels)

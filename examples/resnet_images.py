@@ -47,15 +47,15 @@ def open_images(task, pixels=0):
         return digits(pixels)
     names = files.names()
     if any(name.endswith(("data_batch_1.bin", "test_batch.bin")) for name in names):
-        return cifar10(files, pixels)
+        return cifar10(files, names, pixels)
     if any(name.endswith("data_batch_1") for name in names):
         raise TaskError(
             "this is the Python version of CIFAR-10, which is pickled, and unpickling can run anything: take the binary "
             "version, cifar-10-binary.tar.gz, from https://www.cs.toronto.edu/~kriz/cifar.html"
         )
-    if files.names("train/*.tar"):
-        return tar_files(files, pixels or 224)
-    return class_folders(files, pixels or 224)
+    if any(name.startswith("train/") and name.endswith(".tar") for name in names):
+        return tar_files(files, names, pixels or 224)
+    return class_folders(files, names, pixels or 224)
 
 
 def digits(pixels):
@@ -118,11 +118,11 @@ class CifarRecords:
         return np.frombuffer(record, np.uint8, offset=1).reshape(3, CIFAR_PIXELS, CIFAR_PIXELS), np.int64(record[0])
 
 
-def cifar10(files, pixels):
-    """The binary version. TaskError for a file that is missing or cut off."""
+def cifar10(files, names, pixels):
+    """The binary version. TaskError naming what is missing or cut off."""
     if pixels not in (0, CIFAR_PIXELS):
         raise ConfigError(f"{pixels} pixels: CIFAR-10's pictures have {CIFAR_PIXELS}")
-    found = {name.rpartition("/")[2]: name for name in files.names("*_batch*.bin")}
+    found = {name.rpartition("/")[2]: name for name in names}
     parts = [f"data_batch_{number}.bin" for number in range(1, 6)]
     if missing := [name for name in [*parts, "test_batch.bin"] if name not in found]:
         raise TaskError(f"CIFAR-10 is not complete: there is no {', no '.join(missing)}")
@@ -146,15 +146,14 @@ def decoded(content, name, side):
 
 
 class ClassFolders:
-    """Pictures below `folder`, in a folder for each of `classes`."""
+    """The pictures `names`, train/<class>/<picture> or the like, of one of `classes`."""
 
-    def __init__(self, files, folder, classes, side):
-        self.files, self.side = files, side
-        self.names = [name for name in files.names(f"{folder}/*/*") if name.lower().endswith(ENDINGS)]
+    def __init__(self, files, names, classes, side):
+        self.files, self.names, self.side = files, names, side
         numbers = {name: number for number, name in enumerate(classes)}
-        of = [name.split("/")[1] for name in self.names]
+        of = [name.split("/")[1] for name in names]
         if unknown := sorted(set(of) - set(numbers)):
-            raise TaskError(f"{folder}/{unknown[0]} holds pictures of a class that train/ has none of")
+            raise TaskError(f"there are pictures of {unknown[0]} to test with, and none in train/{unknown[0]}")
         self.labels = np.array([numbers[name] for name in of], np.int64)
         self.pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
 
@@ -171,33 +170,34 @@ class ClassFolders:
         return list(zip(images, self.labels[list(indices)], strict=True))
 
 
-def class_folders(files, pixels):
+def class_folders(files, names, pixels):
     """train/<class>/*, and val/ or test/ like it."""
-    pictures = [name for name in files.names("train/*/*") if name.lower().endswith(ENDINGS)]
-    classes = sorted({name.split("/")[1] for name in pictures})
+    pictures = [name for name in names if name.lower().endswith(ENDINGS) and name.count("/") >= 2]
+    train = [name for name in pictures if name.startswith("train/")]
+    classes = sorted({name.split("/")[1] for name in train})
     if len(classes) < 2:
-        some = ", ".join(files.names()[:3])
+        some = ", ".join(names[:3])
         raise TaskError(
             f"--data has pictures of {len(classes)} classes in train/<class>/ ({some}, ...): it wants two classes or more, or "
             "CIFAR-10's *.bin, or train/*.tar"
         )
     side = pixels * 8 // 7
-    train = ClassFolders(files, "train", classes, side)
-    test = ClassFolders(files, _held_out(files), classes, side)
-    return Images(f"pictures of {len(classes)} classes", train, test, len(classes), pixels)
+    test = [name for name in pictures if name.startswith(_held_out(pictures))]
+    train_set, test_set = (ClassFolders(files, part, classes, side) for part in (train, test))
+    return Images(f"pictures of {len(classes)} classes", train_set, test_set, len(classes), pixels)
 
 
-def _held_out(files):
-    for folder in ("val", "test"):
-        if files.names(f"{folder}/*"):
+def _held_out(names):
+    for folder in ("val/", "test/"):
+        if any(name.startswith(folder) for name in names):
             return folder
-    raise TaskError("--data has train/ but no val/ or test/, whose pictures the model is tested with")
+    raise TaskError("--data has pictures in train/ but none in val/ or test/, which the model is tested with")
 
 
-def tar_files(files, pixels):
+def tar_files(files, names, pixels):
     """train/*.tar and val/*.tar with a picture and its .cls, a number, for each sample."""
     with files.open("classes.txt") as file:
-        classes = len(file.read().decode().split("\n")) - 1
+        classes = len(file.read().decode().splitlines())
     side = pixels * 8 // 7
 
     def sample(parts):
@@ -209,5 +209,5 @@ def tar_files(files, pixels):
             )
         return decoded(picture, "in a tar file", side), np.int64(label)
 
-    train, test = (smlt.open_shards(files, f"{part}/*.tar", transform=sample) for part in ("train", _held_out(files)))
+    train, test = (smlt.open_shards(files, f"{part}*.tar", transform=sample) for part in ("train/", _held_out(names)))
     return Images(f"tar files with pictures of {classes} classes", train, test, classes, pixels)
