@@ -58,7 +58,10 @@ class Bert(smlt.Task):
     def model(self):
         from transformers import AutoModelForMaskedLM
 
-        return AutoModelForMaskedLM.from_config(self.configuration())
+        configuration = self.configuration()
+        if self.tokens > configuration.max_position_embeddings:
+            raise ConfigError(f"BERT_TOKENS={self.tokens}: BERT takes {configuration.max_position_embeddings} at most")
+        return AutoModelForMaskedLM.from_config(configuration)
 
     def loss(self, model, tokens):
         # As many of each sample are chosen, so that the mean over workers is that over all.

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 import smlt
+from smlt.errors import ConfigError
 
 #: Blocks at each of the four resolutions, and whether they are bottlenecks: He et al., CVPR 2016, table 1, arXiv:1512.03385
 DEPTHS = {
@@ -61,6 +62,8 @@ def resnet(depth, classes, small=False, width=64):
 
     `width`: channels of the first blocks. With 1,000 classes ResNet-18 has 11,689,512 parameters, ResNet-50 25,557,032.
     """
+    if depth not in DEPTHS:
+        raise ConfigError(f"RESNET_DEPTH={depth}: choose one of {', '.join(map(str, DEPTHS))}")
     counts, bottleneck = DEPTHS[depth]
     layers = [*convolution(3, width, 3 if small else 7, 1 if small else 2), nn.ReLU()]
     layers += [] if small else [nn.MaxPool2d(3, 2, 1)]

@@ -45,9 +45,13 @@ def test_the_models_have_as_many_parameters_as_the_papers(size: str, parameters:
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
-def test_another_size_is_refused() -> None:
+def test_another_size_or_too_many_tokens_are_refused() -> None:
     with pytest.raises(ConfigError, match="BERT_SIZE=huge: choose small, medium or large"):
         bert.configuration("huge")
+    task = bert.Bert()
+    task.tokens = 1024
+    with pytest.raises(ConfigError, match="BERT_TOKENS=1024: BERT takes 512 at most"):
+        task.model()
 
 
 def test_of_each_sample_as_many_tokens_are_guessed_and_most_of_them_hidden() -> None:

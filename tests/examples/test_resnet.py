@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from commandline import REPOSITORY, smlt, steps
 
+from smlt.errors import ConfigError
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 EXAMPLES = REPOSITORY / "examples"
@@ -22,6 +24,7 @@ from resnet import ResNet
 
 class Narrow(ResNet):
     width = 8
+    lr = 0.1
 """
 
 
@@ -34,6 +37,11 @@ def test_the_models_have_as_many_parameters_as_the_papers(depth: int, parameters
         model = resnet.resnet(depth, 1000)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert model(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
+
+
+def test_another_depth_is_refused() -> None:
+    with pytest.raises(ConfigError, match="RESNET_DEPTH=19: choose one of 18, 34, 50, 101, 152"):
+        resnet.resnet(19, 10)
 
 
 def test_a_small_picture_keeps_its_pixels_until_the_second_level() -> None:
