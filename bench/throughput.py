@@ -235,6 +235,23 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+def measure_models(n: int, options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """All models with n workers: to `rows`, and printed."""
+    peers = [*(f"smlt {codec}" for codec in options.codecs), "gloo"]
+    for name in options.models:
+        needed, there = needed_bytes(WORKLOADS[name], n), available_bytes()
+        if needed > there:
+            missing = f"it may take {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are there"
+            print(f"{name:12} {n:2}  left out: {missing}", flush=True)
+            continue
+        with ExitStack() as stack:
+            group = Group(n, options.links, stack)  # anew: what PyTorch keeps of one model is not the next one's memory
+            found = measure(group, name, peers, options)
+            group.end()
+        print(*map(line, found), sep="\n", flush=True)
+        rows += found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -253,24 +270,13 @@ def main() -> None:
         sys.exit(f"nothing was measured: {reason}")
     rows: list[dict[str, Any]] = []
     print(HEADER, flush=True)
-    for n in options.workers:
-        with ExitStack() as stack:
-            group = Group(n, options.links, stack)
-            for name in options.models:
-                needed, there = needed_bytes(WORKLOADS[name], n), available_bytes()
-                if needed > there:
-                    print(
-                        f"{name:12} {n:2}  left out: it may take {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are there",
-                        flush=True,
-                    )
-                    continue
-                rows += measure(group, name, [*(f"smlt {codec}" for codec in options.codecs), "gloo"], options)
-                for row in rows[-len(options.codecs) - 1 :]:
-                    print(line(row), flush=True)
-            group.end()
-    if options.json:
-        machine = {"cores": os.cpu_count(), "machine": platform.machine()}
-        options.json.write_text(json.dumps({**machine, "rows": rows}, indent=1) + "\n")
+    try:
+        for n in options.workers:
+            measure_models(n, options, rows)
+    finally:
+        if options.json:
+            machine = {"cores": os.cpu_count(), "machine": platform.machine()}
+            options.json.write_text(json.dumps({**machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
