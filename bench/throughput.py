@@ -1,7 +1,8 @@
 """Training the models of examples/ on n workers, through the store and by gloo's DDP: samples/s, and what a step is made of.
 
     python -m bench.throughput [--models resnet18 resnet50 bert-small bert-medium] [--workers 1 2 4] [--codecs fp16]
-                               [--links [MBIT]] [--rounds 2] [--steps 3] [--json PATH]
+                               [--links [MBIT]] [--rounds 3] [--steps 2] [--json PATH]
+    python -m bench.throughput --markdown PATH
 
 n processes with one torch thread each share this machine with one embedded store, over its unix socket; with --links each
 worker's link is shaped (bench/links.py; root), for the store and for gloo. In each round the peers train one after the
@@ -10,11 +11,13 @@ alternately, all workers released together. A step lasts as long as the slowest 
 
     compute        a step without communication, in which all workers compute at once
     communication  what a step takes longer with it: what does not hide behind backward
-    worker         the peak of a worker's resident memory (VmHWM), with PyTorch itself; the largest of all workers
+    worker         the peak of a worker's resident memory (VmHWM), with PyTorch itself; the largest of all workers, the least
+                   of all rounds, for who was measured before may have left something
     store          the peak of the store's memory above what it has when it is empty
-    of gloo        the step's time over that of gloo's
+    of gloo        the step's time over gloo's in the same round, the median of the rounds
 
-A model that there is no memory for is left out, and that is said. Linux.
+A model that there is no memory for is left out, and that is said. With --markdown nothing is measured: the file that --json has
+written is shown as a table. Linux.
 """
 
 from __future__ import annotations
@@ -213,14 +216,17 @@ def measure(group: Group, name: str, peers: list[str], options: argparse.Namespa
                 "step_s": step_s,
                 "compute_s": compute_s,
                 "communication_s": step_s - compute_s,
-                "worker_peak_bytes": max(one["worker_bytes"] for one in rounds),
+                "worker_peak_bytes": min(one["worker_bytes"] for one in rounds),
                 "store_peak_bytes": max(one["store_bytes"] for one in rounds) if peer != "gloo" and n > 1 else 0,
                 "rounds": rounds,
             }
         )
-    gloo_s = next(row["step_s"] for row in rows if row["peer"] == "gloo")
-    for row in rows:
-        row["of_gloo"] = row["step_s"] / gloo_s
+    for row in rows:  # round by round: what else the machine does varies less within one
+        ratios = [
+            statistics.median(own["with"]) / statistics.median(other["with"])
+            for own, other in zip(found[row["peer"]], found["gloo"], strict=True)
+        ]
+        row["of_gloo"] = statistics.median(ratios)
     return rows
 
 
@@ -233,6 +239,23 @@ def line(row: dict[str, Any]) -> str:
         f" {row['step_s'] * 1e3:8.0f} {row['compute_s'] * 1e3:11.0f} {row['communication_s'] * 1e3:17.0f}"
         f" {row['worker_peak_bytes'] / 1e6:10.0f} {row['store_peak_bytes'] / 1e6:9.0f} {row['of_gloo']:8.2f}"
     )
+
+
+COLUMNS = ("model", "n", "peer", "samples/s", "step, ms", "compute + communication, ms", "worker, MB", "store, MB", "of gloo")
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table for a document."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
+    for row in rows:
+        compute, communication = row["compute_s"] * 1e3, max(0.0, row["communication_s"] * 1e3)
+        cells = (
+            *(row["model"], row["workers"], f"{row['peer']}", f"{row['samples_per_s']:.1f}", f"{row['step_s'] * 1e3:.0f}"),
+            *(f"{compute:.0f} + {communication:.0f}", f"{row['worker_peak_bytes'] / 1e6:.0f}"),
+            *(f"{row['store_peak_bytes'] / 1e6:.0f}" if row["store_peak_bytes"] else "", f"{row['of_gloo']:.2f}"),
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
 
 
 def measure_models(n: int, options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
@@ -261,10 +284,14 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", choices=list(CODECS), default=["fp16"])
     parser.add_argument("--batch", type=int, help="samples a worker and step, instead of each model's own")
     parser.add_argument("--links", type=float, nargs="?", const=RATE_MBIT, metavar="MBIT", help="shaped links, 600 by default")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=3, help="of each kind, round and peer, behind one that warms up")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2, help="of each kind, round and peer, behind one that warms up")
     parser.add_argument("--json", type=Path, metavar="PATH")
+    parser.add_argument("--markdown", type=Path, metavar="PATH", help="show what --json has written")
     options = parser.parse_args()
+    if options.markdown:
+        print(markdown(json.loads(options.markdown.read_text())["rows"]))
+        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that links, stores and workers are cleaned up
     if options.links is not None and (reason := links_available()):
         sys.exit(f"nothing was measured: {reason}")
