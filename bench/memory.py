@@ -47,6 +47,34 @@ def worker(rank: int, n: int, floats: int, codec: str, rounds: int, url: str, st
     results.put(peak - before)
 
 
+def measure(n: int, floats: int, codec: str, rounds: int) -> dict[str, Any]:
+    """The peaks in bytes, and over what they are compared with."""
+    encoded = wire_size("float32", codec, floats)
+    start = mp.Barrier(n)
+    results: Any = mp.Queue()
+    with EmbeddedStore() as store, redis.Redis.from_url(store.url) as client:
+        client.config_set("hz", "500")
+        before: dict[str, Any] = client.info("memory")
+        arguments = (n, floats, codec, rounds, store.url, start, results)
+        processes = [mp.Process(target=worker, args=(rank, *arguments)) for rank in range(n)]
+        for process in processes:
+            process.start()
+        extra = max(results.get(timeout=600) for _ in processes)
+        for process in processes:
+            process.join()
+        peak = client.info("memory")["used_memory_peak"] - before["used_memory"]
+    return {
+        "workers": n,
+        "floats": floats,
+        "codec": codec,
+        "encoded_bytes": encoded,
+        "store_peak_bytes": peak,
+        "store_ratio": peak / (n * encoded),
+        "worker_extra_bytes": extra,
+        "worker_ratio": extra / encoded,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=8)
@@ -55,37 +83,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    n = options.workers
-    encoded = wire_size("float32", options.codec, options.floats)
-    start = mp.Barrier(n)
-    results: Any = mp.Queue()
-    with EmbeddedStore() as store, redis.Redis.from_url(store.url) as client:
-        client.config_set("hz", "500")
-        before: dict[str, Any] = client.info("memory")
-        arguments = (n, options.floats, options.codec, options.rounds, store.url, start, results)
-        processes = [mp.Process(target=worker, args=(rank, *arguments)) for rank in range(n)]
-        for process in processes:
-            process.start()
-        extra = max(results.get(timeout=600) for _ in processes)
-        for process in processes:
-            process.join()
-        peak = client.info("memory")["used_memory_peak"] - before["used_memory"]
-    row = {
-        "workers": n,
-        "floats": options.floats,
-        "codec": options.codec,
-        "encoded_bytes": encoded,
-        "store_peak_bytes": peak,
-        "store_ratio": peak / (n * encoded),
-        "worker_extra_bytes": extra,
-        "worker_ratio": extra / encoded,
-    }
+    row = measure(options.workers, options.floats, options.codec, options.rounds)
     if options.json:
         print(json.dumps(row))
         return
-    print(f"{n} workers, {options.floats:,} floats, {options.codec}: {encoded / 1e6:.1f} MB encoded")
-    print(f"store: {peak / 1e6:.1f} MB at its peak, {row['store_ratio']:.2f} times n encoded gradients (bar {STORE_BAR})")
-    print(f"worker: {extra / 1e6:.1f} MB at its peak, {row['worker_ratio']:.2f} times its encoded gradient (bar {WORKER_BAR})")
+    print(f"{row['workers']} workers, {row['floats']:,} floats, {row['codec']}: {row['encoded_bytes'] / 1e6:.1f} MB encoded")
+    store, extra = row["store_peak_bytes"] / 1e6, row["worker_extra_bytes"] / 1e6
+    print(f"store: {store:.1f} MB at its peak, {row['store_ratio']:.2f} times n encoded gradients (bar {STORE_BAR})")
+    print(f"worker: {extra:.1f} MB at its peak, {row['worker_ratio']:.2f} times its encoded gradient (bar {WORKER_BAR})")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,8 @@ class Sandbox:
         folder = Path(self.scratch.name).resolve()
         sys.path[:] = [place for place in sys.path if not Path(place).is_relative_to(folder)]
         for name, module in list(sys.modules.items()):
-            places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]  # a namespace package has no file
+            own = getattr(module, "__dict__", {})  # not getattr: a module such as torch.classes answers to any name
+            places = [own.get("__file__"), *(own.get("__path__") or ())]  # a namespace package has no file
             if any(Path(place).is_relative_to(folder) for place in places if place):
                 del sys.modules[name]
         self.scratch.cleanup()
