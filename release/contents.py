@@ -74,9 +74,13 @@ def of_wheel(path: Path, version: str) -> Iterator[str]:
 
 
 def _record(path: Path, archive: zipfile.ZipFile, info: str) -> Iterator[str]:
-    for line in archive.read(info + "RECORD").decode().splitlines():
-        name, digest, _ = line.rsplit(",", 2)
-        if name == info + "RECORD":
+    names = set(archive.namelist()) - {info + "RECORD"}
+    digests = {line.rsplit(",", 2)[0]: line.rsplit(",", 2)[1] for line in archive.read(info + "RECORD").decode().splitlines()}
+    del digests[info + "RECORD"]
+    if names != set(digests):
+        yield f"{path.name} records other files than it holds: {', '.join(sorted(names ^ set(digests)))}"
+    for name, digest in digests.items():
+        if name not in names:
             continue
         found = base64.urlsafe_b64encode(hashlib.sha256(archive.read(name)).digest()).rstrip(b"=").decode()
         if digest != f"sha256={found}":

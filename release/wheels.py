@@ -79,6 +79,7 @@ def build(arch: str, folder: Path, source: Path) -> Path:
             str(source),
         ],
         env=environment,
+        umask=0o022,  # the modes of files are bytes of the wheel
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

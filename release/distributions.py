@@ -1,6 +1,6 @@
 """Make a release: the source distribution, a wheel for each architecture and SHA256SUMS, checked and tried.
 
-    .venv/bin/python release/build.py [--out dist] [--allow-dirty] [--arch x86_64] [--no-try]
+    .venv/bin/python release/distributions.py [--out dist] [--allow-dirty] [--arch x86_64] [--no-try]
 
 The version is that of `smlt/_version.py`. Refused: a working tree that is not as committed, a version without a section in
 CHANGELOG.md, a commit that does not carry the version's tag; `--allow-dirty` makes warnings of them, to try the whole. The
