@@ -61,8 +61,8 @@ def check_headers(arch: str, folder: Path) -> None:
         raise Refused(f"this Python's headers do not do for {arch}:\n{checked.stderr}")
 
 
-def build(arch: str, folder: Path) -> Path:
-    """The wheel as setuptools makes it out of the source distribution, tagged linux_<arch>."""
+def build(arch: str, folder: Path, source: Path) -> Path:
+    """The wheel as setuptools makes it, tagged linux_<arch>: of a checkout out of its source distribution."""
     command = " ".join(compiler(arch))
     environment = {
         **os.environ,
@@ -73,8 +73,13 @@ def build(arch: str, folder: Path) -> Path:
         "_PYTHON_HOST_PLATFORM": f"linux-{arch}",
     }
     made = subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)],
+        [
+            *(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)),
+            *(("--wheel",) if source != ROOT else ()),
+            str(source),
+        ],
         env=environment,
+        umask=0o022,  # the modes of files are bytes of the wheel
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -122,11 +127,14 @@ def audited(wheel: Path, arch: str) -> Path:
     return wheel.with_name(renamed.stdout.strip().splitlines()[-1])
 
 
-def make(arch: str, out: Path) -> Path:
-    """Make one wheel; returns where it is. Refused, and nothing is left, when it is not what it should be."""
+def make(arch: str, out: Path, source: Path = ROOT) -> Path:
+    """Make one wheel; returns where it is. Refused, and nothing is left, when it is not what it should be.
+
+    source: a checkout, whose source distribution is left beside the wheel, or the folder of an unpacked source distribution.
+    """
     with tempfile.TemporaryDirectory(prefix="smlt-wheels-") as scratch:
         check_headers(arch, Path(scratch))
-        wheel = audited(build(arch, Path(scratch)), arch)
+        wheel = audited(build(arch, Path(scratch), source), arch)
         out.mkdir(parents=True, exist_ok=True)
         for made in (wheel, *Path(scratch).glob("*.tar.gz")):
             part = out / f".{made.name}.part"

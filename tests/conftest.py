@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -13,6 +14,20 @@ from groups import Group
 
 from smlt.store.embedded import EmbeddedStore
 from smlt.store.parameter import ParameterStore
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take Ctrl-C as a foreground process does, and files in their order.
+
+    A shell starts a background job with SIGINT ignored, and every process that the job starts would ignore it too: what is
+    handled here has its default in those.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # xdist's own order begins with the files of the most tests. The longest, whole runs in tests/client, have few: they
+    # would come last, and one of its workers would be left with them.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,8 @@ class Scripted:
         self.decisions, self.observed = list(decisions), list[Observation]()
         self.standings: list[Standing] = []
         self.optimizer, self.limits = self, list[int]()
+        self.last_decided: Callable[[], object] = lambda: None
+        self._awaited: Choice | None = None  # decided; rounds go by until it is there
         self.ends_in_a_change = False  # as when the money ends, which needs no step
 
     def limit_workers(self, most: int) -> None:
@@ -41,8 +44,12 @@ class Scripted:
         self.standings.append(standing)
         if observation is not None:
             self.observed.append(observation)
-        last = ("stop" if self.ends_in_a_change else "keep", self.observed[-1].choice)
-        action, choice = self.decisions.pop(0) if self.decisions else last
+        action, choice = "stop" if self.ends_in_a_change else "keep", self.observed[-1].choice
+        if self.decisions and self._awaited in (None, choice):
+            action, choice = self.decisions.pop(0)
+            self._awaited = choice if action == "switch" else None
+        elif not self.decisions and self._awaited in (None, choice):
+            self.last_decided()
         return Decision(action, choice, FORECAST, f"the test says {action}")
 
 

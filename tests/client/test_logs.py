@@ -127,7 +127,6 @@ def test_following_ends_quietly_on_ctrl_c_and_when_its_reader_goes(tmp_path: Pat
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stdout is not None
         assert process.stderr is not None

@@ -130,7 +130,7 @@ def test_a_resumed_run_may_have_other_workers_and_more_epochs(tmp_path: Path, fo
 
 def test_a_run_under_way_grows_and_shrinks(store: EmbeddedStore, tmp_path: Path, folder: Path, undisturbed: Path) -> None:
     script = write_task(tmp_path, PACED)
-    with Running("train", script, *JOB, "--store", store.url, cwd=tmp_path, PACE="0.05") as run:
+    with Running("train", script, *JOB, "--store", store.url, cwd=tmp_path, PACE="0.2") as run:
         at_step(run, 3)
         seen = run.descendants()
         for size in (5, 2):
@@ -139,6 +139,7 @@ def test_a_run_under_way_grows_and_shrinks(store: EmbeddedStore, tmp_path: Path,
             assert change["lost_ranks"] == []
             seen += run.descendants()
         assert eventually(lambda: len(run.workers()) == 2)  # who is not needed has left
+        run.let_go()
         assert run.finish() == 0
         assert run.errors.read_text() == ""
     assert all_gone(seen)
@@ -174,7 +175,7 @@ def test_a_duplicate_of_a_worker_is_refused_and_changes_nothing(
 ) -> None:
     """An at-least-once invocation: the same configuration line, given to a second process."""
     script = write_task(tmp_path, PACED)
-    with Running("train", script, *JOB, "--store", store.url, cwd=tmp_path, PACE="0.05") as run:
+    with Running("train", script, *JOB, "--store", store.url, cwd=tmp_path, PACE="0.2") as run:
         at_step(run, 3)
         job = status(folder)["job"]
         coordination = Coordination(ParameterStore(store.url, job=job))
@@ -186,6 +187,7 @@ def test_a_duplicate_of_a_worker_is_refused_and_changes_nothing(
             assert f"worker {worker_id} of job {job} is another process already: this duplicate ends" in duplicate.stderr
             assert "Traceback" not in duplicate.stderr
         assert coordination.plan() == plan
+        run.let_go()
         assert run.finish() == 0
         assert run.errors.read_text() == ""
     same_end(folder, undisturbed)

@@ -70,7 +70,7 @@ def server_of(run: Running) -> psutil.Process:
 def test_an_embedded_store_that_is_killed_is_started_again_as_often_as_it_takes(tmp_path: Path, undisturbed: Path) -> None:
     script = write_task(tmp_path, PACED)
     seen: list[psutil.Process] = []
-    with Running("train", script, *JOB, cwd=tmp_path, PACE="0.02") as run:
+    with Running("train", script, *JOB, cwd=tmp_path, PACE="0.1") as run:
         for number in (3, 15, 27):
             at_step(run, number)
             seen += run.descendants()
@@ -78,6 +78,7 @@ def test_an_embedded_store_that_is_killed_is_started_again_as_often_as_it_takes(
             run.wait_for(lambda event: event["event"] == "warning")
             assert goes_on(run)["reasons"][0].startswith(("the store has lost its data", "rank"))
         seen += run.descendants()
+        run.let_go()
         assert run.finish() == 0
         assert run.errors.read_text() == ""
     folder = tmp_path / "smlt-runs" / "run"
@@ -103,12 +104,13 @@ def test_an_external_store_may_lose_its_data_in_mid_run(
     own: EmbeddedStore, tmp_path: Path, undisturbed: Path, disturb: Callable[[EmbeddedStore], None]
 ) -> None:
     script = write_task(tmp_path, PACED)
-    with Running("train", script, *JOB, "--store", own.url, cwd=tmp_path, PACE="0.02") as run:
+    with Running("train", script, *JOB, "--store", own.url, cwd=tmp_path, PACE="0.1") as run:
         processes = run.descendants()
         for number in (2, 13, 22):
             at_step(run, number)
             disturb(own)
             goes_on(run)
+        run.let_go()
         assert run.finish() == 0
         assert run.errors.read_text() == ""
     folder = tmp_path / "smlt-runs" / "run"

@@ -14,24 +14,39 @@ from smlt.client.layer_check import GLIBC
 from smlt.client.layers import build_layer
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ("auditwheel", "build", "wheel", "ziglang")
+TOOLS = ("abi3audit", "auditwheel", "build", "check_wheel_contents", "twine", "wheel", "ziglang")
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 10 s of one core."""
-    missing = [name for name in TOOLS if importlib.util.find_spec(name) is None]
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a release with the wheel for this machine. About 10 s of one core."""
+    missing = sorted(name for name in TOOLS if importlib.util.find_spec(name) is None)
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
     arch = platform.machine()
     if sys.platform != "linux" or arch not in ("x86_64", "aarch64"):
         pytest.skip("no wheel for this machine is made")
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout: what belongs in a wheel is what git has")
     out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, str(ROOT / "release/wheels.py"), "--arch", arch, "--out", str(out)]
+    command = [
+        sys.executable,
+        str(ROOT / "release/distributions.py"),
+        "--allow-dirty",
+        "--no-try",
+        "--arch",
+        arch,
+        "--out",
+        str(out),
+    ]
     made = subprocess.run(command, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout + made.stderr
-    (path,) = out.glob("*.whl")
-    return path
+    return out
+
+
+@pytest.fixture(scope="session")
+def wheel(released: Path) -> Path:
+    return next(released.glob("*.whl"))
 
 
 @pytest.fixture(scope="session")
