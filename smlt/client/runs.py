@@ -3,6 +3,7 @@
 <runs_dir>/<run>/config.json       what was asked for
                  status.json       state, progress, process; rewritten as the run goes on
                  metrics.jsonl     a row for each step and each epoch
+                 events.jsonl      workers' starts and ends, generations, warnings (`smlt.client.events`)
                  logs/             worker-<rank>.log, store.log
                  scheduler.lock    locked by the process that schedules the run, as long as it lives
                  invocations.jsonl, bill.json   of a run on Lambda: every invocation, and what they cost
