@@ -188,3 +188,11 @@ def list_runs(runs_dir: Path) -> list[Run]:
         return []
     found = [Run(runs_dir, path.name) for path in runs_dir.iterdir() if (path / "config.json").is_file()]
     return sorted(found, key=lambda run: ((run.path / "config.json").stat().st_mtime, run.name))
+
+
+def latest_run(runs_dir: Path) -> Run:
+    """The newest one. CheckpointError when there is none."""
+    runs = list_runs(runs_dir)
+    if not runs:
+        raise CheckpointError(f"there are no runs in {runs_dir}")
+    return Run.open(runs_dir, runs[-1].name)
