@@ -22,10 +22,11 @@ from smlt.cli.common import (
     resolved,
     where_aws_is,
 )
+from smlt.cli.listening import Log, MetricsHost, MetricsPort, listened_to
 from smlt.client.artifacts import local_modules
 from smlt.client.lambda_runs import place, through
+from smlt.client.loggers import check_log
 from smlt.client.optimizer.goals import parse_duration, parse_usd
-from smlt.client.progress import make_progress
 from smlt.client.request import FUNCTION, RunRequest, check_request, check_workers, smallest_batch, with_schedule
 from smlt.client.runs import DEFAULT_RUNS_DIR, Run
 from smlt.client.scheduler import TaskScheduler, take_over
@@ -50,6 +51,7 @@ from smlt.store.parameter import ParameterStore
         "smlt train task.py --on lambda --deadline 2h --max-workers 64",
         "smlt train task.py --on lambda --budget 5.00 --on-miss stop",
         "smlt train task.py --deadline 10m --json",
+        "smlt train task.py --log tensorboard --log mlflow=http://mlflow.example:5000 --metrics-port 9464",
     )
 )
 def train(
@@ -186,6 +188,9 @@ def train(
     learn_from: Annotated[
         str | None, typer.Option(metavar="RUN", help="Begin with what an earlier run of the same task has observed.")
     ] = None,
+    log: Log = None,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = None,
     endpoint_url: EndpointUrl = None,
     region: Region = None,
     profile: Profile = None,
@@ -236,6 +241,9 @@ def train(
         "tune": tune or deadline is not None or budget is not None or None,
         "on_miss": on_miss,
         "max_workers": max_workers,
+        "log": None if log is None else check_log(log),
+        "metrics_port": metrics_port,
+        "metrics_host": metrics_host,
     }
     chosen = {key: value for key, value in given.items() if value is not None}
     if resume is not None:
@@ -252,7 +260,7 @@ def train(
     local_modules(Path(script))
     request, url = _placed(request, store)
     _check_surroundings(request, url)  # what cannot work leaves no run folder behind
-    progress = make_progress(as_json=as_json)
+    progress = listened_to(request, as_json=as_json)
     tuned = None
     if request.tune:
         before = None if learn_from is None else Run.open(runs_dir, learn_from)
@@ -283,7 +291,8 @@ def _resume(run: Run, chosen: dict[str, Any], store: str | None, as_json: bool) 
         steering = steered_again(run, request).go_on(run, anew="deadline_s" in chosen)
     elif request.tune:  # whoever says how many wants as many
         request = replace(request, tune=False, deadline_s=None, budget_usd=None)
-    TaskScheduler(run, request, make_progress(as_json=as_json), store_url=url, resume=True, steering=steering).run()
+    progress = listened_to(request, as_json=as_json)
+    TaskScheduler(run, request, progress, store_url=url, resume=True, steering=steering).run()
 
 
 @app.command(epilog=examples("smlt resume 20260102-153000-digits", "smlt resume 20260102-153000-digits --epochs 50 --json"))

@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from smlt.cli.common import AsJson, RunsDir, app, examples
-from smlt.client.runs import DEFAULT_RUNS_DIR, Run, list_runs
-from smlt.errors import CheckpointError
+from smlt.client.runs import DEFAULT_RUNS_DIR, Run, latest_run
 
 
 @app.command(
@@ -44,7 +43,7 @@ def report(
     from smlt.client.report.pictures import check_format, write
 
     check_format(kind)
-    found = _latest(runs_dir) if run is None else Run.open(runs_dir, run)
+    found = latest_run(runs_dir) if run is None else Run.open(runs_dir, run)
     data = gather(found)
     sections = contents_of(data)
     path = output if output is not None else found.path / "report.html"
@@ -57,10 +56,3 @@ def report(
             typer.echo(str(one))
     if open_it:
         webbrowser.open(path.absolute().as_uri())
-
-
-def _latest(runs_dir: Path) -> Run:
-    runs = list_runs(runs_dir)
-    if not runs:
-        raise CheckpointError(f"there are no runs in {runs_dir}")
-    return Run.open(runs_dir, runs[-1].name)

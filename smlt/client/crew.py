@@ -147,6 +147,8 @@ class Crew:
             start = self.started.get(ack.worker_id)
             if start is None:
                 continue
+            if not start.ready:
+                self.started.events.write("ready", worker_id=ack.worker_id)
             start.ready, start.watched_from = True, time.monotonic()
             if self._nothing_to_finish:
                 ack = replace(ack, finishing=False)
@@ -168,7 +170,7 @@ class Crew:
             if self._takes_part(worker_id) and rank in self.records.ended:
                 self._finished.add(worker_id)
                 if self.records.ended[rank] != "paused":
-                    del self.started[worker_id]
+                    self.started.finish(worker_id, rank, self.records.ended[rank])
             else:
                 assert start.handle is not None
                 self._lose(worker_id, start.handle.account(), code)
@@ -231,7 +233,7 @@ class Crew:
         needed = worker_id in self.coordinator.expected if frozen else takes_part and not self.records.ended
         if needed:
             self._end_if_the_job_failed()  # before anything is changed: when the store is away, this is all done again
-        start = self._let_go(worker_id)
+        start = self._let_go(worker_id, how, code)
         if takes_part and not needed:
             # Someone has ended in order, so the last checkpoint is written: this one is no more needed.
             self._finished.add(worker_id)
@@ -249,9 +251,9 @@ class Crew:
         if not self.coordinator.expected:
             raise self.policy.loss(rank, f"worker {rank} {how}, and no worker is left", start, self.records.done_step)
 
-    def _let_go(self, worker_id: str) -> Started | None:
+    def _let_go(self, worker_id: str, how: str = "is not needed", code: int | None = None) -> Started | None:
         """End what is left of a worker; what is known of it. A spare that goes on would wait for a place: it is told."""
-        start = self.started.lose(worker_id)
+        start = self.started.lose(worker_id, how, code)
         if start is not None and start.config.spare and start.handle is not None:
             with suppress(StoreUnavailable, StoreFull):
                 self.coordination.release(worker_id)
@@ -313,6 +315,7 @@ class Crew:
         self._ended_since = 0.0
         self._frozen = time.monotonic()
         self.records.begin_generation(self.coordinator.freeze(expected, successors))
+        self.started.events.write("freeze", generation=self.coordinator.generation)
         try:
             self.coordination.open_generation(self.coordinator.generation, self.scheduler_id)
         except StoreUnavailable:  # the next look says it again
@@ -346,6 +349,7 @@ class Crew:
         self.records.world_size = plan.world_size
         self._begins_at = max(self.records.done_step, plan.position.step if plan.position is not None else 0)
         self._delete_before = plan.generation
+        self.started.events.write("plan", generation=plan.generation, world_size=plan.world_size, ranks=dict(plan.ranks))
         self.coordination.publish(plan, self.scheduler_id)
         if self._reshaping is not None:  # the request may have gone with the store's data
             self.coordination.request_pause()
@@ -378,6 +382,7 @@ class Crew:
                     "step": self.records.done_step,
                     "reasons": change.reasons,
                     "lost_ranks": change.lost,
+                    "restarts": self.restarts,
                     "noticed": change.noticed,
                     "recovery_s": time.time() - change.noticed,
                 }

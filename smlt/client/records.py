@@ -121,6 +121,7 @@ class Records:
             "loss": rows[0]["loss"],
             "samples": rows[0]["samples"],
             **_batch(rows[0]),
+            **({"epoch_steps": rows[0]["epoch_steps"]} if "epoch_steps" in rows[0] else {}),
             "samples_per_s": rows[0]["samples"] / seconds if seconds > 0 else 0.0,
             "ranks": [row["rank"] for row in rows],
             "compute_s": [row["compute_s"] for row in rows],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,6 +61,9 @@ class RunRequest:
     budget_usd: float | None = None
     on_miss: str = "ask"
     max_workers: int | None = None
+    log: Sequence[str] = ()  # where numbers go beside the run's folder: "tensorboard=DIR", "mlflow=URI"
+    metrics_port: int | None = None  # for Prometheus; 0: any free one
+    metrics_host: str = "127.0.0.1"
     store_node: str | None = None  # what that store runs on ("cache.t4g.small"): its hours are on the bill
 
     @property
@@ -124,6 +127,8 @@ def check_request(request: RunRequest, status: Mapping[str, Any] | None = None) 
         raise ConfigError(f"--memory {request.memory_mb}: a function has 128 to 10240 MB")
     if request.replace_stragglers is not None and not request.replace_stragglers > 1:
         raise ConfigError(f"--replace-stragglers {request.replace_stragglers} is not above 1: how many times the others' step")
+    if request.metrics_port is not None and not 0 <= request.metrics_port < 65536:
+        raise ConfigError(f"--metrics-port {request.metrics_port} is not between 0 and 65535")
     check_lr_rule(request.lr_rule)
     if request.schedule.at(0) != request.global_batch_size:
         raise ConfigError(

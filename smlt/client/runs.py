@@ -3,6 +3,7 @@
 <runs_dir>/<run>/config.json       what was asked for
                  status.json       state, progress, process; rewritten as the run goes on
                  metrics.jsonl     a row for each step and each epoch
+                 events.jsonl      workers' starts and ends, generations, warnings (`smlt.client.events`)
                  logs/             worker-<rank>.log, store.log
                  scheduler.lock    locked by the process that schedules the run, as long as it lives
                  invocations.jsonl, bill.json   of a run on Lambda: every invocation, and what they cost
@@ -187,3 +188,11 @@ def list_runs(runs_dir: Path) -> list[Run]:
         return []
     found = [Run(runs_dir, path.name) for path in runs_dir.iterdir() if (path / "config.json").is_file()]
     return sorted(found, key=lambda run: ((run.path / "config.json").stat().st_mtime, run.name))
+
+
+def latest_run(runs_dir: Path) -> Run:
+    """The newest one. CheckpointError when there is none."""
+    runs = list_runs(runs_dir)
+    if not runs:
+        raise CheckpointError(f"there are no runs in {runs_dir}")
+    return Run.open(runs_dir, runs[-1].name)

@@ -17,6 +17,7 @@ from typing import Any
 
 from smlt.client.artifacts import ArtifactManager
 from smlt.client.crew import Crew
+from smlt.client.events import Events, Journal
 from smlt.client.executors import Executor
 from smlt.client.executors.local import LocalExecutor
 from smlt.client.lambda_runs import lambda_executor
@@ -27,7 +28,7 @@ from smlt.client.runs import Run
 from smlt.client.settling import add_use, settle
 from smlt.client.starts import Starts
 from smlt.client.steering import TUNED_THREADS, Steering
-from smlt.client.watching import Progress, Unwatched
+from smlt.client.watching import Progress, heard_by, unwatched
 from smlt.errors import CheckpointError, ConfigError, GoalMissed, SmltError, StoreError, StoreUnavailable, WorkerLostError
 from smlt.store.coordination import Coordination
 from smlt.store.embedded import EmbeddedStore
@@ -66,7 +67,9 @@ class TaskScheduler:
         resume: bool = False,
         steering: Steering | None = None,
     ) -> None:
-        self.folder, self.request, self.progress = run, request, progress
+        self.folder, self.request = run, request
+        self.events = Events(run)
+        self.progress: Progress = heard_by(progress, Journal(self.events))
         self.store_url, self.resume, self.steering = store_url, resume, steering
         self.executor = executor
         self.scheduler_id = f"{os.getpid()}-{os.urandom(4).hex()}"
@@ -91,6 +94,7 @@ class TaskScheduler:
     def _run_alone(self) -> dict[str, Any]:
         self.folder.take_scale_request()  # one that came too late for an earlier start is not for this one
         self.folder.write_status(state="running", pid=os.getpid(), host=HOST, started=time.time(), ended=None, error=None)
+        self.events.write("begin", pid=os.getpid(), host=HOST, resumed=self.resume, workers=self.request.workers)
         state, error_text = "failed", None
         try:
             with ExitStack() as stack:
@@ -121,6 +125,7 @@ class TaskScheduler:
                 "checkpoint_step": self._checkpoint_step(),
             }
             self.folder.write_status(**status)
+            self.events.write("over", state=state, error=error_text)
             self._write_bill()
             with suppress(BrokenPipeError):
                 self.progress.ended(self.folder, self.folder.status)
@@ -166,7 +171,7 @@ class TaskScheduler:
         coordination = Coordination(parameters)
         limit_mb = request.memory_mb if request.on == "local" else None  # a function's limit is Lambda's to keep
         resources = ResourceManager(coordination, limit_mb)
-        starts = Starts(self.executor, self.folder, self._template(job, script, workers_url))
+        starts = Starts(self.executor, self.folder, self._template(job, script, workers_url), self.events)
         crew = self.crew = Crew(request, starts, coordination, self.scheduler_id, records, resume=self.resume)
         stack.callback(self._clean, parameters, crew)
         begins_at = records.newest_step
@@ -178,7 +183,7 @@ class TaskScheduler:
                 if self._stop_by is not None or records.newest_step <= begins_at:  # asked twice, or nothing is trained yet
                     raise
                 if isinstance(error, BrokenPipeError):
-                    self.progress = records.progress = Unwatched()
+                    self.progress = records.progress = unwatched(self.progress)
                 self._stop_by = time.monotonic() + STOP_GRACE_S
                 self.progress.stopping()
 

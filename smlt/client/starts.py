@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from smlt.client.events import Events
 from smlt.client.executors import Executor, Worker
 from smlt.client.runs import Run
 from smlt.worker.config import WorkerConfig
@@ -32,6 +33,7 @@ class Started:
     ready: bool = False  # it has acknowledged a generation: model and data are in its memory
     watched_from: float | None = None  # monotonic; from then on a missing metadata key means that it is lost
     gone: bool = False  # it has ended; its last reports are read before that is looked into
+    before: str = ""  # whose next invocation it is
 
     @property
     def code(self) -> int | None:
@@ -55,9 +57,9 @@ class Started:
 class Starts(dict[str, Started]):
     """The starts that have not been dealt with to their end, by worker id. `template` is every worker's configuration."""
 
-    def __init__(self, executor: Executor, folder: Run, template: WorkerConfig) -> None:
+    def __init__(self, executor: Executor, folder: Run, template: WorkerConfig, events: Events) -> None:
         super().__init__()
-        self.executor, self.folder, self.template = executor, folder, template
+        self.executor, self.folder, self.template, self.events = executor, folder, template, events
         self._number = 0
 
     def new(self, index: int, *, spare: bool = False, delay_s: float = 0.0) -> str:
@@ -74,6 +76,7 @@ class Starts(dict[str, Started]):
         for start in self.values():
             if start.handle is None and start.not_before <= now:
                 start.handle, start.started = self.executor.start(start.config, start.log), now
+                self._note(start, warm=False)
 
     def invoke_again(self, worker_id: str, index: int, end_by: float | None = None) -> str:
         """A worker that has paused goes on, warm where its process is still there, else cold; its new id.
@@ -84,18 +87,27 @@ class Starts(dict[str, Started]):
         new = self.new(index, spare=before is not None and before.config.spare)
         if before is not None and before.handle is not None:
             start = self[new]
+            start.before = worker_id
+            self.events.write("ended", worker_id=worker_id, rank=index, how="paused", code=None)
             if start.config.warm and before.handle.invoke(start.config):
                 start.handle, start.started = before.handle, time.monotonic()
+                self._note(start, warm=True)
             elif not start.config.warm:
                 _let_end(before.handle, time.monotonic() + END_S if end_by is None else end_by)
         return new
 
-    def lose(self, worker_id: str) -> Started | None:
-        """End what is left of a worker; what is known of it."""
+    def lose(self, worker_id: str, how: str, code: int | None = None) -> Started | None:
+        """End what is left of a worker; what is known of it. `how`, `code`: how it has come to that, for the record."""
         start = self.pop(worker_id, None)
         if start is not None and start.handle is not None:
             start.handle.kill()
+            self.events.write("ended", worker_id=worker_id, rank=start.config.rank, how=how, code=code)
         return start
+
+    def finish(self, worker_id: str, rank: int, how: str) -> None:
+        """A worker has ended in order."""
+        del self[worker_id]
+        self.events.write("ended", worker_id=worker_id, rank=rank, how=how, code=0)
 
     def spares(self, busy: Collection[str]) -> list[str]:
         """Workers that wait for a place."""
@@ -103,9 +115,14 @@ class Starts(dict[str, Started]):
 
     def kill_all(self) -> None:
         """No worker is left."""
-        for start in self.values():
+        for worker_id, start in self.items():
             if start.handle is not None:
                 start.handle.kill()
+                self.events.write("ended", worker_id=worker_id, rank=start.config.rank, how="ended with the run", code=None)
+
+    def _note(self, start: Started, *, warm: bool) -> None:
+        config, more = start.config, {"before": start.before, "warm": warm} if start.before else {}
+        self.events.write("started", worker_id=config.worker_id, rank=config.rank, spare=config.spare, **more)
 
 
 def _let_end(handle: Worker, end_by: float) -> None:

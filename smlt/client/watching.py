@@ -1,7 +1,8 @@
-"""Who watches a run: what the Task Scheduler tells, and nobody listening."""
+"""Who watches a run: what the Task Scheduler tells, nobody listening, and several who listen."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from smlt.client.runs import Run
@@ -74,3 +75,87 @@ class Unwatched:
 
     def ended(self, run: Run, status: dict[str, Any]) -> None:
         """See Progress."""
+
+
+class Listener(Unwatched):
+    """Who listens beside the person: a logger, say. `complaints` are told to the person in its stead."""
+
+    def complaints(self) -> Sequence[str]:
+        """What went wrong since this was asked last, each thing once."""
+        return ()
+
+
+class Several:
+    """Tells everything to each of `listeners`, then to `view`, which is who may leave (a closed pipe)."""
+
+    def __init__(self, view: Progress, listeners: Sequence[Listener]) -> None:
+        self.view, self.listeners = view, list(listeners)
+
+    def _all(self) -> Iterator[Progress]:
+        yield from self.listeners
+        for listener in self.listeners:
+            for text in listener.complaints():
+                self.warning(text)
+        yield self.view
+
+    def uploading(self, sent: int, total: int) -> None:
+        """See Progress."""
+        for one in self._all():
+            one.uploading(sent, total)
+
+    def preparing(self, text: str) -> None:
+        """See Progress."""
+        for one in self._all():
+            one.preparing(text)
+
+    def started(self, run: Run, config: dict[str, Any], server: ServerInfo) -> None:
+        """See Progress."""
+        for one in self._all():
+            one.started(run, config, server)
+
+    def step(self, row: dict[str, Any]) -> None:
+        """See Progress."""
+        for one in self._all():
+            one.step(row)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """See Progress."""
+        for one in self._all():
+            one.epoch(row)
+
+    def membership(self, row: dict[str, Any]) -> None:
+        """See Progress."""
+        for one in self._all():
+            one.membership(row)
+
+    def decision(self, row: dict[str, Any]) -> None:
+        """See Progress."""
+        for one in self._all():
+            one.decision(row)
+
+    def warning(self, text: str) -> None:
+        """See Progress."""
+        for one in (*self.listeners, self.view):
+            one.warning(text)
+
+    def stopping(self) -> None:
+        """See Progress."""
+        for one in self._all():
+            one.stopping()
+
+    def ended(self, run: Run, status: dict[str, Any]) -> None:
+        """See Progress."""
+        for one in self._all():
+            one.ended(run, status)
+
+
+def heard_by(progress: Progress, *listeners: Listener) -> Several:
+    """`progress`, and these as well."""
+    if isinstance(progress, Several):
+        return Several(progress.view, [*progress.listeners, *listeners])
+    return Several(progress, listeners)
+
+
+def unwatched(progress: Progress) -> Progress:
+    """Without the person; who else listens still does."""
+    return Several(Unwatched(), progress.listeners) if isinstance(progress, Several) else Unwatched()

@@ -267,6 +267,7 @@ class Trainer:
                 loss=float(stats[0] / stats[1]),
                 samples=step.minibatch.global_size,
                 global_batch_size=self.batch.size,
+                epoch_steps=self.iterator.steps_in(self.epoch),
                 lr_factor=self.batch.lr_factor,
                 compute_s=step.computed - step.started + applied - reduced,
                 communication_s=reduced - step.computed,

@@ -147,8 +147,8 @@ def workers_of(made: TaskScheduler) -> list[Scripted]:
 
 
 def told(made: TaskScheduler) -> list[str]:
-    assert isinstance(made.progress, Recorder)
-    return made.progress.told
+    assert isinstance(made.progress.view, Recorder)
+    return made.progress.view.told
 
 
 def all_of_it(worker: Scripted, plan: Plan) -> int:

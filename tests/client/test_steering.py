@@ -119,7 +119,7 @@ def test_workers_that_do_not_come_up_are_not_wanted_again(made: Any, undisturbed
     scheduler, controller = made(("switch", Choice(3, 1000)))
     scheduler.executor = Noting(none_beside=True)
     assert scheduler.run()["state"] == "done"
-    assert any("additional workers do not come up: 2 go on" in text for text in scheduler.progress.warnings)
+    assert any("additional workers do not come up: 2 go on" in text for text in scheduler.progress.view.warnings)
     assert controller.limits == [2]
     assert {one.choice for one in controller.observed} == {Choice(2, 1000)}
     same_end(scheduler.folder.path, undisturbed)
@@ -128,7 +128,7 @@ def test_workers_that_do_not_come_up_are_not_wanted_again(made: Any, undisturbed
 def test_a_memory_that_cannot_be_had_changes_nothing(made: Any, undisturbed: Path) -> None:
     scheduler, controller = made(("switch", Choice(2, 666)))
     assert scheduler.run()["state"] == "done"
-    assert scheduler.progress.warnings == ["2 x 666 MB cannot be had, 2 x 1000 MB go on: no such memory"]
+    assert scheduler.progress.view.warnings == ["2 x 666 MB cannot be had, 2 x 1000 MB go on: no such memory"]
     assert {o.choice for o in controller.observed} == {Choice(2, 1000)}
     same_end(scheduler.folder.path, undisturbed)
 

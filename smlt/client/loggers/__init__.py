@@ -1,1 +1,61 @@
-"""Where a run is told of beside its own folder: TensorBoard, MLflow, Prometheus."""
+"""Where a run's numbers go beside its folder: TensorBoard, MLflow, Prometheus. docs/watching.md.
+
+Each module has one listener, and imports what it needs when it is made. What goes wrong in one of them later is told once
+(`guarded`), and never ends the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from smlt.client.request import RunRequest
+from smlt.client.watching import Listener
+from smlt.errors import ConfigError
+
+#: What `--log` knows.
+KINDS = ("tensorboard", "mlflow")
+
+
+def check_log(values: Sequence[str]) -> tuple[str, ...]:
+    """The `--log` options of a run, checked: each KIND or KIND=WHERE; "none" alone is no logger. ConfigError otherwise."""
+    if list(values) == ["none"]:
+        return ()
+    for value in values:
+        kind, mark, where = value.partition("=")
+        if kind not in KINDS or (mark and not where):
+            raise ConfigError(f"--log {value}: give tensorboard[=DIR], mlflow[=URI] or none")
+        if kind == "mlflow" and "@" in where.partition("://")[2].partition("/")[0]:
+            raise ConfigError(
+                "--log mlflow: no user or password in the URI, it is written into the run's folder: "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD take them"
+            )
+    if len(set(values)) < len(values):
+        raise ConfigError(f"--log: the same one is given twice: {', '.join(values)}")
+    return tuple(values)
+
+
+def make_listeners(request: RunRequest, say: Callable[[str], None]) -> list[Listener]:
+    """Those that the request asks for, ready to be told of the run. `say` is told where the metrics are.
+
+    ConfigError when a package is missing or the port for the metrics is in use.
+    """
+    from smlt.client.loggers.guarded import Guarded, InBackground
+
+    made: list[Listener] = []
+    for value in check_log(request.log):
+        kind, _, where = value.partition("=")
+        if kind == "tensorboard":
+            from smlt.client.loggers.tensorboard import TensorBoardLogger
+
+            made.append(InBackground(TensorBoardLogger(where or None), f"--log {value}"))
+        else:
+            from smlt.client.loggers.mlflow import MlflowLogger
+
+            made.append(InBackground(MlflowLogger(where or None), f"--log {value}"))
+    if request.metrics_port is not None:
+        from smlt.client.loggers.prometheus import PrometheusMetrics
+
+        metrics = PrometheusMetrics(request.metrics_host, request.metrics_port)
+        say(f"metrics at {metrics.url}")
+        made.append(Guarded(metrics, "--metrics-port"))
+    return made
