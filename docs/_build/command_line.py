@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import typer.main
 from mkdocs.config.defaults import MkDocsConfig
@@ -57,7 +57,8 @@ def _section(name: str, command: Any) -> str:
         rows = [f"| `{_name(one)}` | {_escape(one.help or '')} |" for one in arguments]
         parts.append("\n".join(["| argument | |", "| --- | --- |", *rows]))
     if options:
-        rows = [f"| {_flags(one)} | {_default(one)} | {_escape(one.help or '')} |" for one in options]
+        hints = get_type_hints(command.callback)
+        rows = [f"| {_flags(one, hints[one.name])} | {_default(one)} | {_escape(one.help or '')} |" for one in options]
         parts.append("\n".join(["| option | default | |", "| --- | --- | --- |", *rows]))
     if command.epilog:
         lines = [line.strip() for line in command.epilog.splitlines()]
@@ -74,10 +75,17 @@ def _placeholder(argument: Any) -> str:
     return name if argument.required else f"[{name}]"
 
 
-def _flags(option: Any) -> str:
+def _flags(option: Any, hint: Any) -> str:
     names = [*sorted(option.opts, key=len, reverse=True), *option.secondary_opts]
-    value = "" if option.is_flag else f" {option.metavar or option.type.name.upper()}"
+    value = "" if option.is_flag else f" {option.metavar or _kind(hint)}"
     return "<br>".join(f"`{_escape(name)}{_escape(value)}`" for name in names)
+
+
+def _kind(hint: Any) -> str:
+    """The name of an option's type: INT for int | None, TEXT for list[str]."""
+    kinds = [one for one in get_args(hint) or (hint,) if one is not type(None)]
+    name = getattr(kinds[0], "__name__", "value")
+    return {"str": "TEXT", "list": "TEXT"}.get(name, name.upper())
 
 
 def _default(option: Any) -> str:

@@ -12,11 +12,13 @@ import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 #: Files beside docs/ that are pages by themselves.
 WHOLE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+#: Where links to the files beside docs/ lead that are no pages themselves.
+INSTEAD = {**WHOLE, "README.md": "index.md"}
 LANGUAGES = {".py": "python", ".c": "c", ".h": "c", ".toml": "toml", ".sh": "sh", ".json": "json"}
 EXAMPLES = "source/examples/index.md"
 LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
@@ -30,10 +32,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     wanted = {path.relative_to(root).as_posix() for path in (root / "examples").rglob("*.py")}
     for file in list(files.documentation_pages()):
         wanted |= {path for path in map(lambda link: _outside(link[0], file.src_uri), LINK.findall(file.content_string)) if path}
-    wanted -= set(WHOLE)
-    for path in sorted(wanted):
+    for path in sorted(wanted - set(INSTEAD)):
         if (root / path).is_file():
-            files.append(File.generated(config, _page_of(path), content=_shown(root, path)))
+            page = File.generated(config, _page_of(path), content=_shown(root, path), inclusion=InclusionLevel.NOT_IN_NAV)
+            files.append(page)
     files.append(File.generated(config, EXAMPLES, content=_examples(root)))
     return files
 
@@ -45,7 +47,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         path = _outside(match[1], page.file.src_uri)
         if path is None:
             return match[0]
-        target = WHOLE.get(path) or _page_of(path)
+        target = INSTEAD.get(path) or _page_of(path)
         if files.get_file_from_path(target) is None:
             return match[0]  # mkdocs will say that it is not there
         return f"]({posixpath.relpath(target, posixpath.dirname(page.file.src_uri) or '.')}{match[2] or ''})"
