@@ -78,7 +78,7 @@ def _placeholder(argument: Any) -> str:
 def _flags(option: Any, hint: Any) -> str:
     names = [*sorted(option.opts, key=len, reverse=True), *option.secondary_opts]
     value = "" if option.is_flag else f" {option.metavar or _kind(hint)}"
-    return "<br>".join(f"`{_escape(name)}{_escape(value)}`" for name in names)
+    return "<br>".join(f"`{name}{value}`" for name in names)
 
 
 def _kind(hint: Any) -> str:
