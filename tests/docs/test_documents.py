@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 from commandline import REPOSITORY
 from documented import LANGUAGES, SHELL, Block, blocks, inline_code, options_of, pages, problem, script_exists, smlt_lines
 
+import smlt
+import smlt.errors
+
 ALL = [block for page in pages() for block in blocks(page)]
 #: Programs beside `smlt` that the documents tell to run.
-PROGRAMS = frozenset(
-    "aws bash cd cibuildwheel docker echo export git gh ls mkdocs open output pip python python3 rm torchrun accelerate twine uv".split()
-)
+PROGRAMS = {
+    *("aws", "bash", "cd", "cibuildwheel", "docker", "echo", "export", "gh", "git", "ls", "mkdocs", "open", "output", "pip"),
+    *("accelerate", "python", "python3", "rm", "torchrun", "twine"),
+}
 SHELL_WORDS = (".", "}", "do", "done", "for", "set")
-NAMES: dict[str, Any] = dict(argvalues=ALL, ids=[block.place for block in ALL])
+NAMES: dict[str, Any] = {"argvalues": ALL, "ids": [block.place for block in ALL]}
 
 
 @pytest.mark.parametrize("block", **NAMES)
@@ -91,7 +97,7 @@ def test_the_checks_see_what_is_wrong() -> None:
     assert "missing" in problem("logs --follow")
     assert "too many" in problem("logs RUN another")
     assert problem("store template --kind ec2 > store.yaml") == ""
-    with pytest.raises(AssertionError, match="no bench.nothing"):
+    with pytest.raises(AssertionError, match=r"no bench\.nothing"):
         check_program("python -m bench.nothing --workers 2", "README.md")
     with pytest.raises(AssertionError, match="has no --wrokers"):
         check_program("python -m bench.compare --wrokers 2", "README.md")
@@ -101,3 +107,22 @@ def test_the_checks_see_what_is_wrong() -> None:
 
 def test_the_readme_has_the_two_commands_that_ci_reads() -> None:
     assert len(re.findall(r"^```sh$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)) == 2
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = "".join(path.read_text() for path in (REPOSITORY / "docs" / "reference").glob("*.md"))
+    shown = set(re.findall(r"^::: (\S+)", text, re.MULTILINE))
+    missing = [name for name in public_names() if name not in shown and name.rpartition(".")[0] not in shown]
+    assert missing == []
+
+
+def public_names() -> list[str]:
+    """The public names by where they are defined; of modules that need a framework, as their `__all__` has them."""
+    names = [f"{smlt._HOME[name]}.{name}" for name in smlt.__all__ if name != "__version__"]
+    names += [f"smlt.errors.{name}" for name, value in vars(smlt.errors).items() if isinstance(value, type)]
+    for path in [*(REPOSITORY / "smlt").glob("*.py"), *(REPOSITORY / "smlt" / "torch").glob("__init__.py")]:
+        found = re.search(r"^__all__ = (\[.*?\])", path.read_text(), re.MULTILINE | re.DOTALL)
+        if found and path.parts[-2:] != ("smlt", "__init__.py"):
+            module = path.parent.name if path.name == "__init__.py" else path.stem
+            names += [f"smlt.{module}.{name}" for name in ast.literal_eval(found[1])]
+    return names
