@@ -20,7 +20,7 @@ WHOLE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 #: Where links to the files beside docs/ lead that are no pages themselves.
 INSTEAD = {**WHOLE, "README.md": "index.md"}
 LANGUAGES = {".py": "python", ".c": "c", ".h": "c", ".toml": "toml", ".sh": "sh", ".json": "json"}
-EXAMPLES = "source/examples/index.md"
+EXAMPLES = "source/examples.md"
 LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -95,12 +95,12 @@ def _examples(root: Path) -> str:
         about = " ".join(document.split("\n\n")[0].split()).replace("|", r"\|")
         name = path.relative_to(root / "examples").as_posix()
         if about:
-            rows.append(f"| [{name}]({name.removesuffix('.py')}.py.md) | {about} |")
+            rows.append(f"| [{name}](examples/{name}.md) | {about} |")
     return "\n".join(
         [
             "# Examples",
             "",
-            "Whole programs, of the repository's `examples/`. Each is run by a test.",
+            "Whole programs, those of the repository's `examples/`.",
             "",
             "| file | what it is |",
             "| --- | --- |",
