@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import json
 import re
 import shlex
 import shutil
 import subprocess
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -109,11 +111,31 @@ def test_the_readme_has_the_two_commands_that_ci_reads() -> None:
     assert len(re.findall(r"^```sh$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)) == 2
 
 
+@pytest.mark.parametrize("page", pages())
+def test_the_extras_that_a_page_tells_to_install_are_there(page: str) -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for names in re.findall(r"(?:smlt|'\.|\"\.)\[([a-z0-9, -]+)\]", (REPOSITORY / page).read_text()):
+        for name in names.split(","):
+            assert name.strip() in extras, f"{page}: there is no extra {name}"
+
+
 def test_every_public_name_is_in_the_reference() -> None:
     text = "".join(path.read_text() for path in (REPOSITORY / "docs" / "reference").glob("*.md"))
     shown = set(re.findall(r"^::: (\S+)", text, re.MULTILINE))
     missing = [name for name in public_names() if name not in shown and name.rpartition(".")[0] not in shown]
     assert missing == []
+
+
+def test_the_examples_in_docstrings_compile() -> None:
+    found = 0
+    for path in sorted((REPOSITORY / "smlt").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                for example in doctest.DocTestParser().get_examples(ast.get_docstring(node) or ""):
+                    # What a method of the reader's holds may return: it is compiled as one.
+                    compile("def method():\n" + textwrap.indent(example.source, "    "), str(path), "exec")
+                    found += 1
+    assert found > 5
 
 
 def public_names() -> list[str]:
