@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import textwrap
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import pytest
