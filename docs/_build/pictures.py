@@ -29,7 +29,6 @@ FIGURE = """
 .figure .line { fill: none; stroke: var(--line); stroke-width: 1.4; }
 .figure .a { fill: var(--a); } .figure .b { fill: var(--b); } .figure .c { fill: var(--c); } .figure .d { fill: var(--d); }
 .figure .bad { fill: var(--bad); } .figure .on { fill: var(--paper); font-weight: 600; font-size: 12.5px; }
-.figure .faint { opacity: 0.35; }
 .figure .to { fill: none; stroke: var(--soft); stroke-width: 1.6; } .figure .dots { stroke-dasharray: 3 4; }
 .figure .tip { fill: var(--soft); }
 """.strip()
