@@ -53,12 +53,10 @@ def test_the_command_line_reference_has_every_command_and_option() -> None:
 
 def test_a_docstrings_prose_comes_before_its_parameters_and_doctests_are_code() -> None:
     pytest.importorskip("griffe")
-    text = "Do it.\n\nParameters\n----------\nx\n    What.\ny, z\n    More.\n\nRaises ConfigError\nfor bad ones.\n\n>>> f(1)  # doctest: +SKIP\n"
+    parameters = "Parameters\n----------\nx\n    What.\ny, z\n    More.\n"
+    text = f"Do it.\n\n{parameters}\nRaises ConfigError\nfor bad ones.\n\n>>> f(1)  # doctest: +SKIP\n"
     arranged = made_by("docstrings").arranged(text)
-    assert arranged == (
-        "Do it.\n\nRaises ConfigError\nfor bad ones.\n\n```python\nf(1)\n```\n\n"
-        "Parameters\n----------\nx\n    What.\ny, z\n    More.\n"
-    )
+    assert arranged == f"Do it.\n\nRaises ConfigError\nfor bad ones.\n\n```python\nf(1)\n```\n\n{parameters}"
 
 
 def test_links_that_leave_the_documents_lead_to_pages_of_the_files(tmp_path: Path) -> None:
