@@ -132,7 +132,7 @@ def problem(line: str) -> str:
         if words[0] not in command.commands:
             return f"there is no command {words[0]}"
         command = command.commands[words.pop(0)]
-        context = command.context_class(command, parent=context)
+        context = command.context_class(command, parent=context, **command.context_settings)
     try:
         given, left, _ = command.make_parser(context).parse_args(words)
     except Exception as error:
