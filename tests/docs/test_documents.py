@@ -24,7 +24,7 @@ ALL = [block for page in pages() for block in blocks(page)]
 #: Programs beside `smlt` that the documents tell to run.
 PROGRAMS = {
     *("aws", "bash", "cd", "cibuildwheel", "docker", "echo", "export", "gh", "git", "ls", "mkdocs", "open", "output", "pip"),
-    *("accelerate", "python", "python3", "rm", "torchrun", "twine"),
+    *("accelerate", "check-jsonschema", "python", "python3", "rm", "torchrun", "twine", "zizmor"),
 }
 SHELL_WORDS = (".", "}", "do", "done", "for", "set")
 NAMES: dict[str, Any] = {"argvalues": ALL, "ids": [block.place for block in ALL]}
