@@ -15,7 +15,7 @@ SMALL_BYTES = 64
 ONE_SHOT_TRIPS, HIERARCHICAL_TRIPS = 2, 4
 
 #: Encoded bytes/s that a worker's core encodes, adds or decodes, and what the store's thread moves over a unix socket, in and
-#: out: from the README's table of `python -m bench.compare --workers 2 4 8`; the store's is its last row, the raw limit.
+#: out: from the table of `python -m bench.compare --workers 2 4 8` in docs/benchmarks.md; the store's is its last row.
 CODEC_BYTES_PER_S = {"fp32": 4e9, "fp16": 3e9, "bf16": 3e9, "int8": 2e9}
 SOCKET_BYTES_PER_S = 4.2e9
 #: The same of a node over its network: the round figure of `tuning.LOCAL`.

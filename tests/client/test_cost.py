@@ -58,7 +58,7 @@ def test_the_links_bound_is_never_undercut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("codec", "measured_ms"),  # the README's table: 11 M floats over a unix socket, workers and store on two cores
+    ("codec", "measured_ms"),  # docs/benchmarks.md's table: 11 M floats over a unix socket, workers and store on two cores
     [("fp32", {2: 44, 4: 110, 8: 247}), ("fp16", {2: 32, 4: 61, 8: 140}), ("int8", {2: 24, 4: 43, 8: 87})],
 )
 def test_collectives_on_one_machine_come_near_to_what_was_measured(codec: str, measured_ms: dict[int, float]) -> None:
