@@ -270,3 +270,12 @@ def debugged() -> dict[str, Any]:
         return tutorial()
     finally:
         dist.set_debug_level(dist.DebugLevel.OFF)
+
+
+def sparse_gradients() -> str:
+    model = DistributedDataParallel(nn.Embedding(10, 3, sparse=True))
+    try:
+        model(torch.tensor([1, 2])).sum().backward()
+    except RuntimeError as error:
+        return str(error)
+    return ""
