@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import time
 import uuid
-from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -15,6 +17,7 @@ from processes import keys_left
 from proxy import Connection, Proxy
 
 from smlt import Communicator
+from smlt.errors import SmltError
 from smlt.store.embedded import EmbeddedStore
 from smlt.torch import Options, ProcessGroup
 
@@ -66,16 +69,21 @@ def rounds(group: ProcessGroup, size: int) -> None:
     group.barrier().wait()
 
 
-def run(urls: list[str], store: EmbeddedStore, size: int, meanwhile: Callable[[], None] = lambda: None) -> None:
+def made(urls: list[str], timeout_s: float) -> list[ProcessGroup]:
     job = f"recovery-{uuid.uuid4().hex[:8]}"
     groups = []
     for rank, url in enumerate(urls):
-        comm = Communicator(url, job=job, rank=rank, world_size=N, timeout_s=20, codec="fp32", chunk_bytes=8 * 1024)
+        comm = Communicator(url, job=job, rank=rank, world_size=N, timeout_s=timeout_s, codec="fp32", chunk_bytes=8 * 1024)
         groups.append(ProcessGroup(comm, Options(), lambda: None))
-    outcomes = in_parallel([*(lambda group=group: rounds(group, size) for group in groups), meanwhile])  # type: ignore[misc]
-    assert [outcome.error for outcome in outcomes] == [None] * (N + 1)
+    return groups
+
+
+def run(urls: list[str], store: EmbeddedStore, size: int) -> None:
+    groups = made(urls, 20)
+    outcomes = in_parallel([lambda group=group: rounds(group, size) for group in groups])  # type: ignore[misc]
+    assert [outcome.error for outcome in outcomes] == [None] * N
     in_parallel([group.shutdown for group in groups])
-    assert keys_left(store, job) == []
+    assert keys_left(store, groups[0].communicator.job) == []
 
 
 @pytest.mark.parametrize("size", [5, 5000, 100_000])
@@ -102,6 +110,26 @@ def test_connections_that_end_at_any_byte(store: EmbeddedStore, seed: int) -> No
             store,
             chance.choice([300, 9000, 40_000]),
         )
+
+
+@pytest.mark.parametrize("after_s", [0.005, 0.03])
+def test_a_store_that_comes_back_empty_gives_no_wrong_result(after_s: float) -> None:
+    """Who has only sent may have forgotten what is lost: then it ends in words."""
+    with EmbeddedStore() as own:
+        groups = made([own.tcp_url] * N, 3)
+
+        def kill() -> None:
+            time.sleep(after_s)
+            os.kill(own.pid, signal.SIGKILL)
+            while own.alive:
+                time.sleep(0.005)
+            own.restart()
+
+        outcomes = in_parallel([*(lambda group=group: rounds(group, 60_000) for group in groups), kill])  # type: ignore[misc]
+        assert outcomes[-1].error is None
+        for outcome in outcomes[:-1]:
+            assert outcome.error is None or isinstance(outcome.error, SmltError)
+        in_parallel([group.shutdown for group in groups])
 
 
 def test_the_timeout_can_be_changed(store: EmbeddedStore) -> None:
