@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
+from smlt.errors import ConfigError
+
 
 class ToyModel(nn.Module):
     """The two layers of PyTorch's tutorial."""
@@ -270,3 +272,12 @@ def debugged() -> dict[str, Any]:
         return tutorial()
     finally:
         dist.set_debug_level(dist.DebugLevel.OFF)
+
+
+def sparse_gradients() -> str:
+    model = DistributedDataParallel(nn.Embedding(10, 3, sparse=True))
+    try:
+        model(torch.tensor([1, 2])).sum().backward()
+    except ConfigError as error:
+        return str(error)
+    return ""

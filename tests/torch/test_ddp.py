@@ -75,3 +75,8 @@ def test_synchronised_batch_norm_is_refused_by_pytorch_itself(pair: Pair) -> Non
 
 def test_debug_level_detail_works(pair: Pair) -> None:
     assert_alike(pair.run("gloo", cases.tutorial), pair.run("smlt", cases.debugged))
+
+
+def test_sparse_gradients_are_refused_with_what_to_do(pair: Pair) -> None:
+    for error in pair.run("smlt", cases.sparse_gradients):
+        assert "make them dense" in error
