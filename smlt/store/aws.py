@@ -14,6 +14,11 @@ from typing import Any
 from smlt.errors import ConfigError, SmltError, StoreAuthError, StoreError, StoreUnavailable
 
 _sessions = threading.local()  # boto3's sessions are not for several threads; its clients are
+#: What a session has read when it was made.
+SETTINGS = (
+    *("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION"),
+    *("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"),
+)
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 _UNKNOWN = {"InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthFailure"}
@@ -36,8 +41,8 @@ def aws_client(service: str, *, region: str | None = None, attempts: int = 5, **
         from botocore.exceptions import BotoCoreError
     except ImportError as error:
         raise ConfigError("boto3 is not installed: pip install 'smlt[aws]'") from error
-    asked_for = (os.environ.get("AWS_PROFILE"), os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SESSION_TOKEN"))
-    if getattr(_sessions, "asked_for", None) != asked_for:  # credentials have changed since
+    asked_for = [os.environ.get(name) for name in SETTINGS]
+    if getattr(_sessions, "asked_for", None) != asked_for:  # credentials or region have changed since
         _sessions.session, _sessions.asked_for = None, asked_for
     try:
         if _sessions.session is None:

@@ -38,6 +38,8 @@ from smlt.store.url import redact as redact
 #: Of control keys and of a session's keys: the generation they belong to.
 _OF_A_GENERATION = re.compile(rb"^smlt:\{[^}]*\}:(?:(?:roster:|session:|acks:)?)(\d+)(?:[.:]|$)")
 REPORTS_KEPT = 10_000
+#: What a worker's entry in the roster has (`_holder`).
+ENTRY = {"worker_id", "pid", "host", "time"}
 #: What a store answers while it starts, fails over, is busy or short of something: it passes (as in csrc/receive.c).
 PASSING = (
     "LOADING ",
@@ -318,13 +320,23 @@ class ParameterStore:
         if kind == "size":
             raise ConfigError(f"job {self.job}: rank {rank} expects {world_size} workers, those already there expect {value}")
         if kind == "taken":
-            other = json.loads(value)
+            other = self._entry(value)
             since = max(0.0, time.time() - float(other["time"]))
             raise FencedError(
                 f"rank {rank} of job {self.job} is held by another worker (process {other['pid']} on {other['host']}, for "
                 f"{since:.0f} s); give each worker its own rank, and each new run its own job name"
             )
         return f"{generation}.{value}", answer[2].decode()
+
+    def _entry(self, text: str | bytes) -> dict[str, Any]:
+        """A worker's entry in the roster. StoreError when the store gives something else."""
+        try:
+            entry = json.loads(text)
+            if isinstance(entry, dict) and entry.keys() >= ENTRY:
+                return entry
+        except ValueError:
+            pass
+        raise StoreError(f"the store at {redact(self.url)} gave no entry of job {self.job}'s roster, but {text[:100]!r}")
 
     def look(self, *, rank: int, session: str, worker_id: str) -> tuple[str, bool, int]:
         """After a lost connection: (the server's run id, whether `rank` is still this worker's, the current generation or 0).
@@ -336,9 +348,12 @@ class ParameterStore:
             pipe.hget(self.key(f"roster:{session}"), rank)
             pipe.get(self.key("generation"))
             info, holder, generation = pipe.execute()
-        if holder is not None and json.loads(holder)["worker_id"] != worker_id:
+        if holder is not None and self._entry(holder)["worker_id"] != worker_id:
             raise FencedError(f"rank {rank} of job {self.job} is held by another worker now")
-        return str(info.get("run_id", "")), holder is not None, int(generation or 0)
+        try:
+            return str(info.get("run_id", "")), holder is not None, int(generation or 0)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise StoreError(f"the store at {redact(self.url)} answered wrongly: INFO or GET gave no such thing") from error
 
     def restore(self, *, rank: int, world_size: int, generation: int, worker_id: str, session: str, tuning: str) -> bool:
         """Write this worker's entry in the roster again, after the store has lost it. False: a newer generation has begun."""
@@ -387,7 +402,7 @@ class ParameterStore:
         """Who holds which rank."""
         with translated(self.url):
             rows: dict[bytes, bytes] = self.client.hgetall(self.key(f"roster:{session}"))
-        return {int(rank): json.loads(row) for rank, row in rows.items() if rank.isdigit()}
+        return {int(rank): self._entry(row) for rank, row in rows.items() if rank.isdigit()}
 
     # ---- words to every worker ----
 

@@ -281,12 +281,13 @@ def _ask_aws(url: str, scheme: str, name: str, region: str | None) -> str:
         raise ConfigError(f"secret {_shown(url)}: boto3 is not installed: pip install 'smlt[aws]'") from error
     try:
         answer: Any
+        session = boto3.Session()  # not the process's own, which keeps the credentials of its first use
         if scheme == "aws-ssm":
             # A name with slashes begins with one: aws-ssm://path/name and aws-ssm:///path/name mean the same.
             name = f"/{name.lstrip('/')}" if "/" in name and not name.startswith("arn:") else name
-            answer = boto3.client("ssm", region_name=region).get_parameter(Name=name, WithDecryption=True)
+            answer = session.client("ssm", region_name=region).get_parameter(Name=name, WithDecryption=True)
             return str(answer["Parameter"]["Value"])
-        answer = boto3.client("secretsmanager", region_name=region).get_secret_value(SecretId=name.lstrip("/"))
+        answer = session.client("secretsmanager", region_name=region).get_secret_value(SecretId=name.lstrip("/"))
         if "SecretString" not in answer:
             raise ConfigError(f"secret {_shown(url)}: it is binary; store it as text")
         return str(answer["SecretString"])

@@ -7,6 +7,7 @@ import random
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -174,11 +175,12 @@ def misbehaving(store: EmbeddedStore, seed: int, wrong: float, kinds: tuple[str,
 
 
 def work(store: EmbeddedStore, seed: int, wrong: float, kinds: tuple[str, ...], size: int, victim: int) -> None:
+    job = f"wrong-{seed}-{size}-{victim}-{uuid.uuid4().hex[:8]}"  # what failed is tried again, and has not left
     with misbehaving(store, seed, wrong, kinds) as server:
         comms = [
             Communicator(
                 server.url if rank == victim else store.url,
-                job=f"wrong-{seed}-{size}-{victim}",
+                job=job,
                 rank=rank,
                 world_size=2,
                 timeout_s=1.5,
