@@ -146,4 +146,5 @@ def test_what_lies_in_the_store_does_not_grow(
         workers.run(lambda comm: work(comm, 100))
     later = measure()
     assert later[0] <= keys + 20  # aggregates of the last steps
-    assert later[1] <= size + 1_000_000  # what has been read is trimmed 64 KiB at a time, by nodes
+    # What has been read is trimmed 64 KiB at a time, by nodes, and who is late has more to read. Untrimmed it would be 12 MB.
+    assert later[1] <= size + 4_000_000
