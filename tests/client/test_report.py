@@ -123,7 +123,7 @@ def test_a_page_parses_fetches_nothing_runs_nothing_and_is_small(tuned: dict[str
 
 def test_every_picture_is_labelled_for_who_does_not_see_it_and_no_id_is_there_twice(tuned: dict[str, Rounds]) -> None:
     parsed = Page(page_of(tuned["lambda"].folder))
-    assert parsed.tags["svg"] == parsed.tags["figure"] == 10
+    assert parsed.tags["svg"] == parsed.tags["figure"] == 11
     assert max(parsed.ids.values()) == 1
     labels = [value.split() for name, value in parsed.attributes if name == "aria-labelledby"]
     assert {one for label in labels for one in label} <= set(parsed.ids)
@@ -205,7 +205,7 @@ def test_a_plain_run_has_its_curves_and_says_what_is_missing(tmp_path: Path) -> 
     done = smlt("report", "--pictures", "figures", "--format", "png", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     report, *pictures = done.stdout.splitlines()
-    assert [Path(one).stem for one in pictures] == ["loss", "metrics", "speed", "parts", "memory"]
+    assert [Path(one).stem for one in pictures] == ["loss", "metrics", "speed", "parts", "memory", "workers"]
     assert all((tmp_path / one).read_bytes().startswith(b"\x89PNG") for one in pictures)
     words = "".join(Page(Path(report).read_text()).words)
     assert "Run plain" in words
@@ -253,7 +253,7 @@ def test_no_damaged_file_keeps_the_report_from_being_made(
     if damage == "gone":
         path.unlink()
     sections = sections_of(path.parent)
-    assert set(sections) == {"summary", "training", "speed", "goal", "search", "functions", "missing"}
+    assert set(sections) == {"summary", "training", "speed", "workers", "cost", "goal", "search", "functions", "missing"}
     assert all(section.pictures or section.notes or section.tables for section in sections.values())
 
 

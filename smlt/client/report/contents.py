@@ -15,6 +15,7 @@ from smlt.client.report.path import path_picture
 from smlt.client.report.pictures import Picture, Table, drawing, number_text, seconds_text, usd_text
 from smlt.client.report.search import search_pictures
 from smlt.client.report.training import invocations, loss, memory, metrics, parts, speed
+from smlt.client.report.workers import cost, losses, timeline
 from smlt.errors import ConfigError
 
 __all__ = ["Section", "contents_of", "pictures_of_search", "story_of_replay"]
@@ -34,7 +35,17 @@ class Section:
 def contents_of(data: RunData) -> list[Section]:
     """Everything that a run's folder has something for. ConfigError when matplotlib is not installed."""
     with drawing():
-        return [_summary(data), _training(data), _speed(data), _goal(data), _search(data), *_functions(data), _missing(data)]
+        return [
+            _summary(data),
+            _training(data),
+            _speed(data),
+            _workers(data),
+            _cost(data),
+            _goal(data),
+            _search(data),
+            *_functions(data),
+            _missing(data),
+        ]
 
 
 def pictures_of_search(story: Story) -> list[Picture]:
@@ -96,6 +107,19 @@ def _training(data: RunData) -> Section:
 def _speed(data: RunData) -> Section:
     made = _drawn(speed(data), parts(data.steps), memory(data))
     return Section("speed", "Speed", made, notes=() if made else ("Too few steps have been reported to speak of speed.",))
+
+
+def _workers(data: RunData) -> Section:
+    made, gone = _drawn(timeline(data)), losses(data)
+    notes = () if made else ("No worker's start was written down, so it is not known who ran when.",)
+    tables = () if gone is None else (("Workers that were lost", gone),)
+    return Section("workers", "Workers", made, tables, notes)
+
+
+def _cost(data: RunData) -> Section:
+    made = _drawn(cost(data))
+    why = "No cost is known yet." if data.on_lambda else "Nothing was paid: the workers are processes of this machine."
+    return Section("cost", "Cost", made, notes=() if made else (why,))
 
 
 def _goal(data: RunData) -> Section:

@@ -11,7 +11,9 @@ from typing import Any
 
 from smlt.client.bill import FILE as BILL
 from smlt.client.bill import Bill
+from smlt.client.events import FILE as EVENTS
 from smlt.client.invocations import Invocation, read_invocations
+from smlt.client.lives import Lives
 from smlt.client.optimizer.observations import Observation
 from smlt.client.optimizer.space import Choice
 from smlt.client.report.steps import Steps, read_metrics
@@ -64,6 +66,13 @@ class RunData:
     bill: Bill | None = None
     invocations: tuple[Invocation, ...] = ()
     missing: tuple[str, ...] = ()
+    lives: Lives = field(default_factory=Lives)
+
+    @property
+    def last_time(self) -> float:
+        """Of all that is known to have happened, epoch s; nan when nothing has."""
+        known = [at for at in (self.steps.last_time, self.lives.last_time) if math.isfinite(at)]
+        return max(known, default=math.nan)
 
     @property
     def on_lambda(self) -> bool:
@@ -101,7 +110,10 @@ def gather(run: Run) -> RunData:
     if workload is None:
         missing.append("workload.json is not there: what the optimizer believed cannot be worked out again")
     bill, invocations = _billed(run, missing) if config.get("on") == "lambda" else (None, ())
-    return RunData(run, config, status, steps, decisions, observations, workload, bill, invocations, tuple(missing))
+    lives = _lives(run, missing)
+    if status.get("state") != "running":
+        lives.finish(max([at for at in (lives.last_time, steps.last_time) if math.isfinite(at)], default=0.0))
+    return RunData(run, config, status, steps, decisions, observations, workload, bill, invocations, tuple(missing), lives)
 
 
 def number(value: object) -> float:
@@ -128,6 +140,17 @@ def observation_of(row: Row) -> Observation | None:
         if math.isfinite(value):
             known[one.name] = int(value) if str(one.type) == "int" else value
     return Observation(**{**known, "choice": choice})
+
+
+def _lives(run: Run, missing: list[str]) -> Lives:
+    """Of the run's workers; none where it was not written down."""
+    lives = Lives()
+    for row in _rows(run.path / EVENTS, missing):
+        if 0 < number(row.get("time")) < 1e10 and 0 <= number(row.get("rank", 0)) < 1e6:
+            lives.take(row)
+    if not lives.all:
+        missing.append(f"{EVENTS} is not there or tells of no worker: who ran when is not known")
+    return lives
 
 
 def _decision(position: int, row: Row) -> Decision:

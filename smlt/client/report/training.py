@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from smlt.client.report.data import RunData, number
 from smlt.client.report.pictures import (
     BLUE,
+    FAINT,
     GOLD,
     GREEN,
     PURPLE,
@@ -43,14 +43,6 @@ RANKS_MAX, INVOCATIONS_MAX = 48, 1500
 METRICS_MAX = len(SERIES)
 ROWS_MAX = 40
 _IN_ORDER = ("done", "paused", "probe")
-
-
-def training_pictures(data: RunData) -> Iterator[Picture]:
-    """Those for which the run has something to show. Call it within `drawing()`."""
-    steps = data.steps
-    for made in (loss(steps), metrics(data), speed(data), parts(steps), memory(data), invocations(data)):
-        if made is not None:
-            yield made
 
 
 def loss(steps: Steps) -> Picture | None:
@@ -150,7 +142,7 @@ def parts(steps: Steps) -> Picture | None:
     """What the time of a step goes to."""
     shown = (
         ("compute_s", "compute", BLUE),
-        ("communication_s", "waiting for communication", RED),
+        ("communication_s", "communication exposed", RED),
         ("data_s", "waiting for data", GOLD),
     )
     known = {name: steps.mean.get(name, np.empty(0)) for name, _, _ in shown}
@@ -170,9 +162,16 @@ def parts(steps: Steps) -> Picture | None:
         below = floor + height
         mean = float(np.nanmean(known[name])) if np.isfinite(known[name]).any() else math.nan
         rows.append((label, number_text(mean * 1e3), f"{mean / total:.0%}" if total > 0 else "?"))
-    hidden = steps.mean.get("communication_total_s", np.empty(0)) - known["communication_s"]
+    x, height = _binned(steps.step, _rest(steps, known))
+    if below is not None and np.isfinite(height).any():
+        top = below + np.nan_to_num(height) * 1e3
+        axes.fill_between(x, below, top, step="mid", label="the rest", facecolor=FAINT, alpha=0.4, linewidth=0)
+        rows.append(("the rest", number_text(float(np.nanmedian(height)) * 1e3), "from step to step"))
+    hidden = np.maximum(0.0, steps.mean.get("communication_total_s", np.empty(0)) - known["communication_s"])
     if np.isfinite(hidden).any():  # under compute: it takes no time of its own, so it is no part of the sum
-        rows.append(("communication beside compute", number_text(float(np.nanmean(hidden)) * 1e3), "hidden"))
+        x, height = _binned(steps.step, hidden)
+        axes.plot(x, height * 1e3, color=PURPLE, linestyle="--", label="communication hidden")
+        rows.append(("communication hidden", number_text(float(np.nanmean(hidden)) * 1e3), "beside compute"))
     axes.set_ylim(0, None)
     axes.set_xlabel("step")
     axes.set_ylabel("ms a step")
@@ -183,9 +182,20 @@ def parts(steps: Steps) -> Picture | None:
         "What a step's time goes to",
         alt,
         figure,
-        "Means over the workers, medians of neighbouring steps.",
+        "Means over the workers, medians of neighbouring steps. Hidden communication goes on beside compute.",
         Table(("part", "ms a step", "of it"), tuple(rows)),
     )
+
+
+def _rest(steps: Steps, known: dict[str, Array]) -> Array:
+    """Of a step's time, what is none of the parts, seconds: batches made, rows sent, changes of the membership."""
+    if steps.time.size < 2:
+        return np.full(steps.step.size, np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = np.diff(steps.time) / np.diff(steps.step)
+    of_parts = np.sum([np.nan_to_num(values) for values in known.values() if values.size], axis=0)
+    rest = np.concatenate([[np.nan], each - of_parts[1:]])
+    return np.where(np.isfinite(rest) & (rest < PAUSE_S), np.maximum(rest, 0.0), np.nan)
 
 
 def memory(data: RunData) -> Picture | None:
@@ -277,6 +287,20 @@ class Clock:
         self._ends = known[1:][gaps > PAUSE_S]
         self._lost = np.cumsum(gaps[gaps > PAUSE_S])
         self.end_s = float(self(known[-1:])[0])
+
+    @classmethod
+    def of_spans(cls, spans: list[tuple[float, float]]) -> Clock:
+        """From the first of them on, (begin, end) in epoch s, without the long times that are in none; at least one."""
+        pauses, until = list[tuple[float, float]](), -math.inf
+        for begin, end in sorted(spans):
+            if begin - until > PAUSE_S and math.isfinite(until):
+                pauses.append((begin, begin - until))
+            until = max(until, end)
+        clock = cls(np.array([min(begin for begin, _ in spans)]))
+        clock._ends = np.array([begin for begin, _ in pauses])
+        clock._lost = np.cumsum([lost for _, lost in pauses])
+        clock.end_s = float(clock(np.array([until]))[0])
+        return clock
 
     def __call__(self, times: Array) -> Array:
         """Shape as it came."""
