@@ -35,7 +35,7 @@ FLAGS = (
     "--disable-sync",
 )
 PAGE_BYTES_MAX = 5_000_000
-#: Of each drawing: how many points its curves, bars, markers and images come to. Data alone are clipped to their axes, and grids.
+#: Of each drawing: how many points its curves, bars, markers and images come to. Only data and grids are clipped to axes.
 COUNT = """() => [...document.querySelectorAll('figure svg')].map(svg => {
     const data = [...svg.querySelectorAll('path, use, image')].filter(one => !one.closest('defs')
         && one.closest('[clip-path]') && !one.closest('[id*="matplotlib.axis"]'));

@@ -182,7 +182,7 @@ def parts(steps: Steps) -> Picture | None:
         "What a step's time goes to",
         alt,
         figure,
-        "Means over the workers, medians of neighbouring steps. Hidden communication goes on beside compute. Higher steps are cut off.",
+        "Means over the workers, medians of neighbours. Hidden communication goes on beside compute. Higher steps are cut off.",
         Table(("part", "ms a step", "of it"), tuple(rows)),
     )
 
