@@ -275,9 +275,13 @@ def test_rows_without_a_field_or_with_another_kind_of_it_do_not_stop_the_report(
     folder = copied(tuned["lambda"], tmp_path)
     if file == "metrics.jsonl":  # the pictures of the search have nothing to do with it, and take the most time
         (folder / "workload.json").unlink()
-    for name in sorted({name for row in rows for name in row}):
-        (folder / file).write_text("".join(json.dumps({k: v for k, v in row.items() if k != name}) + "\n" for row in rows))
-        assert sections_of(folder)["missing"].notes
+    with monkeypatch.context() as patch:
+        if file != "metrics.jsonl":  # learnt anew each time, but its maps are drawn in the second half only
+            patch.setattr("smlt.client.report.contents.search_pictures", lambda story: [])
+        for name in sorted({name for row in rows for name in row}):
+            kept = [{k: v for k, v in row.items() if k != name} for row in rows]
+            (folder / file).write_text("".join(json.dumps(row) + "\n" for row in kept))
+            assert sections_of(folder)["missing"].notes
     strange = (None, "text", [], {"a": 1}, -1, 1e30)
     for shift in range(len(strange)):  # another field in each row
         lines = []
