@@ -163,16 +163,16 @@ def parts(steps: Steps) -> Picture | None:
         mean = float(np.nanmean(known[name])) if np.isfinite(known[name]).any() else math.nan
         rows.append((label, number_text(mean * 1e3), f"{mean / total:.0%}" if total > 0 else "?"))
     x, height = _binned(steps.step, _rest(steps, known))
+    rest = np.nan_to_num(height) * 1e3
     if below is not None and np.isfinite(height).any():
-        top = below + np.nan_to_num(height) * 1e3
-        axes.fill_between(x, below, top, step="mid", label="the rest", facecolor=FAINT, alpha=0.4, linewidth=0)
+        axes.fill_between(x, below, below + rest, step="mid", label="the rest", facecolor=FAINT, alpha=0.4, linewidth=0)
         rows.append(("the rest", number_text(float(np.nanmedian(height)) * 1e3), "from step to step"))
     hidden = np.maximum(0.0, steps.mean.get("communication_total_s", np.empty(0)) - known["communication_s"])
     if np.isfinite(hidden).any():  # under compute: it takes no time of its own, so it is no part of the sum
         x, height = _binned(steps.step, hidden)
         axes.plot(x, height * 1e3, color=PURPLE, linestyle="--", label="communication hidden")
         rows.append(("communication hidden", number_text(float(np.nanmean(hidden)) * 1e3), "beside compute"))
-    axes.set_ylim(0, None)
+    axes.set_ylim(0, _above(below + rest if below is not None else rest))
     axes.set_xlabel("step")
     axes.set_ylabel("ms a step")
     legend(axes)
@@ -182,9 +182,15 @@ def parts(steps: Steps) -> Picture | None:
         "What a step's time goes to",
         alt,
         figure,
-        "Means over the workers, medians of neighbouring steps. Hidden communication goes on beside compute.",
+        "Means over the workers, medians of neighbours. Hidden communication goes on beside compute. Higher steps are cut off.",
         Table(("part", "ms a step", "of it"), tuple(rows)),
     )
+
+
+def _above(heights: Array) -> float | None:
+    """Where an axis ends for one step that stood still not to flatten all the others."""
+    usual = float(np.quantile(heights, 0.9)) if heights.size else 0.0
+    return min(1.1 * float(heights.max()), 3 * usual) if usual > 0 else None
 
 
 def _rest(steps: Steps, known: dict[str, Array]) -> Array:
