@@ -130,7 +130,9 @@ def DistributedOptimizer(  # noqa: N802 - it makes an optimizer
     Raises ConfigError for what is no Keras optimizer, or one that has already been used.
     """
     if keras.backend.backend() != "tensorflow":
-        raise ConfigError(f"Keras computes with {keras.backend.backend()}; here with tensorflow only: set KERAS_BACKEND=tensorflow")
+        raise ConfigError(
+            f"Keras computes with {keras.backend.backend()}; here with tensorflow only: set KERAS_BACKEND=tensorflow"
+        )
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise ConfigError(f"a keras.optimizers.Optimizer is wanted, not a {type(optimizer).__name__}")
     if isinstance(optimizer, _Averaging):

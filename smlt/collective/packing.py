@@ -30,7 +30,8 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
     size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.zeros(size_bytes + ALIGNMENT_BYTES, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT_BYTES
-    return raw[start : start + size_bytes].view(dtype).reshape(shape)
+    array: Array = raw[start : start + size_bytes].view(dtype).reshape(shape)
+    return array
 
 
 def is_aligned(array: Array) -> bool:
@@ -44,14 +45,15 @@ class Packing:
     float16 and bfloat16 are packed as float32. With `exact`, arrays of up to 64 elements get buffers of their own, for they
     are not compressed (see `smlt.collective.codecs`). The rest of a view's 64 bytes is zero and stays so, but for rounding.
 
-    `buffers`: 1-D arrays by name. `views`: shaped like `specs`, in their order. Names hold a digest of what is packed, so
+    `buffers`: 1-D arrays by name. `views`: shaped like `specs`, in their order. `places`: for each view the name of its
+    buffer and where it begins there. Names hold a digest of what is packed, so
     that workers that pack something else raise MismatchError. Raises ConfigError for a dtype that cannot be reduced.
     """
 
     def __init__(self, specs: Sequence[Spec], *, exact: bool = False) -> None:
         digest = blake2b(repr([(shape, np.dtype(dtype).name) for shape, dtype in specs]).encode(), digest_size=4).hexdigest()
         counts: dict[str, int] = {}
-        places: list[tuple[str, int]] = []
+        self.places: list[tuple[str, int]] = []
         for shape, dtype in specs:
             wire = wire_dtype(np.dtype(dtype))
             if wire is None:
@@ -60,12 +62,12 @@ class Packing:
             if exact and math.prod(shape) <= EXACT_ELEMENTS:
                 name = f"exact-{name}"
             unit = ALIGNMENT_BYTES // np.dtype(wire).itemsize
-            places.append((name, counts.get(name, 0)))
+            self.places.append((name, counts.get(name, 0)))
             counts[name] = counts.get(name, 0) + -(-math.prod(shape) // unit) * unit
         self.buffers = {name: aligned((count,), name.split("-")[-2]) for name, count in counts.items()}
         self.views: list[Array] = [
             self.buffers[name][at : at + math.prod(shape)].reshape(shape)
-            for (name, at), (shape, _) in zip(places, specs, strict=True)
+            for (name, at), (shape, _) in zip(self.places, specs, strict=True)
         ]
 
     def codecs(self, codec: str) -> dict[str, str]:

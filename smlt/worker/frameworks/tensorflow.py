@@ -31,7 +31,9 @@ class TensorflowAdapter:
     def __init__(self, task: Task, model: Any) -> None:
         self.task, self.model = task, model
         if not model.built:
-            raise TaskError("the Keras model has no variables yet: begin it with keras.Input(shape), or call build() in model()")
+            raise TaskError(
+                "the Keras model has no variables yet: begin it with keras.Input(shape), or call build() in model()"
+            )
         self._variables = list(model.trainable_variables)
         if not self._variables:
             raise TaskError("the model has no variable that wants a gradient")
