@@ -18,7 +18,7 @@ class DigitsSklearn(smlt.Task):
         return {"train": (x[~held_out], labels[~held_out]), "test": (x[held_out], labels[held_out])}
 
     def model(self):
-        model = MLPClassifier(128, solver="sgd", learning_rate_init=0.1, momentum=0.9, alpha=0)
+        model = MLPClassifier(hidden_layer_sizes=128, solver="sgd", learning_rate_init=0.1, momentum=0.9, alpha=0)
         return model.partial_fit(np.zeros((1, 64), np.float32), [0], classes=np.arange(10))  # makes the parameters
 
     def loss(self, model, batch):

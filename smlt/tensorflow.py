@@ -103,7 +103,7 @@ def broadcast(variables: Any, root: int = 0, comm: Communicator | None = None) -
     for variable in found:
         if not hasattr(variable, "assign"):
             raise ConfigError(f"broadcast gives variables their values; a {type(variable).__name__} cannot be assigned to")
-    values = [np.array(variable) for variable in found]
+    values = [variable.numpy() for variable in found]
     (comm or current()).broadcast(values, root, out=values)
     for variable, value in zip(found, values, strict=True):
         variable.assign(value)

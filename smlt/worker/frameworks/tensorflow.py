@@ -93,7 +93,7 @@ class TensorflowAdapter:
             step, views = self._step, self._views
             self._step = lambda _: step([tf.constant(view) for view in views])
             for variable in held:
-                variable.assign(np.array(variable))
+                variable.assign(_copy(variable))
 
     def scale_learning_rate(self, times: float) -> None:
         text = f"the learning rate of the optimizer, a {type(self.optimizer).__name__}, cannot be changed"
@@ -106,14 +106,14 @@ class TensorflowAdapter:
         return self.task.evaluate(self.model, batch)
 
     def parameters(self) -> Any:
-        return {str(index): np.array(variable) for index, variable in enumerate(self.model.weights)}
+        return {str(index): _copy(variable) for index, variable in enumerate(self.model.weights)}
 
     def set_parameters(self, parameters: Any) -> None:
         for index, variable in enumerate(self.model.weights):
             variable.assign(parameters[str(index)])
 
     def buffers(self) -> Tensors:
-        found = {str(index): np.array(variable) for index, variable in enumerate(self._means)}
+        found = {str(index): _copy(variable) for index, variable in enumerate(self._means)}
         return {name: array if array.dtype.kind in "biu" else array.astype(np.float64) for name, array in found.items()}
 
     def set_buffers(self, buffers: Tensors) -> None:
@@ -121,14 +121,14 @@ class TensorflowAdapter:
             variable.assign(buffers[str(index)].astype(tf.as_dtype(variable.dtype).as_numpy_dtype))
 
     def keep_buffers(self) -> None:
-        self._kept = [np.array(variable) for variable in self._means]
+        self._kept = [_copy(variable) for variable in self._means]
 
     def restore_buffers(self) -> None:
         for variable, before in zip(self._means, self._kept, strict=False):
             variable.assign(before)
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
-        return {name: _plain(np.array(variable)) for name, variable in self._named().items()}, {}
+        return {name: _plain(_copy(variable)) for name, variable in self._named().items()}, {}
 
     def load_state(self, tensors: Tensors, rest: dict[str, Any]) -> None:
         named = self._named()
@@ -142,6 +142,11 @@ class TensorflowAdapter:
         # By number: Keras counts the layers of a process in their names.
         found = {f"model.{index}": variable for index, variable in enumerate(self.model.weights)}
         return found | {f"optimizer.{index}": variable for index, variable in enumerate(self.optimizer.variables)}
+
+
+def _copy(variable: Any) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = variable.value.numpy()
+    return array
 
 
 def _plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
