@@ -23,7 +23,7 @@ from smlt.worker.task import Task
 class TensorflowAdapter:
     """Drives a task whose model is a `keras.Model` (see `smlt.worker.frameworks.Adapter`).
 
-    `loss` is compiled (`tf.function`), once for each shape of batch until TensorFlow relaxes it. Before each step Keras's seed
+    `loss` is compiled once (`tf.function`), for batches of any size: their first dimension is None. Before each step Keras's seed
     generators, those of Dropout among them, are set from the step's seed. `tf.random` in a loss draws on by itself, and
     differs after a resume: draw by Keras's layers.
     """
@@ -49,8 +49,16 @@ class TensorflowAdapter:
         self._gradients = [as_tensor(view) for view in self._views]  # the same memory
         self._checked = False
         self._kept: list[Any] = []
-        self._differentiate = tf.function(self._loss_and_gradients, reduce_retracing=True)
+        self._compiled: Any = None
         self._step = tf.function(self._take_step)
+
+    def _differentiate(self, batch: Any) -> Any:
+        # One function for all sizes: those that TensorFlow makes by itself depend on which size it meets first, and so
+        # would the last bits of a resumed run.
+        if self._compiled is None:
+            specs = tf.nest.map_structure(lambda part: tf.TensorSpec([None, *part.shape[1:]], part.dtype), batch)
+            self._compiled = tf.function(self._loss_and_gradients, input_signature=[specs])
+        return self._compiled(batch)
 
     def _loss_and_gradients(self, batch: Any) -> Any:
         variables = [v.value for v in self._variables]
