@@ -98,6 +98,11 @@ def _communicator() -> Communicator:
     return _current
 
 
+def current() -> Communicator:
+    """The communicator that the functions here work on. CollectiveError when the process has joined no job."""
+    return _communicator()
+
+
 def allreduce(
     x: Any,
     op: str = "mean",

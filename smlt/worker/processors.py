@@ -6,8 +6,8 @@ import os
 
 #: A vCPU comes with so much memory. https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html
 MB_PER_VCPU = 1769
-#: Read by OpenMP, OpenBLAS and MKL when they are loaded.
-VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+#: Read by OpenMP, OpenBLAS and MKL when they are loaded, by TensorFlow and XLA (JAX) when they first compute.
+VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "PJRT_NPROC")
 
 
 def threads_of(memory_mb: int) -> int:

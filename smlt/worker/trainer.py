@@ -137,6 +137,7 @@ class Trainer:
                 raise CollectiveError(f"the workers begin at different steps: {steps}, by what each finds of the checkpoints")
         parameters = self.adapter.parameters()
         self.comm.broadcast(parameters, out=parameters)
+        self.adapter.set_parameters(parameters)
         self.has_state = True
 
     def complete_step(self, timeout_s: float) -> bool:

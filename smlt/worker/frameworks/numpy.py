@@ -115,6 +115,9 @@ class NumpyAdapter:
     def parameters(self) -> Any:
         return self.model
 
+    def set_parameters(self, parameters: Any) -> None:
+        pass  # they are the model's own memory
+
     def buffers(self) -> Tensors:
         return {}
 

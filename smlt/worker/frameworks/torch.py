@@ -168,6 +168,9 @@ class TorchAdapter:
     def parameters(self) -> Any:
         return {name: tensor for name, tensor in self.model.state_dict().items() if isinstance(tensor, torch.Tensor)}
 
+    def set_parameters(self, parameters: Any) -> None:
+        pass  # they are the model's own memory
+
     def buffers(self) -> Tensors:
         return {
             name: np.array(_array(buffer.double() if buffer.is_floating_point() else buffer))
