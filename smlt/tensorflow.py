@@ -36,6 +36,16 @@ def as_tensor(array: Any) -> Any:
     return tf.constant(array)
 
 
+def value_of(variable: Any) -> Any:
+    """A copy of a variable's value as an array."""
+    return np.array(array_of(tf.convert_to_tensor(variable)))
+
+
+def array_of(tensor: Any) -> Any:
+    """An eager tensor as an array: its memory, read-only; a copy of a bfloat16 one, which NumPy has no type of its own for."""
+    return tensor.numpy() if tensor.dtype == tf.bfloat16 else np.asarray(tensor)
+
+
 def allreduce(grads: Any, op: str = "mean", codec: str | None = None, comm: Communicator | None = None) -> Any:
     """Reduce tensors over all workers, eagerly or inside `tf.function`.
 
@@ -82,7 +92,7 @@ def _reduce(tensors: list[Any], op: str, codec: str | None, comm: Communicator |
     if not tensors:
         return []
     if all(isinstance(tensor, tf.__internal__.EagerTensor) for tensor in tensors):
-        arrays = [np.asarray(tensor) for tensor in tensors]  # the tensor's memory, read-only
+        arrays = [array_of(tensor) for tensor in tensors]  # the tensors' memory, read-only
         return [as_tensor(array) for array in reduce_arrays(comm or current(), arrays, op, codec)]
 
     def call(*arrays: Any) -> Any:
@@ -103,7 +113,7 @@ def broadcast(variables: Any, root: int = 0, comm: Communicator | None = None) -
     for variable in found:
         if not hasattr(variable, "assign"):
             raise ConfigError(f"broadcast gives variables their values; a {type(variable).__name__} cannot be assigned to")
-    values = [variable.numpy() for variable in found]
+    values = [value_of(variable) for variable in found]
     (comm or current()).broadcast(values, root, out=values)
     for variable, value in zip(found, values, strict=True):
         variable.assign(value)

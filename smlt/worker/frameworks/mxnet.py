@@ -43,6 +43,8 @@ class MxnetAdapter:
         self._trainer = task.optimizer(model)
         if not isinstance(self._trainer, gluon.Trainer):
             raise TaskError(f"optimizer() gave a {type(self._trainer).__name__}, not a gluon.Trainer")
+        if not {id(parameter) for parameter in self._trainer._params} <= {id(parameter) for parameter in self._all}:
+            raise TaskError("the gluon.Trainer has parameters that the model has not")
         packing = Packing([(parameter.shape, parameter.dtype) for parameter in self._parameters])
         self.gradient = packing.buffers
         for parameter, view in zip(self._parameters, packing.views, strict=True):
@@ -117,14 +119,23 @@ class MxnetAdapter:
     def _updater(self) -> Any:
         return self._trainer._updaters[0]
 
+    def _positions(self) -> dict[int, int]:
+        """The place in the model of each of the trainer's parameters.
+
+        The trainer has them in the order of their names, which count the layers of a process: dense10 comes before dense9.
+        """
+        places = {id(parameter): place for place, parameter in enumerate(self._all)}
+        return {index: places[id(parameter)] for index, parameter in enumerate(self._trainer._params)}
+
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         tensors: Tensors = {f"model.{index}": parameter.data().asnumpy() for index, parameter in enumerate(self._all)}
-        for index, state in self._updater.states.items():
+        positions, states = self._positions(), self._updater.states
+        for index, state in states.items():
             for place, array in _leaves(state):
-                tensors[f"optimizer.{index}{place}"] = array.asnumpy()
+                tensors[f"optimizer.{positions[index]}{place}"] = array.asnumpy()
         optimizer = self._trainer.optimizer
-        counts = {str(index): count for index, count in optimizer._index_update_count.items()}
-        rest = {"num_update": optimizer.num_update, "counts": counts, "indices": sorted(self._updater.states)}
+        counts = {str(positions[index]): count for index, count in optimizer._index_update_count.items()}
+        rest = {"num_update": optimizer.num_update, "counts": counts, "held": sorted(positions[index] for index in states)}
         if optimizer.lr_scheduler is None:
             rest["lr"] = self._trainer.learning_rate
         return tensors, rest
@@ -135,14 +146,16 @@ class MxnetAdapter:
                 raise ValueError(f"{parameter.name} has shape {parameter.shape}, not {tensors[f'model.{index}'].shape}")
         self.set_parameters({str(index): tensors[f"model.{index}"] for index in range(len(self._all))})
         optimizer, updater = self._trainer.optimizer, self._updater
-        for index in rest["indices"]:
+        indices = {position: index for index, position in self._positions().items()}
+        for position in rest["held"]:
+            index = indices[position]
             state = optimizer.create_state_multi_precision(index, self._trainer._params[index].data())
             for place, array in _leaves(state):
-                _fill(array, tensors[f"optimizer.{index}{place}"])
+                _fill(array, tensors[f"optimizer.{position}{place}"])
             updater.states[index], updater.states_synced[index] = state, True
         optimizer.num_update = int(rest["num_update"])
         optimizer._index_update_count.clear()
-        optimizer._index_update_count.update({int(index): int(count) for index, count in rest["counts"].items()})
+        optimizer._index_update_count.update({indices[int(at)]: int(count) for at, count in rest["counts"].items()})
         if "lr" in rest:
             self._trainer.set_learning_rate(float(rest["lr"]))
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from smlt.collective.packing import Packing
 from smlt.errors import TaskError
-from smlt.tensorflow import as_tensor
+from smlt.tensorflow import array_of, as_tensor, value_of
 from smlt.worker.buckets import Send
 from smlt.worker.frameworks import Tensors
 from smlt.worker.task import Task
@@ -23,9 +23,9 @@ from smlt.worker.task import Task
 class TensorflowAdapter:
     """Drives a task whose model is a `keras.Model` (see `smlt.worker.frameworks.Adapter`).
 
-    `loss` is compiled once (`tf.function`), for batches of any size: their first dimension is None. Before each step Keras's seed
-    generators, those of Dropout among them, are set from the step's seed. `tf.random` in a loss draws on by itself, and
-    differs after a resume: draw by Keras's layers.
+    `loss` is compiled once (`tf.function`), for batches of any size: their first dimension is None. Before each step
+    Keras's seed generators, those of Dropout among them, are set from the step's seed. `tf.random` in a loss draws on by
+    itself, and differs after a resume: draw by Keras's layers.
     """
 
     def __init__(self, task: Task, model: Any) -> None:
@@ -81,7 +81,7 @@ class TensorflowAdapter:
         if not tf.is_tensor(loss) or loss.shape.num_elements() != 1:
             raise TaskError("loss() of a TensorFlow task returns a tensor with one element, the mean loss of the batch")
         for view, gradient in zip(self._views, gradients, strict=True):
-            np.multiply(np.asarray(gradient), view.dtype.type(weight), out=view)
+            np.multiply(array_of(gradient), view.dtype.type(weight), out=view)
         return float(loss)
 
     def skip(self, send: Send) -> None:
@@ -101,7 +101,7 @@ class TensorflowAdapter:
             step, views = self._step, self._views
             self._step = lambda _: step([tf.constant(view) for view in views])
             for variable in held:
-                variable.assign(_copy(variable))
+                variable.assign(value_of(variable))
 
     def scale_learning_rate(self, times: float) -> None:
         text = f"the learning rate of the optimizer, a {type(self.optimizer).__name__}, cannot be changed"
@@ -114,14 +114,14 @@ class TensorflowAdapter:
         return self.task.evaluate(self.model, batch)
 
     def parameters(self) -> Any:
-        return {str(index): _copy(variable) for index, variable in enumerate(self.model.weights)}
+        return {str(index): value_of(variable) for index, variable in enumerate(self.model.weights)}
 
     def set_parameters(self, parameters: Any) -> None:
         for index, variable in enumerate(self.model.weights):
             variable.assign(parameters[str(index)])
 
     def buffers(self) -> Tensors:
-        found = {str(index): _copy(variable) for index, variable in enumerate(self._means)}
+        found = {str(index): value_of(variable) for index, variable in enumerate(self._means)}
         return {name: array if array.dtype.kind in "biu" else array.astype(np.float64) for name, array in found.items()}
 
     def set_buffers(self, buffers: Tensors) -> None:
@@ -129,14 +129,14 @@ class TensorflowAdapter:
             variable.assign(buffers[str(index)].astype(tf.as_dtype(variable.dtype).as_numpy_dtype))
 
     def keep_buffers(self) -> None:
-        self._kept = [_copy(variable) for variable in self._means]
+        self._kept = [value_of(variable) for variable in self._means]
 
     def restore_buffers(self) -> None:
         for variable, before in zip(self._means, self._kept, strict=False):
             variable.assign(before)
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
-        return {name: _plain(_copy(variable)) for name, variable in self._named().items()}, {}
+        return {name: _plain(value_of(variable)) for name, variable in self._named().items()}, {}
 
     def load_state(self, tensors: Tensors, rest: dict[str, Any]) -> None:
         named = self._named()
@@ -150,11 +150,6 @@ class TensorflowAdapter:
         # By number: Keras counts the layers of a process in their names.
         found = {f"model.{index}": variable for index, variable in enumerate(self.model.weights)}
         return found | {f"optimizer.{index}": variable for index, variable in enumerate(self.optimizer.variables)}
-
-
-def _copy(variable: Any) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = variable.value.numpy()
-    return array
 
 
 def _plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
