@@ -46,7 +46,7 @@ def allreduce(tree: Any, op: str = "mean", codec: str | None = None, comm: Commu
         As for `smlt.Communicator.allreduce`.
 
     On CPU one array is sent from JAX's memory and comes back without a copy, several are copied once, to be one collective;
-    under `jit` XLA may copy the results once more. Arrays on another device are fetched and put on JAX's default device.
+    under `jit` JAX copies both once more. Arrays on another device are fetched and put on JAX's default device.
 
     Raises ConfigError for leaves that are not numbers, and as `smlt.Communicator.allreduce` does; under `jit` JAX raises its
     own error, whose message holds SMLT's.

@@ -15,9 +15,8 @@ from typing import Any
 import psutil
 import redis
 
-import smlt as package
 
-REPOSITORY = Path(package.__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 LIMIT_S = 60.0
 
 TASK = '''
