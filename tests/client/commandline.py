@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 import redis
 
-
 REPOSITORY = Path(__file__).parents[2]
 LIMIT_S = 60.0
 
