@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 
@@ -44,15 +45,16 @@ def known_usd(run: Run, lives: Lives, now: float) -> float:
 
 
 def spent_so_far(run: Run) -> Callable[[], float]:
-    """Ask it at any time, from one thread: USD, 0 for what costs nothing."""
-    tail, lives = Tail(run.path / EVENTS), Lives()
+    """Ask it at any time, from any thread: USD, 0 for what costs nothing."""
+    tail, lives, lock = Tail(run.path / EVENTS), Lives(), threading.Lock()
 
     def usd() -> float:
-        for line in tail.lines():
-            row = parsed(line)
-            if row is not None:
-                lives.take(row)
-        found = known_usd(run, lives, time.time())
+        with lock:  # two may scrape at once
+            for line in tail.lines():
+                row = parsed(line)
+                if row is not None:
+                    lives.take(row)
+            found = known_usd(run, lives, time.time())
         return 0.0 if math.isnan(found) else found
 
     return usd
