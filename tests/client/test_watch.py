@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import HOLD, LIMIT_S, Running, environment, eventually, same_end, smlt, status, write_task
+from commandline import HOLD, LIMIT_S, Running, environment, eventually, rows, same_end, smlt, status, write_task
+from functions import FUNCTION, cloud
 
 from smlt.client.following import Tail
 from smlt.client.overview import POINTS_MAX, Curve, Overview
 from smlt.client.runs import Run
+from smlt.store.embedded import EmbeddedStore
 
 JOB = ("--workers", 2, "--epochs", 10, "--global-batch-size", 16, "--codec", "fp32", "--json", "--name", "run")
 HELD_STEP, LAST_STEP = 29, 40
@@ -208,6 +210,24 @@ def test_on_a_terminal_the_frame_is_redrawn_in_place_and_the_cursor_comes_back(t
     assert f"step {LAST_STEP}" in last
 
 
+def test_a_run_on_lambda_is_watched_as_one_here_with_what_it_has_cost_so_far(store: EmbeddedStore, tmp_path: Path) -> None:
+    script = write_task(tmp_path, "\n        time.sleep(0.1)\n")
+    where = ("--workers", 2, "--epochs", 10, "--global-batch-size", 16, "--memory", 1024, "--store", store.url, "--name", "run")
+    with cloud(script, seed=3) as deployed, deployed.running(script, *where, cwd=tmp_path) as run:
+        run.wait_for(lambda event: event["event"] == "step" and event["step"] == 12)
+        seen = once(tmp_path)
+        text = smlt("watch", "--once", cwd=tmp_path).stdout
+        assert run.finish() == 0
+        after = once(tmp_path)
+    assert (seen["state"], len(seen["workers"])) == ("running", 2)
+    assert seen["step"] >= 12
+    age_s = sum(one["age_s"] for one in seen["workers"])
+    assert seen["cost_usd"] == pytest.approx(age_s * 0.0000166667 + 2 * 0.2e-6, rel=0.1)  # 1 GB each; the time is x86's price
+    assert f"Lambda, function {FUNCTION}" in text
+    assert "USD so far" in text
+    assert (after["state"], after["cost_usd"]) == ("done", status(tmp_path / "smlt-runs" / "run")["cost_usd"])
+
+
 def test_what_cannot_be_watched_is_said_in_a_line(finished: Path, tmp_path: Path) -> None:
     for where, arguments, text in (
         (tmp_path, (), "there are no runs in smlt-runs"),
@@ -272,14 +292,11 @@ def test_a_curve_of_any_length_keeps_few_points_and_its_shape() -> None:
 
 
 def test_the_history_of_a_long_run_is_read_in_one_pass(tmp_path: Path, finished: Path) -> None:
-    folder = tmp_path / "long"
+    folder, short = tmp_path / "long", finished / "smlt-runs" / "run"
     folder.mkdir()
     for name in ("config.json", "status.json", "events.jsonl"):
-        (folder / name).write_bytes((finished / "smlt-runs" / "run" / name).read_bytes())
-    first = next(
-        line for line in (finished / "smlt-runs" / "run" / "metrics.jsonl").read_text().splitlines() if '"step"' in line
-    )
-    row = json.loads(first)
+        (folder / name).write_bytes((short / name).read_bytes())
+    row = next(row for row in rows(short) if row["kind"] == "step")
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(1, 20_001):
             file.write(json.dumps({**row, "step": step, "loss": None if step == 7 else 1 / step, "time": time.time()}) + "\n")
