@@ -22,7 +22,6 @@ from functions import FUNCTION, cloud
 from smlt.client.following import Tail
 from smlt.client.overview import POINTS_MAX, Curve, Overview
 from smlt.client.runs import Run
-from smlt.store.embedded import EmbeddedStore
 
 JOB = ("--workers", 2, "--epochs", 10, "--global-batch-size", 16, "--codec", "fp32", "--json", "--name", "run")
 HELD_STEP, LAST_STEP = 29, 40
@@ -210,9 +209,9 @@ def test_on_a_terminal_the_frame_is_redrawn_in_place_and_the_cursor_comes_back(t
     assert f"step {LAST_STEP}" in last
 
 
-def test_a_run_on_lambda_is_watched_as_one_here_with_what_it_has_cost_so_far(store: EmbeddedStore, tmp_path: Path) -> None:
+def test_a_run_on_lambda_is_watched_as_one_here_with_what_it_has_cost_so_far(tmp_path: Path) -> None:
     script = write_task(tmp_path, "\n        time.sleep(0.1)\n")
-    where = ("--workers", 2, "--epochs", 10, "--global-batch-size", 16, "--memory", 1024, "--store", store.url, "--name", "run")
+    where = ("--workers", 2, "--epochs", 10, "--global-batch-size", 16, "--memory", 1024, "--name", "run")
     with cloud(script, seed=3) as deployed, deployed.running(script, *where, cwd=tmp_path) as run:
         run.wait_for(lambda event: event["event"] == "step" and event["step"] == 12)
         seen = once(tmp_path)
