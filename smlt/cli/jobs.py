@@ -284,6 +284,7 @@ def _placed(request: RunRequest, store: str | None) -> tuple[RunRequest, str | N
 def _resume(run: Run, chosen: dict[str, Any], store: str | None, as_json: bool) -> None:
     go_where(run)
     request, url = _placed(_resumed(run, chosen), store)
+    progress = listened_to(request, as_json=as_json)  # what cannot listen leaves workers that are still there alone
     if url is not None:
         take_over(run, url)
     steering = None
@@ -291,7 +292,6 @@ def _resume(run: Run, chosen: dict[str, Any], store: str | None, as_json: bool) 
         steering = steered_again(run, request).go_on(run, anew="deadline_s" in chosen)
     elif request.tune:  # whoever says how many wants as many
         request = replace(request, tune=False, deadline_s=None, budget_usd=None)
-    progress = listened_to(request, as_json=as_json)
     TaskScheduler(run, request, progress, store_url=url, resume=True, steering=steering).run()
 
 

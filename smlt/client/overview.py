@@ -24,6 +24,8 @@ POINTS_MAX = 400
 EVENTS_MAX = 50
 #: A run that has had no step for so long, and so many times its usual step, is said to be quiet.
 QUIET_S, QUIET_STEPS = 10.0, 20
+#: What `follow` calls what events.jsonl tells of workers: "started" and "ended" are the run's, as in `smlt train --json`.
+_OF_WORKERS = {"started": "worker_started", "ready": "worker_ready", "ended": "worker_ended"}
 _STEP = re.compile(rb'\{"kind": "step", "step": (\d+), "epoch": (\d+), "loss": ([^,]+),')
 
 
@@ -87,10 +89,13 @@ class Overview:
         if not self._began:
             self._began = True
             self._read_history()
-            return []
-        found = list(self._follower.poll())
-        for event, row in found:
-            self._take(event, dict(row))
+            found = []
+        else:
+            found = list(self._follower.poll())
+            for event, row in found:
+                self._take(event, dict(row))
+        if self.state == "lost" and self.lives.there:  # nobody was left to write down how they ended
+            self.lives.finish(max([self.lives.last_time, *(float(row["time"]) for row in self.recent)]))
         return found
 
     def close(self) -> None:
@@ -283,7 +288,8 @@ def follow(run: Run, every_s: float = 0.2) -> Any:
     try:
         while True:
             status = run.status
-            yield from follower.poll()
+            for event, row in follower.poll():
+                yield _OF_WORKERS.get(event, event), row
             if status.get("state") != "running":
                 yield "ended", {"run": run.name, **status}
                 return

@@ -1,133 +1,292 @@
-"""`--log tensorboard`, `--log mlflow`: what is logged is read back with their own readers; a logger that fails ends no run."""
+"""`--log tensorboard`, `--log mlflow`: what those who read them find there; a logger that fails, and the run that goes on."""
 
 from __future__ import annotations
 
-import sys
+import json
+import math
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import rows, smlt, steps, write_task
+from commandline import HOLD, Running, keys_of, rows, smlt, status, write_task
 
-from smlt.client.loggers import check_log
+from smlt.client.loggers import check_log, scalars
 from smlt.client.loggers.guarded import Guarded, InBackground
+from smlt.client.runs import Run
 from smlt.client.watching import Unwatched
 from smlt.errors import ConfigError
+from smlt.store.embedded import EmbeddedStore
+
+JOB = ("--workers", 2, "--epochs", 10, "--global-batch-size", 16, "--codec", "fp32", "--json", "--name", "run")
+LAST_STEP = 40
+STEPS = list(range(1, LAST_STEP + 1))
 
 
-def trained(folder: Path, *log: str, epochs: int = 3, **more: str) -> Path:
-    options = [part for one in log for part in ("--log", one)]
-    done = smlt("train", write_task(folder), "--workers", 2, "--epochs", epochs, "--name", "tiny", *options, cwd=folder, **more)
-    assert done.returncode == 0, done.stderr
-    return folder / "smlt-runs/tiny"
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "smlt-runs" / "run"
 
 
-def read_back(folder: Path) -> Any:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    read = accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    read.Reload()
-    return read
+def trained(cwd: Path, *more: object, **variables: str) -> list[dict[str, Any]]:
+    """The job to its end; its events."""
+    done = smlt("train", write_task(cwd), *JOB, *more, cwd=cwd, **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_tensorboard_reads_every_step_and_epoch_that_the_run_has_written_down(tmp_path: Path) -> None:
+def stopped_and_resumed(cwd: Path, *more: object) -> None:
+    """The job, ended without a checkpoint behind its step 29, and gone on with from its last epoch's end."""
+    with Running("train", write_task(cwd, HOLD), *JOB, *more, cwd=cwd, HOLD=str(cwd)) as run:
+        run.wait_for(lambda event: event["event"] == "step" and event["step"] == 29)
+        assert smlt("stop", "run", "--now", cwd=cwd).returncode == 0
+        run.finish()
+    (cwd / "go").touch()
+    elsewhere = cwd / "elsewhere"
+    elsewhere.mkdir()
+    done = smlt("resume", cwd / "smlt-runs" / "run", "--json", cwd=elsewhere)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(elsewhere.iterdir()) == []
+
+
+def warnings(events: list[dict[str, Any]]) -> list[str]:
+    return [event["text"] for event in events if event["event"] == "warning"]
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in rows(folder) if row["kind"] == "step"]
+
+
+# ---- TensorBoard ----
+
+
+def tensorboard_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) by name, as TensorBoard itself reads a folder."""
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = accumulators.EventAccumulator(str(path), size_guidance={accumulators.SCALARS: 0}).Reload()
+    return {name: [(event.step, event.value) for event in found.Scalars(name)] for name in found.Tags()["scalars"]}
+
+
+def test_tensorboard_has_every_steps_loss_and_every_epochs_metrics(tmp_path: Path, folder: Path) -> None:
     pytest.importorskip("tensorboard")
-    run = trained(tmp_path, "tensorboard")
-    read = read_back(run / "tensorboard")
-    assert [(one.step, pytest.approx(one.value, rel=1e-6)) for one in read.Scalars("loss")] == steps(run)
-    epochs = [row for row in rows(run) if row["kind"] == "epoch"]
-    assert [(one.step, pytest.approx(one.value)) for one in read.Scalars("metrics/accuracy")] == [
-        (row["step"], row["metrics"]["accuracy"]) for row in epochs
-    ]
-    assert {"samples_per_s", "workers", "seconds/compute", "seconds/communication_exposed", "memory_mb"} <= set(
-        read.Tags()["scalars"]
-    )
-    times = [row["time"] for row in rows(run) if row["kind"] == "step"]
-    assert [one.wall_time for one in read.Scalars("loss")] == pytest.approx(times)
+    events = trained(tmp_path, "--log", "tensorboard")
+    assert warnings(events) == []
+    found = tensorboard_scalars(folder / "tensorboard")
+    assert [step for step, _ in found["loss"]] == STEPS
+    assert [value for _, value in found["loss"]] == pytest.approx(losses(folder), rel=1e-6)
+    assert [step for step, _ in found["metrics/accuracy"]] == STEPS[3::4]
+    accuracies = [row["metrics"]["accuracy"] for row in rows(folder) if row["kind"] == "epoch"]
+    assert [value for _, value in found["metrics/accuracy"]] == pytest.approx(accuracies, rel=1e-6)
+    assert {value for _, value in found["workers"]} == {2.0}
+    for name in ("samples_per_s", "seconds/compute", "seconds/communication_exposed", "seconds/data", "memory_mb"):
+        assert len(found[name]) == LAST_STEP
 
 
-def test_a_resumed_run_goes_on_in_the_same_folder_and_no_step_is_there_twice(tmp_path: Path) -> None:
+def test_tensorboard_shows_a_resumed_run_as_one_curve_wherever_it_was_resumed(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    run = trained(tmp_path, "tensorboard=boards")
-    done = smlt("resume", "tiny", "--epochs", 5, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert [one.step for one in read_back(tmp_path / "boards/tiny").Scalars("loss")] == [step for step, _ in steps(run)]
+    stopped_and_resumed(tmp_path, "--log", "tensorboard=logs")
+    assert len(list((tmp_path / "logs" / "run").iterdir())) == 2
+    found = tensorboard_scalars(tmp_path / "logs" / "run")
+    assert [step for step, _ in found["loss"]] == STEPS
+    assert [value for _, value in found["loss"]] == pytest.approx(losses(tmp_path / "smlt-runs" / "run"), rel=1e-6)
 
 
-def test_mlflow_has_the_runs_parameters_its_curves_and_how_it_ended(tmp_path: Path) -> None:
+def test_tensorboard_has_the_steps_of_a_run_that_is_under_way(tmp_path: Path, folder: Path) -> None:
+    pytest.importorskip("tensorboard")
+    with Running("train", write_task(tmp_path, HOLD), *JOB, "--log", "tensorboard", cwd=tmp_path, HOLD=str(tmp_path)) as run:
+        run.wait_for(lambda event: event["event"] == "step" and event["step"] == 29)
+        deadline = time.monotonic() + 20
+        while len(tensorboard_scalars(folder / "tensorboard").get("loss", ())) < 29:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (tmp_path / "go").touch()
+        assert run.finish() == 0
+
+
+# ---- MLflow ----
+
+
+def mlflow_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
+    """A client of MLflow's, and the runs of the experiment "smlt" in a folder."""
     mlflow = pytest.importorskip("mlflow")
-    run = trained(tmp_path, f"mlflow={tmp_path / 'flow'}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-        client = mlflow.MlflowClient(tracking_uri=(tmp_path / "flow").as_uri())
-        experiment = client.get_experiment_by_name("smlt")
-        (found,) = client.search_runs([experiment.experiment_id])
-        assert (found.info.run_name, found.info.status) == ("tiny", "FINISHED")
-        assert (found.data.params["workers"], found.data.params["epochs"]) == ("2", "3")
-        history = sorted((one.step, one.value) for one in client.get_metric_history(found.info.run_id, "loss"))
-        assert history == [(step, pytest.approx(loss)) for step, loss in steps(run)]
-        assert found.data.tags["smlt.folder"].endswith("smlt-runs/tiny")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    client = mlflow.MlflowClient(tracking_uri=path.as_uri())
+    return client, list(client.search_runs([client.get_experiment_by_name("smlt").experiment_id]))
 
 
-def test_a_logger_that_fails_warns_once_and_the_run_goes_on_to_its_end(tmp_path: Path) -> None:
+def test_mlflow_has_parameters_metrics_and_how_it_ended(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    assert warnings(trained(tmp_path, "--log", "mlflow")) == []
+    client, (run,) = mlflow_runs(tmp_path / "mlruns", monkeypatch)
+    assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
+    assert run.data.tags["smlt.folder"] == str(folder)
+    assert (run.data.params["workers"], run.data.params["codec"]) == ("2", "fp32")
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == list(zip(STEPS, losses(folder), strict=True))
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "metrics/accuracy")] == STEPS[3::4]
+
+
+def test_mlflow_goes_on_in_the_run_that_a_resumed_one_has_had(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    stopped_and_resumed(tmp_path, "--log", "mlflow=mlruns")
+    client, (run,) = mlflow_runs(tmp_path / "mlruns", monkeypatch)
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert {metric.step for metric in history} == set(STEPS)
+    assert run.data.metrics["loss"] == losses(folder)[-1]
+
+
+def test_mlflow_says_failed_of_a_run_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    script = write_task(tmp_path, "\n        if number == 9:\n            raise ValueError('damaged')\n")
+    assert smlt("train", script, *JOB, "--log", "mlflow", cwd=tmp_path).returncode != 0
+    _, (run,) = mlflow_runs(tmp_path / "mlruns", monkeypatch)
+    assert run.info.status == "FAILED"
+
+
+@pytest.fixture
+def refusing() -> Iterator[tuple[str, list[str]]]:
+    """A server that refuses every request: its URL, and the paths that were asked for."""
+    asked: list[str] = []
+
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(403, "not you")
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def test_a_tracking_server_that_refuses_is_told_of_once_and_the_run_goes_on(
+    tmp_path: Path, folder: Path, refusing: tuple[str, list[str]]
+) -> None:
+    pytest.importorskip("mlflow")
+    url, asked = refusing
+    events = trained(tmp_path, "--log", "mlflow", MLFLOW_TRACKING_URI=url)
+    (text,) = warnings(events)
+    assert text.startswith("--log mlflow: ")
+    assert text.endswith("nothing more is logged there, the run goes on")
+    assert "403" in text
+    assert len(asked) == 1
+    assert status(folder)["step"] == LAST_STEP
+    told = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in told if row["event"] == "warning"] == [text]
+
+
+# ---- what fails ----
+
+
+def test_a_logger_that_cannot_write_is_told_of_once_and_another_goes_on(tmp_path: Path, folder: Path) -> None:
     pytest.importorskip("tensorboard")
-    (tmp_path / "taken").write_text("a file where the logger wants a folder")
-    done = smlt(
-        "train",
-        write_task(tmp_path),
-        "--global-batch-size",
-        16,
-        "--epochs",
-        3,
-        "--name",
-        "tiny",
-        "--log",
-        "tensorboard=taken",
-        "--json",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0
-    assert (done.stdout + done.stderr).count("nothing more is logged there, the run goes on") == 1
-    assert len(steps(tmp_path / "smlt-runs/tiny")) == 12
+    (tmp_path / "full").write_text("no folder")
+    events = trained(tmp_path, "--log", "tensorboard=full", "--log", "tensorboard")
+    (text,) = warnings(events)
+    assert text.startswith(f"--log tensorboard={tmp_path / 'full'}: ")
+    assert len(tensorboard_scalars(folder / "tensorboard")["loss"]) == LAST_STEP
+    assert status(folder)["state"] == "done"
 
 
-class Breaks(Unwatched):
-    """Fails at its second step."""
+@pytest.mark.parametrize(
+    ("log", "text"),
+    [
+        (["wandb"], "give tensorboard[=DIR], mlflow[=URI] or none"),
+        (["tensorboard="], "give tensorboard[=DIR]"),
+        (["none", "mlflow"], "give tensorboard[=DIR]"),
+        (["tensorboard=a", "tensorboard=./a"], "given twice"),
+        (["mlflow=https://me:secret@host/"], "MLFLOW_TRACKING_USERNAME"),
+    ],
+)
+def test_what_cannot_be_logged_to_is_an_error_before_anything_is_made(log: list[str], text: str, tmp_path: Path) -> None:
+    done = smlt("train", write_task(tmp_path), *JOB, *(part for one in log for part in ("--log", one)), cwd=tmp_path)
+    assert done.returncode == ConfigError.exit_code
+    assert text in done.stderr
+    assert "secret" not in done.stderr
+    assert not (tmp_path / "smlt-runs").exists()
 
-    def __init__(self) -> None:
-        self.steps: list[int] = []
+
+def test_a_password_in_the_environments_uri_is_refused_too(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    uri = {"MLFLOW_TRACKING_URI": "http://me:secret@127.0.0.1:9"}
+    done = smlt("train", write_task(tmp_path), *JOB, "--log", "mlflow", cwd=tmp_path, **uri)
+    assert done.returncode == ConfigError.exit_code
+    assert "MLFLOW_TRACKING_PASSWORD" in done.stderr
+    assert "secret" not in done.stderr
+    assert not (tmp_path / "smlt-runs").exists()
+
+
+def test_a_resumed_run_logs_no_more_where_it_is_told_none(tmp_path: Path, folder: Path, store: EmbeddedStore) -> None:
+    pytest.importorskip("tensorboard")
+    trained(tmp_path, "--log", "tensorboard")
+    done = smlt("train", "--resume", "run", "--epochs", 12, "--log", "none", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+    assert json.loads((folder / "config.json").read_text())["log"] == []
+    assert keys_of(store.url, "run") == []
+
+
+def test_folders_are_absolute_and_urls_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["tensorboard", "tensorboard=tb", "mlflow=ml", "mlflow=http://host:5000", "mlflow=file:ml"]
+    expected = (given[0], f"tensorboard={tmp_path}/tb", f"mlflow={tmp_path}/ml", *given[3:])
+    assert check_log(given) == expected == check_log(expected)
+    assert check_log(["none"]) == ()
+
+
+class Slow(Unwatched):
+    """Writes down what it is told, once it is let; fails at the step `fails_at`."""
+
+    def __init__(self, fails_at: int = 0) -> None:
+        self.told: list[int] = []
+        self.let, self.fails_at = threading.Event(), fails_at
 
     def step(self, row: dict[str, Any]) -> None:
-        if row["step"] == 2:
-            raise OSError("no space left on device")
-        self.steps.append(row["step"])
+        self.let.wait(20)
+        if row["step"] == self.fails_at:
+            raise OSError("disk full\nand more")
+        self.told.append(row["step"])
+
+
+def test_a_slow_logger_keeps_nobody_waiting_and_is_told_all_in_order(tmp_path: Path) -> None:
+    slow = Slow()
+    logger = InBackground(slow, "slow")
+    for step in STEPS:
+        logger.step({"step": step})
+    assert slow.told == []
+    slow.let.set()
+    logger.ended(Run(tmp_path, "run"), {"state": "done"})
+    assert slow.told == STEPS
+    assert logger.complaints() == []
 
 
 @pytest.mark.parametrize("kind", [Guarded, InBackground])
-def test_nothing_more_is_told_to_a_listener_that_has_failed(kind: type[Guarded]) -> None:
-    inner = Breaks()
-    guarded = kind(inner, "--log it")
-    for step in range(1, 6):
-        guarded.step({"step": step})
-    guarded.ended(None, {"state": "done"})  # type: ignore[arg-type]  # it does not look at the run
-    assert inner.steps == [1]
-    assert guarded.complaints() == ["--log it: no space left on device; nothing more is logged there, the run goes on"]
-    assert guarded.complaints() == []
+def test_a_failure_is_one_complaint_in_one_line_and_nothing_more_is_told(kind: type[Guarded], tmp_path: Path) -> None:
+    slow = Slow(fails_at=3)
+    slow.let.set()
+    logger = kind(slow, "--log it")
+    for step in STEPS:
+        logger.step({"step": step})
+    logger.ended(Run(tmp_path, "run"), {"state": "done"})
+    assert slow.told == [1, 2]
+    assert logger.complaints() == ["--log it: disk full; nothing more is logged there, the run goes on"]
+    assert logger.complaints() == []
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
-def test_without_the_package_the_command_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from smlt.client.loggers.mlflow import MlflowLogger
-    from smlt.client.loggers.tensorboard import TensorBoardLogger
-
-    for module in [one for one in sys.modules if one.split(".")[0] == name]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=rf"pip install 'smlt\[{name}\]'"):
-        {"tensorboard": TensorBoardLogger, "mlflow": MlflowLogger}[name](None)
-
-
-@pytest.mark.parametrize("value", ["wandb", "tensorboard=", "mlflow=http://me:secret@host:5000", ""])
-def test_a_logger_that_is_not_known_or_would_write_a_password_down_is_refused(value: str) -> None:
-    with pytest.raises(ConfigError, match="--log"):
-        check_log([value])
-    assert check_log(["none"]) == ()
+def test_what_is_not_finite_stays_and_what_is_no_number_is_left_out() -> None:
+    row = {"loss": math.nan, "samples_per_s": 1, "ranks": [0, 1], "compute_s": [1.0, 2.0], "rss_mb": [], "lr_factor": None}
+    found = scalars.of_step(row)
+    assert math.isnan(found.pop("loss"))
+    assert found == {"samples_per_s": 1.0, "workers": 2.0, "seconds/compute": 2.0}

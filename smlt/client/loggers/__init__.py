@@ -7,6 +7,7 @@ Each module has one listener, and imports what it needs when it is made. What go
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from smlt.client.request import RunRequest
 from smlt.client.watching import Listener
@@ -17,21 +18,36 @@ KINDS = ("tensorboard", "mlflow")
 
 
 def check_log(values: Sequence[str]) -> tuple[str, ...]:
-    """The `--log` options of a run, checked: each KIND or KIND=WHERE; "none" alone is no logger. ConfigError otherwise."""
+    """The `--log` options of a run, checked: each KIND or KIND=WHERE; "none" alone is no logger. ConfigError otherwise.
+
+    Folders become absolute: a run that is resumed elsewhere goes on in the same ones.
+    """
     if list(values) == ["none"]:
         return ()
     for value in values:
         kind, mark, where = value.partition("=")
         if kind not in KINDS or (mark and not where):
             raise ConfigError(f"--log {value}: give tensorboard[=DIR], mlflow[=URI] or none")
-        if kind == "mlflow" and "@" in where.partition("://")[2].partition("/")[0]:
-            raise ConfigError(
-                "--log mlflow: no user or password in the URI, it is written into the run's folder: "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD take them"
-            )
-    if len(set(values)) < len(values):
+        if kind == "mlflow":
+            check_uri(where)
+    found = tuple(_with_absolute_folder(value) for value in values)
+    if len(set(found)) < len(found):
         raise ConfigError(f"--log: the same one is given twice: {', '.join(values)}")
-    return tuple(values)
+    return found
+
+
+def check_uri(uri: str) -> None:
+    """ConfigError for an MLflow URI that has a user or a password in it: it comes into the run's folder, and into warnings."""
+    if "@" in uri.partition("://")[2].partition("/")[0]:
+        raise ConfigError(
+            "--log mlflow: no user or password in the URI, it is written into the run's folder: "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD take them"
+        )
+
+
+def _with_absolute_folder(value: str) -> str:
+    kind, _, where = value.partition("=")
+    return value if not where or "://" in where or where.startswith("file:") else f"{kind}={Path(where).absolute()}"
 
 
 def make_listeners(request: RunRequest, say: Callable[[str], None]) -> list[Listener]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,12 +26,11 @@ class Guarded(Listener):
         super().__init__()
         self.inner, self.name = inner, name
         self.failed = False
-        self._complaints: list[str] = []
+        self._complaints: deque[str] = deque()  # added to and taken from by different threads
 
     def complaints(self) -> Sequence[str]:
         """See Listener."""
-        found, self._complaints = self._complaints, []
-        return found
+        return [self._complaints.popleft() for _ in range(len(self._complaints))]
 
     def _tell(self, what: str, *arguments: Any) -> None:
         self._carry_out(what, arguments)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from smlt.client.loggers import scalars
+from smlt.client.loggers import check_uri, scalars
 from smlt.client.runs import Run
 from smlt.client.watching import Unwatched
 from smlt.errors import ConfigError
@@ -38,6 +38,7 @@ class MlflowLogger(Unwatched):
         except ImportError as error:
             raise ConfigError(f"--log mlflow needs {error.name}: pip install 'smlt[mlflow]'") from error
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "mlruns"
+        check_uri(self.uri)
         for name, value in _PATIENCE.items():
             os.environ.setdefault(name, value)
         if "://" not in self.uri:
@@ -57,7 +58,7 @@ class MlflowLogger(Unwatched):
         before = json.loads(known.read_text()) if known.exists() else {}
         if before.get("uri") == self.uri:
             self._run_id = str(before["run_id"])
-            self._client.set_terminated(self._run_id, "RUNNING")
+            self._client.update_run(self._run_id, status="RUNNING")
         else:
             experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "smlt")
             found = self._client.get_experiment_by_name(experiment)
