@@ -77,6 +77,8 @@ HOLD = """
         hold = Path(os.environ.get("HOLD", "/nonexistent"))
         while number == 30 and hold.is_dir() and not (hold / "go").exists():
             time.sleep(0.005)
+        if (hold / "go").exists():
+            time.sleep(float(os.environ.get("PACE", "0")))
 """
 
 #: In `before_step`: take so long for each step as $PACE says, for a test to have time to disturb it, until it lets go.

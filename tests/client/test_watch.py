@@ -36,9 +36,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def held(folder: Path, *more: object) -> Iterator[Running]:
-    """The job in `folder`, waiting in its step 30 for a file "go"."""
-    with Running("train", write_task(folder, HOLD), *JOB, *more, cwd=folder, HOLD=str(folder)) as run:
+def held(folder: Path, *more: object, pace_s: float = 0) -> Iterator[Running]:
+    """The job in `folder`, waiting in its step 30 for a file "go"; from then on a step takes `pace_s`."""
+    settings = {"HOLD": str(folder), "PACE": str(pace_s)}
+    with Running("train", write_task(folder, HOLD), *JOB, *more, cwd=folder, **settings) as run:
         run.wait_for(lambda event: event["event"] == "step" and event["step"] == HELD_STEP)
         yield run
 
@@ -243,7 +244,7 @@ def test_what_cannot_be_watched_is_said_in_a_line(finished: Path, tmp_path: Path
 
 
 def test_a_lost_worker_and_a_resumed_run_are_told_and_no_step_is_told_twice(tmp_path: Path) -> None:
-    with held(tmp_path) as run:
+    with held(tmp_path, pace_s=1) as run:
         overview = Overview(Run.open(tmp_path / "smlt-runs", "run"))
         overview.refresh()
         dict(run.workers())[1].kill()
