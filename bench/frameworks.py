@@ -5,8 +5,8 @@
 The frameworks that can be imported take part: TensorFlow and JAX in one environment, MXNet in one of its own (`.ci/frameworks`
 makes both). All reduce the same floats, as one tensor and as `--tensors` of them (ResNet-18 has 62), one after the other in
 each round, on an embedded store over its unix socket. A round's time is the slowest worker's. Medians in milliseconds, and
-their ratios to NumPy's for as many arrays in place (`out` is the gradient itself). What NumPy takes with the result in new
-memory tells which part of a framework's ratio is that. `compiled`: inside `tf.function`, under `jax.jit`.
+their ratios to NumPy's for one array in place (`out` is the gradient itself). What NumPy takes with the result in new memory
+tells which part of a framework's ratio is that. `compiled`: inside `tf.function`, under `jax.jit`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def worker(rank: int, options: argparse.Namespace, url: str, start: Any, results
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each way and number of tensors: the median time of the slowest worker, and its ratio to NumPy's in place."""
+    """A row for each way and number of tensors: the slowest worker's median time, and its ratio to NumPy's of one array."""
     n = options.workers
     context = mp.get_context("spawn")  # TensorFlow and JAX cannot be forked
     start, results = context.Barrier(n), context.Queue()
@@ -116,7 +116,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             process.join()
     medians = {key: statistics.median(times) for key, times in slowest.items()}
     return [
-        {"way": way, "tensors": tensors, "ms": 1e3 * seconds, "ratio": seconds / medians["numpy, in place", tensors]}
+        {"way": way, "tensors": tensors, "ms": 1e3 * seconds, "ratio": seconds / medians["numpy, in place", 1]}
         for (way, tensors), seconds in medians.items()
     ]
 
