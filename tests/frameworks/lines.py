@@ -139,6 +139,7 @@ class SklearnLine(Line):
 
         model = MLPRegressor(
             hidden_layer_sizes=(3,),
+            random_state=3,  # ranks are threads here, which share NumPy's own generator
             activation="identity",
             solver=self.solver,
             alpha=0,
