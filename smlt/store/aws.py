@@ -29,6 +29,11 @@ _BUSY = {"ServiceUnavailable", "InternalError", "RequestTimeout", "500", "503"}
 _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
 
 
+def settings() -> list[str | None]:
+    """The environment's SETTINGS."""
+    return [os.environ.get(name) for name in SETTINGS]
+
+
 def aws_client(service: str, *, region: str | None = None, attempts: int = 5, **config: Any) -> Any:
     """A boto3 client for `service` ("s3", "lambda", "iam", ...). `config`: of `botocore.config.Config`.
 
@@ -41,7 +46,7 @@ def aws_client(service: str, *, region: str | None = None, attempts: int = 5, **
         from botocore.exceptions import BotoCoreError
     except ImportError as error:
         raise ConfigError("boto3 is not installed: pip install 'smlt[aws]'") from error
-    asked_for = [os.environ.get(name) for name in SETTINGS]
+    asked_for = settings()
     if getattr(_sessions, "asked_for", None) != asked_for:  # credentials or region have changed since
         _sessions.session, _sessions.asked_for = None, asked_for
     try:

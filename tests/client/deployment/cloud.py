@@ -206,7 +206,7 @@ def sandbox(moto_url: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> San
     recorder, session, own = _sessions()
     recorder.calls, recorder.faults, recorder.genuine, recorder.expire_with = [], {}, {}, None
     monkeypatch.setattr(aws._sessions, "session", session, raising=False)
-    monkeypatch.setattr(aws._sessions, "asked_for", (None, "testing", None), raising=False)
+    monkeypatch.setattr(aws._sessions, "asked_for", aws.settings(), raising=False)
     return Sandbox(folder, recorder, own)
 
 
