@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from smlt.client.loggers import check_uri, scalars
+from smlt.client.loggers import check_uri
+from smlt.client.loggers.curves import CurveLogger
 from smlt.client.runs import Run
-from smlt.client.watching import Unwatched
 from smlt.errors import ConfigError
 from smlt.store.parameter import ServerInfo
 
@@ -28,7 +28,7 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRI
 _ENDS = {"done": "FINISHED", "stopped": "KILLED"}
 
 
-class MlflowLogger(Unwatched):
+class MlflowLogger(CurveLogger):
     """Logs to `uri`; without it to MLFLOW_TRACKING_URI, or to the folder mlruns/."""
 
     def __init__(self, uri: str | None) -> None:
@@ -75,19 +75,7 @@ class MlflowLogger(Unwatched):
     def step(self, row: dict[str, Any]) -> None:
         """See Progress."""
         self._step = row["step"]
-        self._add(row["step"], row["time"], scalars.of_step(row))
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        """See Progress."""
-        self._add(row["step"], time.time(), scalars.of_epoch(row))
-
-    def membership(self, row: dict[str, Any]) -> None:
-        """See Progress."""
-        self._add(row["step"], time.time(), scalars.of_membership(row))
-
-    def decision(self, row: dict[str, Any]) -> None:
-        """See Progress."""
-        self._add(row["step"], row["time"], scalars.of_decision(row))
+        super().step(row)
 
     def ended(self, run: Run, status: dict[str, Any]) -> None:
         """See Progress."""
@@ -102,8 +90,8 @@ class MlflowLogger(Unwatched):
         if time.monotonic() - self._sent > SEND_EVERY_S:
             self._send()
 
-    def _add(self, step: int, at: float, values: dict[str, float]) -> None:
-        self._metrics += [self._metric(name, value, int(at * 1000), step) for name, value in values.items()]
+    def _add(self, step: int, wall_time: float, values: dict[str, float]) -> None:
+        self._metrics += [self._metric(name, value, int(wall_time * 1000), step) for name, value in values.items()]
         if len(self._metrics) >= METRICS_MAX:
             self._send()
 

@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from smlt.client.loggers import scalars
+from smlt.client.loggers.curves import CurveLogger
 from smlt.client.runs import Run
-from smlt.client.watching import Unwatched
 from smlt.errors import ConfigError
 from smlt.store.parameter import ServerInfo
 
 
-class TensorBoardLogger(Unwatched):
+class TensorBoardLogger(CurveLogger):
     """Writes a run's scalars to DIR/<run>; without `folder` to tensorboard/ in the run's folder."""
 
     def __init__(self, folder: str | None) -> None:
@@ -50,19 +49,7 @@ class TensorBoardLogger(Unwatched):
             start = self._proto.SessionLog(status=self._proto.SessionLog.START)
             self._write(self._proto.Event(wall_time=row["time"], step=row["step"], session_log=start))
         self._step = row["step"]
-        self._add(row["step"], row["time"], scalars.of_step(row))
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        """See Progress."""
-        self._add(row["step"], time.time(), scalars.of_epoch(row))
-
-    def membership(self, row: dict[str, Any]) -> None:
-        """See Progress."""
-        self._add(row["step"], time.time(), scalars.of_membership(row))
-
-    def decision(self, row: dict[str, Any]) -> None:
-        """See Progress."""
-        self._add(row["step"], row["time"], scalars.of_decision(row))
+        super().step(row)
 
     def ended(self, run: Run, status: dict[str, Any]) -> None:
         """See Progress."""
