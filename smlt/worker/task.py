@@ -60,7 +60,9 @@ class Task:
         self._data_files = LocalFiles(folder)
 
     def model(self) -> Any:
-        """The model: a `torch.nn.Module`, or a dict of NumPy arrays by name. Seeded alike on every worker."""
+        """The model: a `torch.nn.Module`, a `keras.Model`, a JAX pytree, a `gluon.Block`, a scikit-learn estimator with
+        `partial_fit`, or a dict of NumPy arrays by name (docs/frameworks.md). Seeded alike on every worker.
+        """
         raise NotImplementedError
 
     def data(self) -> dict[str, Any]:
@@ -72,12 +74,12 @@ class Task:
         raise NotImplementedError
 
     def loss(self, model: Any, batch: Any) -> Any:
-        """The mean loss over a batch: for PyTorch a scalar tensor; for NumPy (loss, gradients by name)."""
+        """The mean loss over a batch: a scalar of the framework; for NumPy (loss, gradients by name)."""
         raise NotImplementedError
 
     def optimizer(self, model: Any) -> Any:
-        """A `torch.optim.Optimizer`; for NumPy an object with `step(gradients)`, `state_dict()`, `load_state_dict(state)`,
-        such as `smlt.worker.frameworks.numpy.SGD(model, lr, momentum)`.
+        """The framework's optimizer, such as a `torch.optim.Optimizer`; for NumPy an object with `step(gradients)`,
+        `state_dict()`, `load_state_dict(state)`, such as `smlt.worker.frameworks.numpy.SGD(model, lr, momentum)`.
         """
         raise NotImplementedError
 
