@@ -24,6 +24,7 @@ CHUNK_S = 1e-3
 #: How much of the link's time may be under way each way (`window_bytes`), and its limits.
 WINDOW_S = 8e-3
 WINDOW_BYTES_MIN, WINDOW_BYTES_MAX = 512 << 10, 4 << 20
+WINDOW_BYTES_NODE_MIN = 128 << 10
 #: Encoded bytes that a worker adds or encodes (`python -m bench.kernels`, a round figure).
 COMPUTE_BYTES_PER_S = 4e9
 #: Bytes of command, token and reply around a chunk on its way.
@@ -181,11 +182,12 @@ def chunk_bytes(tuning: Tuning, smallest: int, largest: int) -> int:
     return max(smallest, min(largest, fitting))
 
 
-def window_bytes(tuning: Tuning) -> int:
-    """How many bytes a worker keeps under way in each direction.
+def window_bytes(tuning: Tuning, nodes: int = 1) -> int:
+    """How many bytes a worker keeps under way in each direction between it and one of `nodes` store nodes.
 
     Enough to fill the link while a reply is on its way; no more, because tokens and commands wait behind them in the
     network's queues: with 4 MB under way on a link of 600 Mbit/s, for 50 ms.
     """
     wanted = tuning.link_bytes_per_s * (WINDOW_S + 2 * tuning.round_trip_s)
-    return int(max(WINDOW_BYTES_MIN, min(WINDOW_BYTES_MAX, wanted)))
+    whole = max(WINDOW_BYTES_MIN, min(WINDOW_BYTES_MAX, wanted))
+    return int(max(min(WINDOW_BYTES_NODE_MIN, whole), whole / nodes))
