@@ -50,7 +50,7 @@ static int allocate(smlt_engine *engine, const char *const *prefixes, const char
 
 smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, int nodes, const char *const *prefixes,
                              const char *control_key, int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes,
-                             size_t window_bytes) {
+                             size_t window_bytes, size_t store_window_bytes) {
     if (world_size < 2 || world_size > UINT16_MAX || rank < 0 || rank >= world_size) return NULL;
     if (nodes < 1 || nodes > SMLT_NODES_MAX || strlen(control_key) >= SMLT_KEY_MAX) return NULL;
     for (int node = 0; node < nodes; node++)
@@ -66,7 +66,7 @@ smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, int 
     engine->chunk_bytes = chunk_bytes;
     engine->window_bytes = window_bytes;
     engine->silence_ms = SILENCE_MS;
-    if (allocate(engine, prefixes, control_key)) return engine;
+    if (allocate(engine, prefixes, control_key) && smlt_credit_init(engine, store_window_bytes)) return engine;
     smlt_engine_free(engine);
     return NULL;
 }
@@ -84,6 +84,7 @@ void smlt_engine_free(smlt_engine *engine) {
         for (int kind = 0; kind < SMLT_LANE_KINDS; kind++) smlt_lane_free(&node->lanes[kind], &engine->pool);
         free(node->expiry_set_ms);
         free(node->accumulator);
+        smlt_credit_free(node);
     }
     free(engine->nodes);
     smlt_pool_free(&engine->pool);
@@ -142,9 +143,10 @@ static smlt_status replay_early_tokens(smlt_engine *engine) {
             kept.step = 0;
             memcpy(early->data + at, &kept, sizeof kept);
             if (smlt_token_parse(bytes, kept.length, &token)) {
-                status = smlt_take_token(engine, NULL, &token, bytes, kept.length);
+                smlt_node *node = &engine->nodes[kept.node];
+                status = smlt_take_token(engine, node, &token, bytes, kept.length);
                 if (token.kind == SMLT_TOKEN_PART && status == SMLT_OK)
-                    status = smlt_take_part(engine, NULL, &token, bytes, kept.length, bytes + kept.length, kept.part_length);
+                    status = smlt_take_part(engine, node, &token, bytes, kept.length, bytes + kept.length, kept.part_length);
             }
         }
         at += sizeof kept + kept.length + kept.part_length;
@@ -160,7 +162,7 @@ static smlt_status replay_early_tokens(smlt_engine *engine) {
 }
 
 static int remember(smlt_engine *engine, const collective *c) {
-    if (c->own_first == c->own_end) return 1; /* nothing to delete later */
+    if (c->own_first == c->own_end || engine->credit) return 1; /* nothing to delete later, or credit.c does it */
     if (engine->past_first > 0 && engine->past_count == engine->past_capacity) {
         memmove(engine->past, engine->past + engine->past_first,
                 (engine->past_count - engine->past_first) * sizeof *engine->past);
@@ -199,6 +201,7 @@ static void note_end(smlt_engine *engine, collective *c, smlt_status status) {
             break;
         }
     engine->completed_by[engine->rank] = engine->completed;
+    smlt_note_read_all(engine, c);
 }
 
 void smlt_end_if_complete(smlt_engine *engine, collective *c) {
@@ -235,6 +238,7 @@ void smlt_chunk_complete(smlt_engine *engine, collective *c, uint32_t chunk) {
     if (c->chunk_state[chunk] != CHUNK_DONE) {
         c->chunk_state[chunk] = CHUNK_DONE;
         c->chunks_left--;
+        smlt_note_read(engine, c, chunk);
     }
     smlt_end_if_complete(engine, c);
 }
@@ -359,7 +363,10 @@ void smlt_contribution_is_there(smlt_engine *engine, collective *c, uint32_t chu
         smlt_queue_fetch(&c->work[c->node[chunk]].contributions, c, chunk);
 }
 
-void smlt_aggregate_is_there(collective *c, uint32_t chunk) {
+void smlt_aggregate_is_there(smlt_engine *engine, collective *c, uint32_t chunk) {
+    if (engine->credit && c->algorithm == SMLT_HIERARCHICAL && c->chunks[chunk].reader == 0 && !c->aggregated[chunk] &&
+        c->upload_state[chunk] != UPLOAD_UNSENT)
+        smlt_contribution_consumed(chunk_node(engine, c, chunk), smlt_chunk_stored_bytes(c, chunk));
     c->aggregated[chunk] = 1;
     if (c->chunk_state[chunk] == CHUNK_WAITING) smlt_queue_fetch(&c->work[c->node[chunk]].aggregates, c, chunk);
 }
@@ -400,7 +407,10 @@ static void delete_what_everyone_has_read(smlt_engine *engine) {
         if (engine->completed_by[rank] < completed) completed = engine->completed_by[rank];
     while (engine->past_first < engine->past_count && engine->past[engine->past_first].step <= completed)
         smlt_delete_remains(engine, &engine->past[engine->past_first++]);
-    for (int node = 0; node < engine->node_count; node++) trim_if_read(engine, &engine->nodes[node], completed);
+    for (int node = 0; node < engine->node_count; node++) {
+        if (engine->credit) smlt_delete_read_aggregates(engine, &engine->nodes[node], completed);
+        trim_if_read(engine, &engine->nodes[node], completed);
+    }
 }
 
 static smlt_status keep_for_later(smlt_engine *engine, smlt_node *node, const smlt_token *token, const char *bytes,
@@ -412,7 +422,8 @@ static smlt_status keep_for_later(smlt_engine *engine, smlt_node *node, const sm
         if (token->step > node->early_dropped) node->early_dropped = token->step;
         return SMLT_OK;
     }
-    early_token kept = {.step = token->step, .length = (uint32_t)length, .part_length = (uint32_t)part_length};
+    early_token kept = {
+        .step = token->step, .length = (uint32_t)length, .part_length = (uint32_t)part_length, .node = node->number};
     resp_append(&engine->early, &kept, sizeof kept);
     resp_append(&engine->early, bytes, length);
     resp_append(&engine->early, part, part_length);
@@ -436,8 +447,20 @@ smlt_status smlt_take_token(smlt_engine *engine, smlt_node *node, const smlt_tok
         engine->completed_by[token->rank] = token->completed;
         delete_what_everyone_has_read(engine);
     }
+    if (token->kind == SMLT_TOKEN_HAVE_READ || token->kind == SMLT_TOKEN_CONSUMED) {
+        if (token->rank == engine->rank) return SMLT_OK;
+        if (token->kind == SMLT_TOKEN_HAVE_READ)
+            smlt_take_acknowledgement(engine, node, token);
+        else
+            smlt_contribution_consumed(node, (size_t)token->digest);
+        return SMLT_OK;
+    }
     if (token->step > engine->last_step)
         return token->kind == SMLT_TOKEN_PART ? SMLT_OK : keep_for_later(engine, node, token, bytes, length, NULL, 0);
+    if (token->kind == SMLT_TOKEN_HAVE_YOU_READ) {
+        if (token->rank != engine->rank) smlt_take_question(engine, node, token);
+        return SMLT_OK;
+    }
     collective *c = smlt_find(engine, token->step);
     if (!c || c->result.status != SMLT_ACTIVE) return SMLT_OK;
     if (token->kind == SMLT_TOKEN_ABORT) {
@@ -455,6 +478,6 @@ smlt_status smlt_take_token(smlt_engine *engine, smlt_node *node, const smlt_tok
     if (token->kind == SMLT_TOKEN_CONTRIBUTION && c->algorithm == SMLT_HIERARCHICAL && owner == engine->rank)
         smlt_contribution_is_there(engine, c, token->chunk, token->rank);
     else if (token->kind == SMLT_TOKEN_AGGREGATE && c->algorithm != SMLT_ONE_SHOT && owner == token->rank)
-        smlt_aggregate_is_there(c, token->chunk);
+        smlt_aggregate_is_there(engine, c, token->chunk);
     return status;
 }

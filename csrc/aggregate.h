@@ -93,10 +93,11 @@ typedef struct smlt_engine smlt_engine;
 
 /* `prefixes` of the session's keys, one for each of `nodes` nodes; `control_key` the stream on the first of them, on which the
  * scheduler speaks to this generation; keys live `ttl_ms`; no chunk is larger than `chunk_elements`, nor than `chunk_bytes`
- * on the wire; about `window_bytes` are under way each way. NULL when memory is out. */
+ * on the wire; about `window_bytes` are under way each way; all workers together take no more than `store_window_bytes` of a
+ * node's memory (0: as much as it comes to). NULL when memory is out. */
 smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, int nodes, const char *const *prefixes,
                              const char *control_key, int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes,
-                             size_t window_bytes);
+                             size_t window_bytes, size_t store_window_bytes);
 void smlt_engine_free(smlt_engine *engine);
 int smlt_engine_lanes(const smlt_engine *engine);
 

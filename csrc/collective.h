@@ -52,6 +52,8 @@ typedef struct collective {
     uint64_t step, digest;
     smlt_algorithm algorithm;
     int recovered;     /* a connection was lost on the way */
+    int uploads_deleted; /* their credit was given back */
+    int bounded;       /* larger than the credit: sent in the same order by all */
     smlt_error result; /* status SMLT_ACTIVE until it ends */
     char *description;
 
@@ -71,6 +73,7 @@ typedef struct collective {
     int32_t *exponent;   /* of own published chunks */
     char *headers;       /* of their blocks, one chunk after the other; `headers_at` says where. NULL when there are none */
     size_t *headers_at;
+    uint8_t *gone;    /* own chunks: read by all and deleted */
     uint8_t *shift;   /* of own chunks: 2^-shift while adding, so that a mean does not overflow */
     uint8_t *arrived; /* own chunk x rank */
     uint32_t *arrived_count;
@@ -105,7 +108,30 @@ typedef struct {
 typedef struct {
     uint64_t step; /* 0: taken */
     uint32_t length, part_length;
+    int32_t node;
 } early_token;
+
+/* Up to where a worker has read what another one has aggregated. */
+typedef struct {
+    uint64_t step;
+    uint32_t chunk;
+} place_read;
+
+typedef struct {
+    uint64_t step;
+    uint32_t chunk;
+    int32_t reader; /* as in smlt_chunk */
+    size_t bytes;
+} published_chunk;
+
+/* How much of this worker's lies at a node, when that is bounded (credit.c). */
+typedef struct {
+    size_t contributions, aggregates; /* bytes; of aggregates also what is reserved */
+    published_chunk *published;       /* [first, count): in the order of publication, not known to be read by all */
+    size_t first, count, capacity;
+    place_read asked;                        /* everyone, when they would have read up to there; step 0: nothing */
+    place_read *acked, *wanted, *told; /* by rank: what it has read; what it asked; what it was answered */
+} node_credit;
 
 /* A node of the store as this worker sees it: the names of what lies there, the lanes to it, and what is under way on them. */
 typedef struct {
@@ -127,6 +153,7 @@ typedef struct {
     size_t upload_outstanding, fetch_outstanding;
     int waiting_for_tokens; /* an XREAD is under way */
     char *accumulator;      /* of the contributions that come down */
+    node_credit credit;
 
     size_t token_bytes_since_trim;
     struct { /* up to here the streams are trimmed when all workers have completed `newest` */
@@ -177,6 +204,7 @@ struct smlt_engine {
     char *one_shot_accumulator; /* none of the nodes': contributions may be half way through there */
     size_t chunk_elements, chunk_bytes;
     size_t window_bytes;  /* at each node */
+    size_t credit;        /* what may lie at each node of this worker's contributions, and of its aggregates; 0: unbounded */
     size_t fetched_bytes; /* received since the first of the active collectives began */
 };
 
@@ -217,7 +245,7 @@ smlt_status smlt_take_part(smlt_engine *engine, smlt_node *node, const smlt_toke
                            const char *part, size_t part_length);
 void smlt_queue_fetch(chunk_queue *queue, collective *c, uint32_t chunk);
 void smlt_contribution_is_there(smlt_engine *engine, collective *c, uint32_t chunk, int rank);
-void smlt_aggregate_is_there(collective *c, uint32_t chunk);
+void smlt_aggregate_is_there(smlt_engine *engine, collective *c, uint32_t chunk);
 void smlt_end_if_complete(smlt_engine *engine, collective *c);
 void smlt_chunk_complete(smlt_engine *engine, collective *c, uint32_t chunk);
 
@@ -230,6 +258,10 @@ void smlt_delete_uploads(smlt_engine *engine, collective *c);
 void smlt_delete_remains(smlt_engine *engine, const remains *past);
 void smlt_trim_streams(smlt_engine *engine, smlt_node *node);
 void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length);
+void smlt_delete_aggregates(smlt_engine *engine, smlt_node *node, const published_chunk *published, size_t count);
+/* A token to one worker, or to everyone (-1). */
+void smlt_tell(smlt_engine *engine, smlt_node *node, int to_rank, int kind, uint64_t step, uint32_t chunk, uint64_t digest);
+void smlt_publish_token(smlt_engine *engine, collective *c, uint32_t chunk);
 void smlt_end_wait(smlt_engine *engine, smlt_node *node, uint64_t step);
 
 smlt_message *smlt_new_text(smlt_engine *engine); /* NULL: the engine has failed */
@@ -237,6 +269,25 @@ void smlt_queue(smlt_engine *engine, smlt_node *node, int kind, smlt_message *me
 void smlt_expect(smlt_engine *engine, smlt_node *node, int kind, smlt_expectation expectation);
 
 int smlt_encode_contribution(const typed_segment *typed, const smlt_chunk *chunk, void *wire);
+
+/* credit.c: does nothing but say yes where nothing is bounded */
+int smlt_credit_init(smlt_engine *engine, size_t store_window_bytes);
+void smlt_credit_free(smlt_node *node);
+void smlt_credit_reconnected(smlt_engine *engine, smlt_node *node);
+size_t smlt_stored_bytes(size_t bytes);
+size_t smlt_chunk_stored_bytes(const collective *c, uint32_t chunk);
+int smlt_may_upload(const smlt_engine *engine, const smlt_node *node, const collective *c, uint32_t chunk);
+void smlt_contribution_consumed(smlt_node *node, size_t bytes);
+void smlt_uploads_deleted(smlt_engine *engine, const collective *c);
+int smlt_reserve_aggregate(const smlt_engine *engine, smlt_node *node, size_t bytes);
+void smlt_unreserve_aggregate(const smlt_engine *engine, smlt_node *node, size_t bytes);
+int smlt_note_published(smlt_engine *engine, smlt_node *node, const collective *c, uint32_t chunk);
+void smlt_delete_read_aggregates(smlt_engine *engine, smlt_node *node, uint64_t completed);
+void smlt_ask_for_acknowledgements(smlt_engine *engine, smlt_node *node);
+void smlt_take_acknowledgement(smlt_engine *engine, smlt_node *node, const smlt_token *token);
+void smlt_take_question(smlt_engine *engine, smlt_node *node, const smlt_token *token);
+void smlt_note_read(smlt_engine *engine, const collective *c, uint32_t chunk);
+void smlt_note_read_all(smlt_engine *engine, const collective *c);
 
 /* fence.c */
 int smlt_is_frozen(const smlt_engine *engine); /* fenced, and not to complete what is under way */

@@ -65,6 +65,17 @@ static void find_starts(const smlt_engine *engine, const collective *c, uint32_t
     }
 }
 
+/* Whether some worker's contributions, or aggregates, could exceed its credit at a node. Alike on all workers. */
+static int exceeds_credit(const smlt_engine *engine, const collective *c) {
+    for (int node = 0; engine->credit && node < engine->node_count; node++) {
+        size_t bytes = 0;
+        for (uint32_t chunk = 0; chunk < c->chunk_count; chunk++)
+            if (c->node[chunk] == node) bytes += smlt_chunk_stored_bytes(c, chunk);
+        if (bytes > engine->credit) return 1;
+    }
+    return 0;
+}
+
 static void count_chunks(const smlt_engine *engine, const collective *c, node_work *work) {
     for (uint32_t chunk = 0, start = 0; chunk < c->chunk_count; chunk++) {
         int owner = c->chunks[chunk].owner;
@@ -82,16 +93,17 @@ static void add_upload(collective *c, uint32_t chunk) {
 }
 
 /* Round by round, one chunk for each owner, beginning behind this rank: every owner hears from everyone early, and no
- * two workers press on the same owner first. A copy's owner publishes its own chunks in order. */
+ * two workers press on the same owner first. With less credit than that takes all begin with rank 0 (credit.c). A copy's
+ * owner publishes its own chunks in order. */
 static void order_uploads(const smlt_engine *engine, collective *c, const uint32_t *start) {
     if (c->algorithm == SMLT_COPY)
         for (uint32_t chunk = c->own_first; chunk < c->own_end; chunk++) add_upload(c, chunk);
     if (c->algorithm != SMLT_HIERARCHICAL) return;
     uint32_t ranks = (uint32_t)engine->world_size, foreign = c->chunk_count - (c->own_end - c->own_first);
     for (uint32_t round = 0; c->uploads_left < foreign; round++)
-        for (uint32_t k = 1; k < ranks; k++) {
-            uint32_t owner = ((uint32_t)engine->rank + k) % ranks, chunk = start[owner] + round;
-            if (chunk < start[owner + 1]) add_upload(c, chunk);
+        for (uint32_t k = 1; k <= ranks; k++) {
+            uint32_t owner = c->bounded ? k - 1 : ((uint32_t)engine->rank + k) % ranks, chunk = start[owner] + round;
+            if (owner != (uint32_t)engine->rank && chunk < start[owner + 1]) add_upload(c, chunk);
         }
 }
 
@@ -149,6 +161,7 @@ static uint32_t *lay_out(const smlt_engine *engine, const smlt_plan *plan, colle
     c->chunk_state = room(memory, chunks, 1);
     c->aggregated = room(memory, chunks, 1);
     c->shift = room(memory, own, 1);
+    c->gone = room(memory, own, 1);
     c->arrived = room(memory, own * ranks, 1);
     c->joined = room(memory, ranks, 1);
     c->headers = room(memory, headers_size(plan, c, NULL), 1);
@@ -225,6 +238,7 @@ collective *smlt_collective_new(smlt_engine *engine, const smlt_plan *plan) {
     find_starts(engine, c, start);
     for (uint32_t chunk = 0; chunk < c->chunk_count; chunk++)
         c->node[chunk] = (uint8_t)node_of(engine, c->chunks[chunk].owner, chunk - start[c->chunks[chunk].owner]);
+    c->bounded = exceeds_credit(engine, c);
     order_uploads(engine, c, start);
     set_counters(engine, c);
     return c;

@@ -150,6 +150,7 @@ static void contributions_complete(smlt_engine *engine, smlt_node *node, collect
     if (not_finite && *shift == 0) { /* rare: fetch again and add smaller, lest a sum overflow whose mean does not */
         *shift = smlt_shift_for(engine->world_size);
         smlt_pool_unreserve(&engine->pool, SMLT_FOR_AGGREGATES);
+        if (!is_kept(chunk)) smlt_unreserve_aggregate(engine, node, smlt_chunk_stored_bytes(c, chunk_index));
         c->chunk_state[chunk_index] = CHUNK_READY;
         chunk_queue *contributions = &c->work[node->number].contributions;
         contributions->chunks[--contributions->first] = chunk_index;
@@ -193,6 +194,7 @@ static smlt_status chunks_event(smlt_engine *engine, smlt_node *node, const smlt
             contributions_complete(engine, node, c, expected->chunk);
         } else {
             smlt_pool_unreserve(&engine->pool, SMLT_FOR_AGGREGATES);
+            smlt_unreserve_aggregate(engine, node, expected->first);
             if (c) smlt_contributions_incomplete(engine, c, expected->chunk);
         }
     }
@@ -306,13 +308,20 @@ static void aggregate_stored(smlt_engine *engine, const smlt_expectation *expect
     collective *c = smlt_find(engine, expected->step);
     if (!c || c->result.status != SMLT_ACTIVE) return;
     if (c->algorithm == SMLT_HIERARCHICAL) {
-        smlt_delete_contributions(engine, c, expected->chunk);
+        if (!engine->credit) smlt_delete_contributions(engine, c, expected->chunk); /* else they are gone already */
     } else {
         uint8_t *state = &c->upload_state[expected->chunk];
         if (*state != UPLOAD_STORED) c->uploads_left--;
         *state = UPLOAD_STORED;
     }
     smlt_chunk_complete(engine, c, expected->chunk);
+}
+
+static void aggregate_set(smlt_engine *engine, const smlt_expectation *expected) {
+    collective *c = smlt_find(engine, expected->step);
+    if (!c || c->result.status != SMLT_ACTIVE) return;
+    smlt_delete_contributions(engine, c, expected->chunk);
+    smlt_publish_token(engine, c, expected->chunk);
 }
 
 static void hello_stored(smlt_engine *engine, const smlt_expectation *expected) {
@@ -336,8 +345,10 @@ static smlt_status confirmation(smlt_engine *engine, smlt_node *node, int kind, 
     collective *c = smlt_find(engine, expected->step);
     switch (expected->kind) {
     case EXPECT_SET:
+    case EXPECT_AGGREGATE_SET:
         if (event != RESP_STATUS) return not_as_asked(engine, node, kind, "a SET that was not confirmed");
         node->upload_outstanding -= expected->bytes;
+        if (expected->kind == EXPECT_AGGREGATE_SET) aggregate_set(engine, expected);
         return SMLT_OK;
     case EXPECT_CONTRIBUTION_STORED:
     case EXPECT_AGGREGATE_STORED:
@@ -354,7 +365,7 @@ static smlt_status confirmation(smlt_engine *engine, smlt_node *node, int kind, 
         if (event != RESP_INTEGER) return not_as_asked(engine, node, kind, "no number where EXISTS was asked");
         if (item->integer != 1 || !c || c->result.status != SMLT_ACTIVE) return SMLT_OK;
         if (expected->kind == EXPECT_AGGREGATE_EXISTS)
-            smlt_aggregate_is_there(c, expected->chunk);
+            smlt_aggregate_is_there(engine, c, expected->chunk);
         else
             smlt_contribution_is_there(engine, c, expected->chunk, (int)expected->first);
         return SMLT_OK;

@@ -170,7 +170,7 @@ static void lose_chunk(smlt_engine *engine, collective *c, uint32_t chunk) {
         if (*upload == UPLOAD_STORED) c->uploads_left++;
         *upload = UPLOAD_UNSENT;
     }
-    if (own && *state == CHUNK_DONE && !is_kept(&c->chunks[chunk])) {
+    if (own && *state == CHUNK_DONE && !is_kept(&c->chunks[chunk]) && !c->gone[chunk - c->own_first]) {
         *state = CHUNK_PUBLISHED;
         c->chunks_left++;
     }
@@ -227,4 +227,5 @@ void smlt_engine_reconnected(smlt_engine *engine) {
         else if (c->result.status != SMLT_OK)
             smlt_delete_uploads(engine, c);
     }
+    for (int node = 0; node < engine->node_count; node++) smlt_credit_reconnected(engine, &engine->nodes[node]);
 }

@@ -73,23 +73,30 @@ static void append_token(smlt_engine *engine, smlt_node *node, resp_buffer *buff
     append_entry(engine, node, buffer, to_rank, token, NULL, 0, expectation);
 }
 
-static void tell_everyone(smlt_engine *engine, smlt_node *node, smlt_token token) {
+void smlt_tell(smlt_engine *engine, smlt_node *node, int to_rank, int kind, uint64_t step, uint32_t chunk, uint64_t digest) {
     smlt_message *message = smlt_new_text(engine);
     if (!message) return;
-    append_token(engine, node, &message->head, -1, token, (smlt_expectation){.kind = EXPECT_IGNORED});
+    append_token(engine, node, &message->head, to_rank,
+                 (smlt_token){.kind = (uint8_t)kind, .step = step, .chunk = chunk, .digest = digest},
+                 (smlt_expectation){.kind = EXPECT_IGNORED});
     smlt_queue(engine, node, SMLT_LANE_UP, message);
 }
 
 /* Whoever waits for anything waits at the first node too. */
 void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length) {
-    tell_everyone(
-        engine, &engine->nodes[0],
-        (smlt_token){.kind = (uint8_t)kind, .status = (uint8_t)status, .step = step, .text = text, .text_length = length});
+    smlt_node *node = &engine->nodes[0];
+    smlt_message *message = smlt_new_text(engine);
+    if (!message) return;
+    append_token(
+        engine, node, &message->head, -1,
+        (smlt_token){.kind = (uint8_t)kind, .status = (uint8_t)status, .step = step, .text = text, .text_length = length},
+        (smlt_expectation){.kind = EXPECT_IGNORED});
+    smlt_queue(engine, node, SMLT_LANE_UP, message);
 }
 
 /* Have the XREAD that is under way answered now. */
 void smlt_end_wait(smlt_engine *engine, smlt_node *node, uint64_t step) {
-    tell_everyone(engine, node, (smlt_token){.kind = SMLT_TOKEN_HELLO, .step = step});
+    smlt_tell(engine, node, -1, SMLT_TOKEN_HELLO, step, 0, 0);
 }
 
 static void compose_hello(smlt_engine *engine, collective *c) {
@@ -127,9 +134,10 @@ static void begin_set(smlt_engine *engine, collective *c, uint32_t chunk, smlt_m
     resp_append_number(&message->tail, engine->ttl_ms);
 }
 
-static void expect_set(smlt_engine *engine, smlt_node *node, const smlt_message *message) {
+static void expect_set(smlt_engine *engine, smlt_node *node, const smlt_message *message, smlt_expectation expectation) {
     node->upload_outstanding += message->payload_length;
-    smlt_expect(engine, node, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_SET, .bytes = message->payload_length});
+    expectation.bytes = message->payload_length;
+    smlt_expect(engine, node, SMLT_LANE_UP, expectation);
 }
 
 /* Encode this worker's elements of a chunk, with what earlier encodings lost where there is error feedback. */
@@ -167,7 +175,8 @@ static void compose_contribution(smlt_engine *engine, smlt_node *node, collectiv
     char key[SMLT_KEY_MAX];
     size_t key_length = smlt_key_contribution(key, node->prefix, c->step, chunk_index, engine->rank);
     begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
-    expect_set(engine, node, message);
+    expect_set(engine, node, message, (smlt_expectation){.kind = EXPECT_SET});
+    if (engine->credit) node->credit.contributions += smlt_chunk_stored_bytes(c, chunk_index);
     smlt_token token = {.kind = SMLT_TOKEN_CONTRIBUTION, .step = c->step, .digest = c->digest, .chunk = chunk_index};
     if (chunk_index == 0) { /* rank 0 hears what this worker called */
         token.text = c->description;
@@ -205,6 +214,25 @@ static int encode_aggregate(collective *c, uint32_t chunk_index, char *wire, con
     return exponent;
 }
 
+static void append_aggregate_token(smlt_engine *engine, smlt_node *node, resp_buffer *buffer, const collective *c,
+                                   uint32_t chunk) {
+    append_token(engine, node, buffer, c->chunks[chunk].reader - 1, /* -1: to everyone */
+                 (smlt_token){.kind = SMLT_TOKEN_AGGREGATE, .step = c->step, .digest = c->digest, .chunk = chunk},
+                 (smlt_expectation){.kind = EXPECT_AGGREGATE_STORED, .step = c->step, .chunk = chunk});
+}
+
+/* Whoever has contributed to a chunk that is not for everyone hears of its end by this alone. */
+static void tell_consumed(smlt_engine *engine, const collective *c, uint32_t chunk) {
+    if (engine->credit)
+        smlt_tell(engine, chunk_node(engine, c, chunk), -1, SMLT_TOKEN_CONSUMED, c->step, chunk,
+                  smlt_chunk_stored_bytes(c, chunk));
+}
+
+/* The token of an aggregate comes behind the UNLINK of the contributions, so that others may count on their room. */
+static int is_token_later(const smlt_engine *engine, const collective *c) {
+    return engine->credit && c->algorithm == SMLT_HIERARCHICAL;
+}
+
 /* Publish an own chunk; a bulk message was reserved. What everyone will decode is written to this worker's target too:
  * the same bytes everywhere (invariant 1). With an exponent given, elements decoded before are encoded again. A copy
  * for one reader leaves the target alone. */
@@ -222,14 +250,28 @@ void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, cons
     smlt_trace_end(&engine->trace, SMLT_TRACE_PUBLISH, began, c->step, chunk_index,
                    (size_t)chunk->count * typed->kernel.element_bytes);
     c->exponent[chunk_index - c->own_first] = exponent;
+    if (c->chunk_state[chunk_index] != CHUNK_PUBLISHED && !smlt_note_published(engine, node, c, chunk_index))
+        smlt_fail_engine(engine, SMLT_NO_MEMORY, "out of memory for what was published");
     c->chunk_state[chunk_index] = CHUNK_PUBLISHED;
     char key[SMLT_KEY_MAX];
     size_t key_length = smlt_key_aggregate(key, node->prefix, c->step, chunk_index);
     begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
-    expect_set(engine, node, message);
-    append_token(engine, node, &message->tail, chunk->reader - 1, /* -1: to everyone */
-                 (smlt_token){.kind = SMLT_TOKEN_AGGREGATE, .step = c->step, .digest = c->digest, .chunk = chunk_index},
-                 (smlt_expectation){.kind = EXPECT_AGGREGATE_STORED, .step = c->step, .chunk = chunk_index});
+    if (is_token_later(engine, c)) {
+        expect_set(engine, node, message,
+                   (smlt_expectation){.kind = EXPECT_AGGREGATE_SET, .step = c->step, .chunk = chunk_index});
+    } else {
+        expect_set(engine, node, message, (smlt_expectation){.kind = EXPECT_SET});
+        append_aggregate_token(engine, node, &message->tail, c, chunk_index);
+    }
+    smlt_queue(engine, node, SMLT_LANE_UP, message);
+}
+
+void smlt_publish_token(smlt_engine *engine, collective *c, uint32_t chunk_index) {
+    smlt_node *node = chunk_node(engine, c, chunk_index);
+    smlt_message *message = smlt_new_text(engine);
+    if (!message) return;
+    append_aggregate_token(engine, node, &message->head, c, chunk_index);
+    if (c->chunks[chunk_index].reader) tell_consumed(engine, c, chunk_index);
     smlt_queue(engine, node, SMLT_LANE_UP, message);
 }
 
@@ -240,6 +282,7 @@ void smlt_keep(smlt_engine *engine, collective *c, uint32_t chunk_index) {
     char *target = (char *)typed->segment.target + (size_t)chunk->target * typed->kernel.element_bytes;
     memcpy(target, chunk_node(engine, c, chunk_index)->accumulator, (size_t)chunk->count * typed->kernel.element_bytes);
     smlt_delete_contributions(engine, c, chunk_index);
+    tell_consumed(engine, c, chunk_index);
     smlt_chunk_complete(engine, c, chunk_index);
 }
 
@@ -267,13 +310,22 @@ static int is_aggregated(const collective *c, uint32_t chunk) {
     return c->algorithm == SMLT_HIERARCHICAL && c->aggregated[chunk];
 }
 
-/* One more bulk message of `c` for `node`; 0 when it has nothing to send there. */
-static int compose_upload(smlt_engine *engine, smlt_node *node, collective *c) {
+/* A copy's aggregates are reserved when they are sent; what is published again was before. */
+static int has_credit(smlt_engine *engine, smlt_node *node, const collective *c, uint32_t chunk) {
+    if (!engine->credit || c->chunk_state[chunk] == CHUNK_PUBLISHED) return 1;
+    if (!smlt_may_upload(engine, node, c, chunk)) return 0;
+    return c->algorithm == SMLT_HIERARCHICAL || smlt_reserve_aggregate(engine, node, smlt_chunk_stored_bytes(c, chunk));
+}
+
+typedef enum { NOTHING_TO_SEND, COMPOSED, NO_CREDIT } upload_result;
+
+/* One more bulk message of `c` for `node`. */
+static upload_result compose_upload(smlt_engine *engine, smlt_node *node, collective *c) {
     node_work *work = &c->work[node->number];
     chunk_queue *uploads = &work->uploads;
     if (work->republish.first < work->republish.count) {
         publish_again(engine, c, work->republish.chunks[work->republish.first++]);
-        return 1;
+        return COMPOSED;
     }
     for (; uploads->first < uploads->count; uploads->first++) {
         uint32_t chunk = uploads->chunks[uploads->first];
@@ -284,14 +336,16 @@ static int compose_upload(smlt_engine *engine, smlt_node *node, collective *c) {
     }
     if (uploads->first == uploads->count) {
         smlt_end_if_complete(engine, c);
-        return 0;
+        return NOTHING_TO_SEND;
     }
-    uint32_t chunk = uploads->chunks[uploads->first++];
+    uint32_t chunk = uploads->chunks[uploads->first];
+    if (!has_credit(engine, node, c, chunk)) return NO_CREDIT;
+    uploads->first++;
     if (c->algorithm == SMLT_HIERARCHICAL)
         compose_contribution(engine, node, c, chunk);
     else
         compose_copy(engine, c, chunk);
-    return 1;
+    return COMPOSED;
 }
 
 /* At the beginning nothing comes down: whatever has been sent waits in the uplink's queue, and commands wait behind it.
@@ -308,11 +362,13 @@ static void compose_uploads(smlt_engine *engine, smlt_node *node) {
         if (c->hello_unsent && node->number == 0) compose_hello(engine, c);
         if (c->parts.unsent && node == one_shot_node(engine, c)) compose_part(engine, c);
         while (lane->queued_bytes < UPLOAD_QUEUE_BYTES && node->upload_outstanding < upload_limit(engine) &&
-               smlt_pool_reserve(&engine->pool, SMLT_FOR_UPLOADS))
-            if (!compose_upload(engine, node, c)) {
-                smlt_pool_unreserve(&engine->pool, SMLT_FOR_UPLOADS);
-                break;
-            }
+               smlt_pool_reserve(&engine->pool, SMLT_FOR_UPLOADS)) {
+            upload_result result = compose_upload(engine, node, c);
+            if (result == COMPOSED) continue;
+            smlt_pool_unreserve(&engine->pool, SMLT_FOR_UPLOADS);
+            if (result == NO_CREDIT) return; /* nor for a later collective: all workers keep to one order */
+            break;
+        }
     }
 }
 
@@ -336,7 +392,18 @@ static void compose_contributions_fetch(smlt_engine *engine, smlt_node *node, co
     node->fetch_outstanding += bytes;
     smlt_expect(engine, node, SMLT_LANE_DOWN,
                 (smlt_expectation){
-                    .kind = EXPECT_CONTRIBUTIONS, .step = c->step, .chunk = chunk, .count = others(engine), .bytes = bytes});
+                    .kind = EXPECT_CONTRIBUTIONS, .step = c->step, .chunk = chunk, .count = others(engine), .bytes = bytes,
+                    .first = is_kept(&c->chunks[chunk]) ? 0 : (uint32_t)smlt_chunk_stored_bytes(c, chunk)});
+}
+
+/* Whether the next contributions may be fetched: there is room for what comes of them, here and in the store. */
+static int reserve_for_aggregate(smlt_engine *engine, smlt_node *node, const collective *c) {
+    const chunk_queue *ready = &c->work[node->number].contributions;
+    if (ready->first == ready->count || !smlt_pool_reserve(&engine->pool, SMLT_FOR_AGGREGATES)) return 0;
+    uint32_t chunk = ready->chunks[ready->first];
+    if (is_kept(&c->chunks[chunk]) || smlt_reserve_aggregate(engine, node, smlt_chunk_stored_bytes(c, chunk))) return 1;
+    smlt_pool_unreserve(&engine->pool, SMLT_FOR_AGGREGATES);
+    return 0;
 }
 
 /* Small aggregates share an MGET; large ones do not, so that the next MGET is under way while one is received. */
@@ -362,12 +429,12 @@ static void compose_aggregates_fetch(smlt_engine *engine, smlt_node *node, colle
 
 /* Contributions first: others wait for what comes of them. */
 static void compose_fetches(smlt_engine *engine, smlt_node *node) {
+    smlt_ask_for_acknowledgements(engine, node);
     for (collective *c = engine->active; c; c = c->next) {
         if (c->result.status != SMLT_ACTIVE) continue;
         const node_work *work = &c->work[node->number];
         while (node->fetch_outstanding < engine->window_bytes) {
-            int contributions = work->contributions.first < work->contributions.count &&
-                                smlt_pool_reserve(&engine->pool, SMLT_FOR_AGGREGATES);
+            int contributions = reserve_for_aggregate(engine, node, c);
             if (!contributions && work->aggregates.first == work->aggregates.count) break;
             smlt_message *message = smlt_new_text(engine);
             if (!message) return;
@@ -382,7 +449,7 @@ static void compose_fetches(smlt_engine *engine, smlt_node *node) {
 
 static int tokens_are_missing(const smlt_engine *engine) {
     for (const collective *c = engine->active; c; c = c->next)
-        if (c->result.status == SMLT_ACTIVE && (c->tokens_left > 0 || c->joined_left > 0)) return 1;
+        if (c->result.status == SMLT_ACTIVE && (c->tokens_left > 0 || c->joined_left > 0 || engine->credit)) return 1;
     return 0;
 }
 
@@ -462,8 +529,10 @@ static void delete_uploads_at(smlt_engine *engine, smlt_node *node, const collec
 
 /* Contributions that nobody may come to fetch: of a collective that ended in error, or sent twice. */
 void smlt_delete_uploads(smlt_engine *engine, collective *c) {
-    for (int node = 0; c->algorithm == SMLT_HIERARCHICAL && node < engine->node_count; node++)
-        delete_uploads_at(engine, &engine->nodes[node], c);
+    if (c->algorithm != SMLT_HIERARCHICAL) return;
+    if (!c->uploads_deleted) smlt_uploads_deleted(engine, c);
+    c->uploads_deleted = 1;
+    for (int node = 0; node < engine->node_count; node++) delete_uploads_at(engine, &engine->nodes[node], c);
 }
 
 static void append_trim(smlt_engine *engine, smlt_node *node, resp_buffer *buffer, int stream, const char *id) {
@@ -474,6 +543,18 @@ static void append_trim(smlt_engine *engine, smlt_node *node, resp_buffer *buffe
     resp_append_text(buffer, "~");
     resp_append_text(buffer, id);
     expect_nothing(engine, node);
+}
+
+void smlt_delete_aggregates(smlt_engine *engine, smlt_node *node, const published_chunk *published, size_t count) {
+    smlt_message *message = smlt_new_text(engine);
+    if (!message) return;
+    char key[SMLT_KEY_MAX];
+    resp_append_array(&message->head, 1 + count);
+    resp_append_text(&message->head, "UNLINK");
+    for (size_t i = 0; i < count; i++)
+        resp_append_bulk(&message->head, key, smlt_key_aggregate(key, node->prefix, published[i].step, published[i].chunk));
+    expect_nothing(engine, node);
+    smlt_queue(engine, node, SMLT_LANE_UP, message);
 }
 
 /* Own chunks lie on the nodes in turn, beginning with the one of this rank's number. */

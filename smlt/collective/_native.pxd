@@ -97,7 +97,7 @@ cdef extern from "aggregate.h" nogil:
         pass
     smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, int nodes, const char *const *prefixes,
                                  const char *control_key, int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes,
-                                 size_t window_bytes)
+                                 size_t window_bytes, size_t store_window_bytes)
     int smlt_engine_lanes(const smlt_engine *engine)
     void smlt_engine_free(smlt_engine *engine)
     smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint64_t *step)

@@ -41,6 +41,7 @@ class Engine:
         chunk_elements: int,
         chunk_bytes: int,
         window_bytes: int,
+        store_window_bytes: int = 0,
     ) -> None: ...
     def submit(
         self,

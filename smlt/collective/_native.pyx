@@ -104,7 +104,7 @@ cdef class Engine:
     cdef dict held
 
     def __cinit__(self, int rank, int world_size, uint64_t generation, prefixes, bytes control_key, int64_t ttl_ms,
-                  size_t chunk_elements, size_t chunk_bytes, size_t window_bytes):
+                  size_t chunk_elements, size_t chunk_bytes, size_t window_bytes, size_t store_window_bytes=0):
         cdef const char *names[64]
         cdef int nodes = len(prefixes)
         cdef list kept = list(prefixes)
@@ -114,7 +114,7 @@ cdef class Engine:
         for i in range(nodes):
             names[i] = <bytes?>kept[i]
         self.engine = smlt_engine_new(rank, world_size, generation, nodes, names, control_key, ttl_ms, chunk_elements,
-                                      chunk_bytes, window_bytes)
+                                      chunk_bytes, window_bytes, store_window_bytes)
         if self.engine == NULL:
             raise MemoryError("no memory for the collective's buffers, or arguments out of range")
         self.lanes = smlt_engine_lanes(self.engine)

@@ -234,7 +234,7 @@ def test_data_lost_at_any_moment_is_sent_again(own: EmbeddedStore, algorithm: st
     with redis.Redis.from_url(own.url) as client:
         client.flushall()
     for worker in workers:
-        worker._connections.open()
+        worker._connections.open(worker._urls)
         worker.engine.reconnected([0])
     finish(workers, 1)
     for mine in x:

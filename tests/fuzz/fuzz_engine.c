@@ -54,7 +54,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size == 0) return 0;
     int codec = data[0] & 3, algorithm = (data[0] >> 2) % 3, rank = data[0] >> 4 & 1, collectives = 1 + (data[0] >> 5 & 1);
     int nodes = 1 + (data[0] >> 6 & 1);
-    smlt_engine *engine = smlt_engine_new(rank, 2, 1, nodes, PREFIXES, "smlt:{fuzz.0}:ctl", 60000, 1024, 4096, 16384);
+    size_t window = data[0] >> 7 ? 3000 : 0; /* room for one chunk or two */
+    smlt_engine *engine = smlt_engine_new(rank, 2, 1, nodes, PREFIXES, "smlt:{fuzz.0}:ctl", 60000, 1024, 4096, 16384, window);
     float *values = calloc(2 * COUNT, sizeof *values); /* exact: the sanitizer sees one byte beyond */
     if (!engine || !values) abort();
     for (int i = 0; i < COUNT; i++) values[i] = (float)i;
