@@ -66,7 +66,7 @@ class Session:
         self._background: threading.Thread | None = None
         self._run_id = parameters.check().run_id
         proposed = tuning or load_tuning(parameters.url)
-        self.number, agreed = parameters.register(
+        self.number, agreed, _ = parameters.register(
             rank=rank, world_size=world_size, generation=generation, worker_id=worker_id, tuning=proposed.to_json()
         )
         self.tuning = Tuning.from_json(agreed)
