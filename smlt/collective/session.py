@@ -64,7 +64,7 @@ class Session:
         self._closing = threading.Event()  # pauses end
         self._patience = Patience(timeout_s)
         self._background: threading.Thread | None = None
-        parameters.check()
+        first = parameters.check()
         proposed = tuning or load_tuning(parameters.url)
         self.number, agreed, self.places = parameters.register(
             rank=rank,
@@ -78,7 +78,7 @@ class Session:
         self.chunk_bytes = chunk_bytes or tuned_chunk_bytes(self.tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
         self._refreshed = time.monotonic()
         try:
-            self._run_ids = parameters.run_ids(self.places)
+            self._run_ids = [first.run_id] if len(self.places) == 1 else parameters.run_ids(self.places)
             self._connections = Connections(
                 timeout_s=min(10.0, timeout_s),
                 silence_s=silence_s(timeout_s),
@@ -311,8 +311,8 @@ class Session:
         # On a connection of its own: the control plane's may be as dead as those that were lost.
         parameters = self.parameters.impatient()
         try:
-            _, registered, generation = parameters.look(**who)
-            run_ids = parameters.run_ids(self.places)
+            run_id, registered, generation = parameters.look(**who)
+            run_ids = [run_id] if len(self.places) == 1 else parameters.run_ids(self.places)
             if not registered and generation <= self.generation:
                 if self.on_data_loss == "raise":
                     raise StoreDataLost(
@@ -320,7 +320,9 @@ class Session:
                         f"(rank {self.rank}); what was under way can be done again by whoever holds the gradients"
                     )
                 size, tuning = self.world_size, self.tuning.to_json()
-                if not parameters.restore(world_size=size, generation=self.generation, tuning=tuning, **who):
+                if not parameters.restore(
+                    world_size=size, generation=self.generation, tuning=tuning, places=self.places, **who
+                ):
                     _, _, generation = parameters.look(**who)
         finally:
             parameters.close()
