@@ -1,29 +1,192 @@
-import time, logging
-from smlt.store.embedded_cluster import EmbeddedCluster
-from smlt.store.parameter import ParameterStore
-from smlt.store.slots import slot_of
-t=time.time()
-with EmbeddedCluster(3,1) as c:
-    print("up", time.time()-t)
-    p=ParameterStore(c.url, job="abc")
-    print([ (s.address, s.run_id[:6]) for s in p.survey()])
-    pl=p.propose_places(); print(pl,[c.owner(slot_of(x)) for x in pl])
-    print(p.locate(pl))
-    t=time.time(); s,_,a=p.register(rank=0,world_size=1,generation=1,worker_id="a"); print(s,a,time.time()-t)
-    for x in a: 
-        i=c.owner(slot_of(x)); c.nodes[i].command("SET",p.session_prefix(s,x)+"foo","bar")
-    print(p.count_keys())
-    slot=slot_of("abc.0"); o=c.owner(slot)
-    t=time.time(); c.migrate(slot,(o+1)%3); print("mig",time.time()-t, c.owner(slot))
-    t=time.time(); print(p.roster(s), time.time()-t)
-    t=time.time(); c.migrate_at_once(slot,(o+2)%3); print("mig1",time.time()-t, c.owner(slot))
-    t=time.time(); print(p.roster(s), time.time()-t)
-    o=c.owner(slot); r=c.replica_of(o)
-    t=time.time(); c.fail_over(r); print("fo",time.time()-t)
-    t=time.time(); print(p.roster(s), time.time()-t)
-    c.nodes[r].kill()
-    t=time.time()
-    while True:
-        try: print(p.roster(s), time.time()-t); break
-        except Exception as e: print(type(e), e, time.time()-t)
-    print(p.leave(rank=0,generation=1,worker_id="a",session=s), p.count_keys())
+"""Which algorithm a reduction takes: from a model of round trips, commands and bytes (an alpha-beta model).
+
+The constants describe the way between a worker and the store. `smlt doctor --tune` measures them and keeps them in a file;
+without it, round figures for a unix socket or loopback, or for functions in a data centre, do. All workers must
+choose alike: the first one to join writes its constants into the roster, and all take those.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from smlt.errors import ConfigError
+
+ALGORITHMS = ("auto", "one-shot", "hierarchical", "centralised")
+
+#: A chunk's time on the link (`chunk_bytes`).
+CHUNK_S = 1e-3
+#: How much of the link's time may be under way each way (`window_bytes`), and its limits.
+WINDOW_S = 8e-3
+WINDOW_BYTES_MIN, WINDOW_BYTES_MAX = 512 << 10, 4 << 20
+#: Encoded bytes that a worker adds or encodes (`python -m bench.kernels`, a round figure).
+COMPUTE_BYTES_PER_S = 4e9
+#: Bytes of command, token and reply around a chunk on its way.
+OVERHEAD_BYTES = 400
+
+
+def check_algorithm(algorithm: str) -> str:
+    """Return `algorithm` if it is one; ConfigError otherwise."""
+    if algorithm not in ALGORITHMS:
+        raise ConfigError(f"unknown algorithm {algorithm!r}; known: {', '.join(ALGORITHMS)}")
+    return algorithm
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a message costs between a worker and the store.
+
+    Parameters
+    ----------
+    round_trip_s
+        From a command to its reply when nothing else is under way, in seconds.
+    command_s
+        Time that the store's thread spends on a small command, in seconds.
+    link_bytes_per_s
+        What one worker's link carries, each way.
+    store_bytes_per_s
+        What the store takes in and gives out, all workers together.
+    """
+
+    round_trip_s: float
+    command_s: float
+    link_bytes_per_s: float
+    store_bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ConfigError(f"tuning: {field.name} {value!r} is no positive number")
+
+    def to_json(self) -> str:
+        """As a line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Tuning:
+        """The inverse of `to_json`. ConfigError when it is no such thing."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"tuning: {error}") from error
+
+
+#: Round figures: a Valkey on this machine that shares its cores with the workers, and functions of 600 Mbit/s beside a
+#: store of 10 Gbit/s.
+LOCAL = Tuning(round_trip_s=60e-6, command_s=5e-6, link_bytes_per_s=2e9, store_bytes_per_s=3e9)
+NETWORK = Tuning(round_trip_s=500e-6, command_s=3e-6, link_bytes_per_s=75e6, store_bytes_per_s=1.25e9)
+
+
+def cache_path() -> Path:
+    """The file with measured constants: $SMLT_TUNING, else below $XDG_CACHE_HOME or ~/.cache."""
+    if chosen := os.environ.get("SMLT_TUNING"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smlt" / "tuning.json"
+
+
+def _place(url: str) -> str:
+    """What the constants depend on: the store's host and port; all sockets of this machine are alike."""
+    parts = urlsplit(url)
+    return "local" if _is_local(url) else f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}"
+
+
+def _is_local(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "unix" or parts.hostname in (None, "localhost", "127.0.0.1", "::1")
+
+
+def load(url: str) -> Tuning:
+    """The constants for the store at `url`: measured ones when there are any, else round figures.
+
+    ConfigError when the file cannot be read.
+    """
+    path = cache_path()
+    try:
+        measured = json.loads(path.read_text())
+    except FileNotFoundError:
+        measured = {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): delete it, or measure again with smlt doctor --tune") from error
+    if isinstance(measured, dict) and (found := measured.get(_place(url))):
+        return Tuning.from_json(json.dumps(found))
+    return LOCAL if _is_local(url) else NETWORK
+
+
+def save(url: str, tuning: Tuning) -> Path:
+    """Keep measured constants for the store at `url`; returns the file."""
+    path = cache_path()
+    try:
+        kept = json.loads(path.read_text())
+    except (OSError, ValueError):
+        kept = {}
+    kept[_place(url)] = asdict(tuning)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(kept, indent=1))
+    fresh.replace(path)
+    return path
+
+
+# ---- the model: `n` workers, an encoded value of `size` bytes ----
+
+
+def one_shot_s(tuning: Tuning, n: int, size: int) -> float:
+    """Everybody sends all of it and reads everybody's: one way through the store, n times the bytes down."""
+    message = size + OVERHEAD_BYTES
+    link = n * message / tuning.link_bytes_per_s
+    store = n * (n + 1) * message / tuning.store_bytes_per_s + n * (n + 1) * tuning.command_s
+    return 2 * tuning.round_trip_s + max(link, store)
+
+
+def hierarchical_s(tuning: Tuning, n: int, shards: int, size: int) -> float:
+    """`shards` owners aggregate a part each: two ways through the store."""
+    shard = size / shards + OVERHEAD_BYTES
+    owner_down = (n - 1) * shard + (shards - 1) * shard
+    link = max(owner_down, shards * shard) / tuning.link_bytes_per_s
+    owner_work = (n + 1) * shard / COMPUTE_BYTES_PER_S
+    commands = 2 * n * shards + 2 * shards + (n + 1) * shards + 2 * n
+    store = (3 * n - 2) * shards * shard / tuning.store_bytes_per_s + commands * tuning.command_s
+    return 4 * tuning.round_trip_s + owner_work + max(link, store)
+
+
+@lru_cache(maxsize=1024)
+def choose(tuning: Tuning, algorithm: str, n: int, size: int, one_shot_limit: int) -> tuple[str, int]:
+    """The algorithm for `size` encoded bytes over `n` workers, and its number of shards (0 for one-shot).
+
+    `algorithm` is one of ALGORITHMS; one-shot is for values of at most `one_shot_limit` bytes, else hierarchical steps in.
+    """
+    if algorithm == "centralised":
+        return "hierarchical", 1
+    shards = min((m for m in range(1, n + 1)), key=lambda m: (hierarchical_s(tuning, n, m, size), -m))
+    if size > one_shot_limit or algorithm == "hierarchical":
+        return "hierarchical", shards
+    if algorithm == "one-shot" or one_shot_s(tuning, n, size) < hierarchical_s(tuning, n, shards, size):
+        return "one-shot", 0
+    return "hierarchical", shards
+
+
+def chunk_bytes(tuning: Tuning, smallest: int, largest: int) -> int:
+    """The size of a chunk on the wire: the power of two that takes about a millisecond on the link, within the limits.
+
+    Smaller ones cost the store commands. Larger ones cost time at both ends: nothing comes down before the first
+    chunk is complete at its owner, and the last one goes up and down when all else is done.
+    """
+    fitting = 1 << int(math.log2(max(1, tuning.link_bytes_per_s * CHUNK_S)))
+    return max(smallest, min(largest, fitting))
+
+
+def window_bytes(tuning: Tuning, nodes: int = 1) -> int:
+    """How many bytes a worker keeps under way in each direction between it and one of `nodes` store nodes.
+
+    Enough to fill the link while a reply is on its way; no more, because tokens and commands wait behind them in the
+    network's queues: with 4 MB under way on a link of 600 Mbit/s, for 50 ms.
+    """
+    wanted = tuning.link_bytes_per_s * (WINDOW_S + 2 * tuning.round_trip_s)
+    whole = max(WINDOW_BYTES_MIN, min(WINDOW_BYTES_MAX, wanted))
+    return int(whole if nodes == 1 else max(whole / 2, whole * 2 / nodes))
