@@ -51,6 +51,8 @@ COMMANDS = (
     # smlt doctor.
     "ping",
     "time",
+    # Where a cluster's slots are (smlt/store/cluster.py).
+    "cluster|slots",
 )
 
 #: Commands that a run may or may not come to, and when it does.
@@ -64,6 +66,7 @@ RARE = {
     "script|load": "the same",
     "ping": "smlt doctor and its --tune",
     "time": "smlt doctor",
+    "cluster|slots": "a cluster",
 }
 
 
@@ -105,7 +108,7 @@ def acl_user(name: str, jobs: Sequence[str], run_prefixes: Sequence[str], passwo
         raise ConfigError("give --job or --run-prefix: the user is limited to their keys")
     if not password:
         raise ConfigError("the password is empty")
-    # A job's keys are smlt:{JOB.0}:... and no job's name holds a dot: "JOB." is that job alone.
+    # A job's keys are smlt:{JOB.0}:..., on further nodes smlt:{JOB.1}:... or {JOB.1-a}, and no job's name holds a dot: "JOB." is that job alone.
     patterns = (*(f"smlt:{{{job}.*" for job in jobs), *(f"smlt:{{{prefix}*" for prefix in run_prefixes))
     return AclUser(name, patterns, sha256(password.encode()).hexdigest())
 

@@ -102,12 +102,13 @@ class ClusterNodes(Nodes):
         return _served(self.slots(), place)
 
     def servers(self) -> list[str]:
-        """The URL of each primary, the one with the control plane first."""
+        """The URL of each primary, the one with the control plane first, in the order of the places."""
         with translated(self.url):
             slots = self.slots()
             first = _served(slots, f"{self.job}.0")
-        others = [address for address in slots.primaries() if address != first]
-        return [node_url(self.url, *address) for address in (first, *others)]
+        found = slots.primaries()
+        at = found.index(first)
+        return [node_url(self.url, *address) for address in found[at:] + found[:at]]
 
     def propose(self) -> list[str]:
         """A place for each group: see `smlt.store.slots`."""

@@ -10,7 +10,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -92,7 +93,7 @@ class EmbeddedCluster:
         if replicas < 0:
             raise ConfigError(f"{replicas} replicas of each primary: give 0 or more")
         count = primaries * (1 + replicas)
-        self._password = new_password()
+        self._password, self._primaries = new_password(), primaries
         self.nodes: list[ClusterServer] = []
         try:
             for j in range(count):
@@ -114,14 +115,19 @@ class EmbeddedCluster:
 
     @property
     def url(self) -> str:
-        """The cluster, by all of its servers."""
+        """The cluster, by all of its servers; the password stands in the first part, and holds for all."""
         hosts = (f"{host}:{port}" for host, port, _ in (node.address for node in self.nodes))
-        return ",".join(f"redis+cluster://:{self._password}@{host}" for host in hosts)
+        return f"redis+cluster://:{self._password}@" + ",redis+cluster://".join(hosts)
 
     @property
     def life_lines(self) -> list[int]:
         """Open files: each server lives as long as any process has its own (`EmbeddedStore.life_line`)."""
         return [node.life_line for node in self.nodes]
+
+    def outlives(self, dead: Collection[int]) -> bool:
+        """Whether it goes on without these nodes, given time for replicas to take over."""
+        count = self._primaries
+        return all(any(j not in dead for j in range(first, len(self.nodes), count)) for first in range(count))
 
     # ---- what tests and demonstrations do to it ----
 
@@ -199,7 +205,7 @@ class EmbeddedCluster:
         self._wait(lambda: all(self._knows_all(node) for node in self.nodes), "the servers to know each other")
         for j, node in enumerate(self.nodes[primaries:]):
             primary = self._id(self.nodes[j % primaries])
-            self._wait(lambda node=node, primary=primary: self._replicates(node, primary), "a replica to join")
+            self._wait(partial(self._replicates, node, primary), "a replica to join")
         self._wait(lambda: all(self._ready(node) for node in self.nodes), "the cluster to be ready")
 
     def _knows_all(self, node: ClusterServer) -> bool:
