@@ -146,6 +146,14 @@ class EmbeddedCluster:
                 return other
         raise ConfigError(f"node {number} of the embedded cluster has no replica")
 
+    def wait_for_replica(self, number: int) -> None:
+        """Wait until this node, which was a primary, has all data of the one that took its place."""
+        self._wait(lambda: self._follows(self.nodes[number]), f"node {number} to follow another")
+
+    def _follows(self, node: ClusterServer) -> bool:
+        told = node.command("INFO", "replication")
+        return b"role:slave" in told and b"master_link_status:up" in told and self._agreed(node)
+
     def fail_over(self, number: int, *, force: bool = False) -> None:
         """Let this replica take its primary's place; with `force` without waiting for what it has not sent yet."""
         self.nodes[number].command("CLUSTER", "FAILOVER", *(["FORCE"] if force else []))
@@ -218,8 +226,11 @@ class EmbeddedCluster:
         except redis.ResponseError:  # it has not heard yet that the other one is a primary
             return False
 
+    def _agreed(self, node: ClusterServer) -> bool:
+        return b"cluster_state:ok" in node.command("CLUSTER", "INFO")
+
     def _ready(self, node: ClusterServer) -> bool:
-        if b"cluster_state:ok" not in node.command("CLUSTER", "INFO"):
+        if not self._agreed(node):
             return False
         replicas = [row for row in self._rows(node) if "slave" in row[2]]
         expected = len(self.nodes) - sum(bool(self._own_slots(other)) for other in self.nodes)
