@@ -156,8 +156,11 @@ class EmbeddedCluster:
 
     def fail_over(self, number: int, *, force: bool = False) -> None:
         """Let this replica take its primary's place; with `force` without waiting for what it has not sent yet."""
-        self.nodes[number].command("CLUSTER", "FAILOVER", *(["FORCE"] if force else []))
-        self._wait(lambda: "master" in self._myself(self.nodes[number])[2], "the replica to take over")
+        node = self.nodes[number]
+        before = next(other for other in self.nodes if other.alive and self._id(other) == self._myself(node)[3])
+        node.command("CLUSTER", "FAILOVER", *(["FORCE"] if force else []))
+        self._wait(lambda: "master" in self._myself(node)[2], "the replica to take over")
+        self._wait(lambda: "slave" in self._myself(before)[2], "the primary to hear of it")
 
     def migrate(self, slot: int, to: int) -> None:
         """Move a slot key by key, as `valkey-cli --cluster reshard` does: clients meet ASK and TRYAGAIN meanwhile."""

@@ -120,11 +120,7 @@ class ParameterStore:
 
     def run_ids(self, places: Sequence[str]) -> list[str]:
         """For each place the run id of the server that has it now: another one has not, or may not have, what that had."""
-        located, found = self.nodes.locate(places), dict[str, str]()
-        for url in dict.fromkeys(located):
-            with self.nodes.connected(url) as client, translated(self.url if is_cluster(self.url) else url):
-                found[url] = str(client.info("server").get("run_id", ""))
-        return [found[url] for url in located]
+        return self.nodes.run_ids(places)
 
     # ---- keys ----
 
