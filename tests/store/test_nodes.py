@@ -132,3 +132,5 @@ def test_doctor_looks_at_every_node(nodes: EmbeddedStores) -> None:
         assert [finding.status for j in range(3) for finding in [findings[f"{name} {j}"]]] == ["ok"] * 3
     assert findings["store 2"].text.endswith(f"at redis://{endpoints(nodes.tcp_url)[2].partition('@')[2]}")
     assert "nodes 0 and 3 are the same server" in findings["store nodes"].text
+    password = nodes.tcp_url.partition("@")[0].rpartition(":")[2]
+    assert password not in str(findings)
