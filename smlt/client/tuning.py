@@ -25,8 +25,8 @@ class _Line:
     """A blocking connection with the native transport's options, and no client library's time in what it measures."""
 
     def __init__(self, url: str) -> None:
-        self._connections = Connections(url, timeout_s=30.0)
-        self._socket: socket.socket = self._connections.connect_one()
+        self._connections = Connections(timeout_s=30.0)
+        self._socket: socket.socket = self._connections.connect_one(url)
         self._decoder = _native.Decoder()
 
     def ask(self, commands: bytes, replies: int) -> float:

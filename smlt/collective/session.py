@@ -64,17 +64,22 @@ class Session:
         self._closing = threading.Event()  # pauses end
         self._patience = Patience(timeout_s)
         self._background: threading.Thread | None = None
-        self._run_id = parameters.check().run_id
+        first = parameters.check()
         proposed = tuning or load_tuning(parameters.url)
-        self.number, agreed, _ = parameters.register(
-            rank=rank, world_size=world_size, generation=generation, worker_id=worker_id, tuning=proposed.to_json()
+        self.number, agreed, self.places = parameters.register(
+            rank=rank,
+            world_size=world_size,
+            generation=generation,
+            worker_id=worker_id,
+            tuning=proposed.to_json(),
+            places=parameters.propose_places(),
         )
         self.tuning = Tuning.from_json(agreed)
         self.chunk_bytes = chunk_bytes or tuned_chunk_bytes(self.tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
         self._refreshed = time.monotonic()
         try:
+            self._run_ids = [first.run_id] if len(self.places) == 1 else parameters.run_ids(self.places)
             self._connections = Connections(
-                parameters.url,
                 timeout_s=min(10.0, timeout_s),
                 silence_s=silence_s(timeout_s),
                 name=f"smlt-{parameters.job}-{rank}",
@@ -83,15 +88,15 @@ class Session:
                 rank,
                 world_size,
                 generation,
-                parameters.session_prefix(self.number).encode(),
+                [parameters.session_prefix(self.number, place).encode() for place in self.places],
                 parameters.key("ctl").encode(),
                 int(parameters.ttl_s * 1000),
                 CHUNK_ELEMENTS,
                 self.chunk_bytes,
-                window_bytes(self.tuning),
+                window_bytes(self.tuning, len(self.places)),
             )
             self._engine.set_silence(int(silence_s(timeout_s) * 1000))
-            self._connections.open()
+            self._connections.open(parameters.locate(self.places))
             self._engine.connected(self._connections.descriptors())
         except BaseException:
             self._leave_roster(impatient=False)
@@ -287,7 +292,7 @@ class Session:
                 if self._closing.is_set():
                     return
                 try:
-                    self._connections.open(deadline)
+                    self._connections.open(self.parameters.locate(self.places), deadline)
                     data_lost = self._look_after_data()
                     break
                 except StoreDataLost:
@@ -297,8 +302,8 @@ class Session:
             self._engine.reconnected(data_lost)
             self._engine.connected(self._connections.descriptors())
 
-    def _look_after_data(self) -> bool:
-        """On new connections: whether the store has lost data, so that all under way is to be done again.
+    def _look_after_data(self) -> list[int]:
+        """On new connections: which nodes have lost data, so that all that is under way there is to be done again.
 
         StoreDataLost when that is not wanted, StoreUnavailable when the store cannot be asked.
         """
@@ -307,6 +312,7 @@ class Session:
         parameters = self.parameters.impatient()
         try:
             run_id, registered, generation = parameters.look(**who)
+            run_ids = [run_id] if len(self.places) == 1 else parameters.run_ids(self.places)
             if not registered and generation <= self.generation:
                 if self.on_data_loss == "raise":
                     raise StoreDataLost(
@@ -314,19 +320,21 @@ class Session:
                         f"(rank {self.rank}); what was under way can be done again by whoever holds the gradients"
                     )
                 size, tuning = self.world_size, self.tuning.to_json()
-                if not parameters.restore(world_size=size, generation=self.generation, tuning=tuning, **who):
+                if not parameters.restore(
+                    world_size=size, generation=self.generation, tuning=tuning, places=self.places, **who
+                ):
                     _, _, generation = parameters.look(**who)
         finally:
             parameters.close()
         if generation > self.generation:
             self._engine.fence(generation)
-            return False
-        if registered and run_id == self._run_id:
-            return False
-        self._run_id = run_id
-        first, _ = self._engine.standing()
-        self._lost_in = range(first, self.calls + 1) if first else range(0)
-        return True
+            return []
+        lost = [node for node, run_id in enumerate(run_ids) if run_id != self._run_ids[node] or (node == 0 and not registered)]
+        self._run_ids = run_ids
+        if lost:
+            first, _ = self._engine.standing()
+            self._lost_in = range(first, self.calls + 1) if first else range(0)
+        return lost
 
     def loss_in(self, step: int) -> str:
         """For the message when collective `step` does not complete: that the store has lost data in it, if so."""

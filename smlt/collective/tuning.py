@@ -176,11 +176,12 @@ def chunk_bytes(tuning: Tuning, smallest: int, largest: int) -> int:
     return max(smallest, min(largest, fitting))
 
 
-def window_bytes(tuning: Tuning) -> int:
-    """How many bytes a worker keeps under way in each direction.
+def window_bytes(tuning: Tuning, nodes: int = 1) -> int:
+    """How many bytes a worker keeps under way in each direction between it and one of `nodes` store nodes.
 
     Enough to fill the link while a reply is on its way; no more, because tokens and commands wait behind them in the
     network's queues: with 4 MB under way on a link of 600 Mbit/s, for 50 ms.
     """
     wanted = tuning.link_bytes_per_s * (WINDOW_S + 2 * tuning.round_trip_s)
-    return int(max(WINDOW_BYTES_MIN, min(WINDOW_BYTES_MAX, wanted)))
+    whole = max(WINDOW_BYTES_MIN, min(WINDOW_BYTES_MAX, wanted))
+    return int(whole if nodes == 1 else max(whole / 2, whole * 2 / nodes))
