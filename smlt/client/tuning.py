@@ -71,7 +71,8 @@ def measure(url: str) -> Tuning:
     lines: list[_Line] = []
     try:
         parameters.check()
-        lines += [_Line(url) for _ in range(READERS)]
+        node = parameters.locate(parameters.propose_places())[0]  # one stands for all
+        lines += [_Line(node) for _ in range(READERS)]
         line, key = lines[0], parameters.key("tune").encode()
         trips = [line.ask(_native.encode_command(b"PING"), 1) for _ in range(TRIPS)]
         small = _native.encode_command(b"SET", key, b"x" * 64, b"PX", b"60000")

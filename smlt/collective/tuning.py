@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from smlt.errors import ConfigError
+from smlt.store.url import addresses, is_local
 
 ALGORITHMS = ("auto", "one-shot", "hierarchical", "centralised")
 
@@ -93,14 +94,8 @@ def cache_path() -> Path:
 
 
 def _place(url: str) -> str:
-    """What the constants depend on: the store's host and port; all sockets of this machine are alike."""
-    parts = urlsplit(url)
-    return "local" if _is_local(url) else f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}"
-
-
-def _is_local(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme == "unix" or parts.hostname in (None, "localhost", "127.0.0.1", "::1")
+    """What the constants depend on: hosts and ports of the store; all sockets of this machine are alike."""
+    return "local" if is_local(url) else f"{urlsplit(url).scheme}://{','.join(addresses(url))}"
 
 
 def load(url: str) -> Tuning:
@@ -117,7 +112,7 @@ def load(url: str) -> Tuning:
         raise ConfigError(f"{path} cannot be read ({error}): delete it, or measure again with smlt doctor --tune") from error
     if isinstance(measured, dict) and (found := measured.get(_place(url))):
         return Tuning.from_json(json.dumps(found))
-    return LOCAL if _is_local(url) else NETWORK
+    return LOCAL if is_local(url) else NETWORK
 
 
 def save(url: str, tuning: Tuning) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,7 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import AskError, BusyLoadingError, ClusterDownError, MovedError, ReadOnlyError, TryAgainError
 from redis.retry import Retry
 
-from smlt.errors import ConfigError
+from smlt.errors import ConfigError, StoreUnavailable
 from smlt.store.nodes import Nodes
 from smlt.store.slots import SLOTS, Address, SlotMap, choose_places, slot_of
 from smlt.store.translation import translated
@@ -45,6 +46,8 @@ _AGAIN = [
 ]
 #: For a node that is asked for the slot map while others may be asked instead.
 ASK_TIMEOUT_S = 2.0
+#: While nodes tell different things of a slot: tries, and the pause between them.
+TRIES, PAUSE_S = 5, 0.1
 
 
 class ClusterNodes(Nodes):
@@ -102,12 +105,13 @@ class ClusterNodes(Nodes):
         return _served(self.slots(), place)
 
     def servers(self) -> list[str]:
-        """The URL of each primary, the one with the control plane first."""
+        """The URL of each primary, the one with the control plane first, in the order of the places."""
         with translated(self.url):
             slots = self.slots()
             first = _served(slots, f"{self.job}.0")
-        others = [address for address in slots.primaries() if address != first]
-        return [node_url(self.url, *address) for address in (first, *others)]
+        found = slots.primaries()
+        at = found.index(first)
+        return [node_url(self.url, *address) for address in found[at:] + found[:at]]
 
     def propose(self) -> list[str]:
         """A place for each group: see `smlt.store.slots`."""
@@ -119,6 +123,34 @@ class ClusterNodes(Nodes):
         with translated(self.url):
             slots = self.slots()
             return [node_url(self.url, *_served(slots, place)) for place in places]
+
+    def run_ids(self, places: Sequence[str]) -> list[str]:
+        """For each place the run id of the primary that serves it now: the server itself is asked whether it does.
+
+        For some tenths of a second after a failover nodes tell of the old primary, which is a replica then.
+        """
+        for attempt in range(TRIES):
+            if attempt:
+                time.sleep(PAUSE_S)
+            found = dict[str, str]()
+            try:
+                located = self.locate(places)
+                for url, place in zip(located, places, strict=True):
+                    found[url] = self._run_id_at(url, place)
+                return [found[url] for url in located]
+            except StoreUnavailable as error:
+                failure = error
+        raise failure
+
+    def _run_id_at(self, url: str, place: str) -> str:
+        with self.connected(url) as client, translated(self.url):
+            try:
+                client.exists(f"smlt:{{{place}}}:")
+            except MovedError:
+                raise
+            except AskError:  # on its way to another one, and here until then
+                pass
+            return str(client.info("server").get("run_id", ""))
 
     @contextmanager
     def connected(self, url: str) -> Iterator[Any]:

@@ -102,7 +102,7 @@ class EmbeddedStore:
         self._bind = ("127.0.0.1", *bind)
         self._settings = dict(settings or {})
         self._password = password or new_password()
-        self._memory = memory = default_memory_bytes() if memory_bytes is None else memory_bytes
+        self.memory_bytes = memory = default_memory_bytes() if memory_bytes is None else memory_bytes
         if memory <= 0:
             raise ConfigError(f"the embedded store's memory must be more than 0 bytes, not {memory}")
         self._folder = _private_folder()
@@ -169,7 +169,7 @@ class EmbeddedStore:
         self._stop()
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._socket.unlink(missing_ok=True)
-        self._start(self._server, self._memory)
+        self._start(self._server, self.memory_bytes)
         if not self._wait_until_it_answers():
             raise StoreUnavailable(f"the embedded store did not start again:\n{self.log_tail()}")
 

@@ -10,7 +10,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -92,7 +93,7 @@ class EmbeddedCluster:
         if replicas < 0:
             raise ConfigError(f"{replicas} replicas of each primary: give 0 or more")
         count = primaries * (1 + replicas)
-        self._password = new_password()
+        self._password, self._primaries = new_password(), primaries
         self.nodes: list[ClusterServer] = []
         try:
             for j in range(count):
@@ -114,14 +115,19 @@ class EmbeddedCluster:
 
     @property
     def url(self) -> str:
-        """The cluster, by all of its servers."""
+        """The cluster, by all of its servers; the password stands in the first part, and holds for all."""
         hosts = (f"{host}:{port}" for host, port, _ in (node.address for node in self.nodes))
-        return ",".join(f"redis+cluster://:{self._password}@{host}" for host in hosts)
+        return f"redis+cluster://:{self._password}@" + ",redis+cluster://".join(hosts)
 
     @property
     def life_lines(self) -> list[int]:
         """Open files: each server lives as long as any process has its own (`EmbeddedStore.life_line`)."""
         return [node.life_line for node in self.nodes]
+
+    def outlives(self, dead: Collection[int]) -> bool:
+        """Whether it goes on without these nodes, given time for replicas to take over."""
+        count = self._primaries
+        return all(any(j not in dead for j in range(first, len(self.nodes), count)) for first in range(count))
 
     # ---- what tests and demonstrations do to it ----
 
@@ -140,10 +146,21 @@ class EmbeddedCluster:
                 return other
         raise ConfigError(f"node {number} of the embedded cluster has no replica")
 
+    def wait_for_replica(self, number: int) -> None:
+        """Wait until this node, which was a primary, has all data of the one that took its place."""
+        self._wait(lambda: self._follows(self.nodes[number]), f"node {number} to follow another")
+
+    def _follows(self, node: ClusterServer) -> bool:
+        told = node.command("INFO", "replication")
+        return b"role:slave" in told and b"master_link_status:up" in told and self._agreed(node)
+
     def fail_over(self, number: int, *, force: bool = False) -> None:
         """Let this replica take its primary's place; with `force` without waiting for what it has not sent yet."""
-        self.nodes[number].command("CLUSTER", "FAILOVER", *(["FORCE"] if force else []))
-        self._wait(lambda: "master" in self._myself(self.nodes[number])[2], "the replica to take over")
+        node = self.nodes[number]
+        before = next(other for other in self.nodes if other.alive and self._id(other) == self._myself(node)[3])
+        node.command("CLUSTER", "FAILOVER", *(["FORCE"] if force else []))
+        self._wait(lambda: "master" in self._myself(node)[2], "the replica to take over")
+        self._wait(lambda: "slave" in self._myself(before)[2], "the primary to hear of it")
 
     def migrate(self, slot: int, to: int) -> None:
         """Move a slot key by key, as `valkey-cli --cluster reshard` does: clients meet ASK and TRYAGAIN meanwhile."""
@@ -199,7 +216,7 @@ class EmbeddedCluster:
         self._wait(lambda: all(self._knows_all(node) for node in self.nodes), "the servers to know each other")
         for j, node in enumerate(self.nodes[primaries:]):
             primary = self._id(self.nodes[j % primaries])
-            self._wait(lambda node=node, primary=primary: self._replicates(node, primary), "a replica to join")
+            self._wait(partial(self._replicates, node, primary), "a replica to join")
         self._wait(lambda: all(self._ready(node) for node in self.nodes), "the cluster to be ready")
 
     def _knows_all(self, node: ClusterServer) -> bool:
@@ -212,8 +229,11 @@ class EmbeddedCluster:
         except redis.ResponseError:  # it has not heard yet that the other one is a primary
             return False
 
+    def _agreed(self, node: ClusterServer) -> bool:
+        return b"cluster_state:ok" in node.command("CLUSTER", "INFO")
+
     def _ready(self, node: ClusterServer) -> bool:
-        if b"cluster_state:ok" not in node.command("CLUSTER", "INFO"):
+        if not self._agreed(node):
             return False
         replicas = [row for row in self._rows(node) if "slave" in row[2]]
         expected = len(self.nodes) - sum(bool(self._own_slots(other)) for other in self.nodes)

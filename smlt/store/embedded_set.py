@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -57,6 +57,10 @@ class EmbeddedStores:
     def life_lines(self) -> list[int]:
         """Open files: each server lives as long as any process has its own (`EmbeddedStore.life_line`)."""
         return [node.life_line for node in self.nodes]
+
+    def outlives(self, dead: Collection[int]) -> bool:
+        """Whether it goes on without these nodes: it does not."""
+        return not dead
 
     def close(self) -> None:
         """End the servers. Safe to call twice."""

@@ -16,6 +16,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from smlt.errors import ConfigError
+from smlt.store.translation import translated
 from smlt.store.url import endpoints, redact
 
 
@@ -58,6 +59,14 @@ class Nodes:
         if len(places) != len(self._urls):
             raise ConfigError(self.another_number(len(places)))
         return list(self._urls)
+
+    def run_ids(self, places: Sequence[str]) -> list[str]:
+        """For each place the run id of the server that has it now."""
+        return [self._run_id(url) for url in self.locate(places)]
+
+    def _run_id(self, url: str) -> str:
+        with self.connected(url) as client, translated(url):
+            return str(client.info("server").get("run_id", ""))
 
     def another_number(self, count: int) -> str:
         """What to say to a worker whose list is longer or shorter than the others'."""

@@ -28,6 +28,7 @@ from typing import Any
 from smlt.errors import ConfigError, FencedError, StoreError
 from smlt.store.cluster import ClusterNodes
 from smlt.store.nodes import Nodes
+from smlt.store.roster import LEAVE, REGISTER, RESTORE, WITHDRAW
 from smlt.store.secrets import resolve_store_url
 from smlt.store.server import ServerInfo as ServerInfo
 from smlt.store.server import inspect
@@ -42,57 +43,6 @@ _OF_A_GENERATION = re.compile(rb"^smlt:\{[^}]*\}:(?:(?:roster:|session:|acks:)?)
 REPORTS_KEPT = 10_000
 #: What a worker's entry in the roster has (`_holder`).
 ENTRY = {"worker_id", "pid", "host", "time"}
-
-# KEYS: session pointer, roster prefix, current generation.
-# ARGV: rank, world size, worker id, holder (JSON), fresh session name, ttl ms, the worker's generation, its tuning, its nodes.
-# The generation is compared here, not before: one opened in between must fence this worker too (invariant 4).
-_REGISTER = """
-local current = redis.call('GET', KEYS[3])
-if current and tonumber(current) > tonumber(ARGV[7]) then return {'fenced', current} end
-local session = redis.call('GET', KEYS[1])
-local roster = session and KEYS[2] .. session
-if not session or (tonumber(redis.call('HGET', roster, 'left') or '0') > 0) then
-  session = ARGV[5]
-  roster = KEYS[2] .. session
-end
-local size = redis.call('HGET', roster, 'world_size')
-if size and size ~= ARGV[2] then return {'size', size} end
-local holder = redis.call('HGET', roster, ARGV[1])
-if holder and cjson.decode(holder)['worker_id'] ~= ARGV[3] then return {'taken', holder} end
-redis.call('HSET', roster, 'world_size', ARGV[2], ARGV[1], ARGV[4])
-redis.call('HSETNX', roster, 'tuning', ARGV[8])
-redis.call('HSETNX', roster, 'nodes', ARGV[9])
-redis.call('PEXPIRE', roster, ARGV[6])
-redis.call('SET', KEYS[1], session, 'PX', ARGV[6])
-return {'ok', session, redis.call('HGET', roster, 'tuning'), redis.call('HGET', roster, 'nodes')}
-"""
-
-# KEYS: session pointer, roster. ARGV: rank, worker id, session. Returns 1 when nobody is left.
-_LEAVE = """
-local holder = redis.call('HGET', KEYS[2], ARGV[1])
-if not holder or cjson.decode(holder)['worker_id'] ~= ARGV[2] then return 0 end
-redis.call('HDEL', KEYS[2], ARGV[1])
-redis.call('HINCRBY', KEYS[2], 'left', 1)
-if redis.call('HLEN', KEYS[2]) > 4 then return 0 end
-redis.call('DEL', KEYS[2])
-if redis.call('GET', KEYS[1]) == ARGV[3] then redis.call('DEL', KEYS[1]) end
-return 1
-"""
-
-
-# After the store has lost its data: this worker's entry as it was. KEYS: session pointer, roster, current generation.
-# ARGV: rank, world size, holder (JSON), session, ttl ms, the worker's generation, tuning, nodes.
-# The pointer is never set over another session: who joins there has nothing to do with this one.
-_RESTORE = """
-local current = redis.call('GET', KEYS[3])
-if current and tonumber(current) > tonumber(ARGV[6]) then return 0 end
-redis.call('HSET', KEYS[2], 'world_size', ARGV[2], ARGV[1], ARGV[3])
-redis.call('HSETNX', KEYS[2], 'tuning', ARGV[7])
-redis.call('HSETNX', KEYS[2], 'nodes', ARGV[8])
-redis.call('PEXPIRE', KEYS[2], ARGV[5])
-redis.call('SET', KEYS[1], ARGV[4], 'NX', 'PX', ARGV[5])
-return 1
-"""
 
 
 def _holder(worker_id: str) -> str:
@@ -170,11 +120,7 @@ class ParameterStore:
 
     def run_ids(self, places: Sequence[str]) -> list[str]:
         """For each place the run id of the server that has it now: another one has not, or may not have, what that had."""
-        located, found = self.nodes.locate(places), dict[str, str]()
-        for url in dict.fromkeys(located):
-            with self.nodes.connected(url) as client, translated(self.url if is_cluster(self.url) else url):
-                found[url] = str(client.info("server").get("run_id", ""))
-        return [found[url] for url in located]
+        return self.nodes.run_ids(places)
 
     # ---- keys ----
 
@@ -245,7 +191,7 @@ class ParameterStore:
         run_ids = self.run_ids(proposed) if len(proposed) > 1 and not is_cluster(self.url) else []
         with translated(self.url):
             answer: list[bytes] = self.client.eval(
-                _REGISTER,
+                REGISTER,
                 3,
                 self.key(f"session:{generation}"),
                 self.key(f"roster:{generation}."),
@@ -275,10 +221,17 @@ class ParameterStore:
         session = f"{generation}.{value}"
         try:
             agreed = self._agreed_places(answer[3], proposed, run_ids)
+            self._check_first_node(generation)
         except ConfigError:
-            self.leave(rank=rank, generation=generation, worker_id=worker_id, session=session)
+            self._withdraw(rank, generation, session)
             raise
         return session, answer[2].decode(), agreed
+
+    def _withdraw(self, rank: int, generation: int, session: str) -> None:
+        """As if this worker had never been here: to leave would close the session to those who are to come."""
+        keys = self.key(f"session:{generation}"), self.key(f"roster:{session}")
+        with translated(self.url):
+            self.client.eval(WITHDRAW, 2, *keys, rank, session.partition(".")[2])
 
     def _agreed_places(self, text: bytes, proposed: list[str], run_ids: list[str]) -> list[str]:
         """The places in the roster. ConfigError when this worker's list of nodes is not the one that they were made for."""
@@ -292,12 +245,27 @@ class ParameterStore:
         for mine, (j, other) in zip(run_ids, enumerate(theirs), strict=False):
             # A node that was restarted meanwhile has a run id that is nowhere in the others' list.
             if mine != other and mine in theirs:
-                raise ConfigError(
-                    f"job {self.job}: the nodes of the store stand in another order in this worker's URL ({redact(self.url)}) "
-                    f"than in that of the workers already there: its node {j} is their node {theirs.index(mine)}; give every "
-                    "worker the same URL"
-                )
+                raise ConfigError(self._another_order(j, theirs.index(mine)))
         return agreed
+
+    def _check_first_node(self, generation: int) -> None:
+        """ConfigError when other workers of the generation have registered at another node of the list than the first.
+
+        To be called when this worker has registered itself: of two who do so at once, one at least sees the other.
+        """
+        if is_cluster(self.url):
+            return
+        for j, url in enumerate(self.nodes.servers()):
+            if j > 0:
+                with self.nodes.connected(url) as client, translated(url):
+                    if client.exists(self.key(f"session:{generation}")):
+                        raise ConfigError(self._another_order(j, 0))
+
+    def _another_order(self, mine: int, theirs: int) -> str:
+        return (
+            f"job {self.job}: the nodes of the store stand in another order in this worker's URL ({redact(self.url)}) than in "
+            f"that of the workers already there: its node {mine} is their node {theirs}; give every worker the same URL"
+        )
 
     def _entry(self, text: str | bytes) -> dict[str, Any]:
         """A worker's entry in the roster. StoreError when the store gives something else."""
@@ -346,7 +314,7 @@ class ParameterStore:
         with translated(self.url):
             return bool(
                 self.client.eval(
-                    _RESTORE,
+                    RESTORE,
                     3,
                     self.key(f"session:{generation}"),
                     self.key(f"roster:{session}"),
@@ -366,7 +334,7 @@ class ParameterStore:
         """Give the rank back. The last worker to leave deletes the session's keys; True for that one."""
         with translated(self.url):
             last = self.client.eval(
-                _LEAVE,
+                LEAVE,
                 2,
                 self.key(f"session:{generation}"),
                 self.key(f"roster:{session}"),

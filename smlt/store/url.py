@@ -10,6 +10,7 @@ A comma parts two URLs where a scheme follows it; other commas may stand in a pa
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from urllib.parse import parse_qs, urlsplit
 
@@ -53,6 +54,27 @@ def _redact(url: str, *, listed: bool) -> str:
     # In a list a host must be there: what precedes a comma may be the first half of a password.
     plain = re.fullmatch(rf"([\w.-]+|\[[\w:.%]+\]){'' if listed else '?'}(:\d*)?(/[\w./-]*)?", address)
     return f"{scheme}{mark}{address}" if plain and "@" not in "".join(options) else f"{scheme}{mark}..."
+
+
+def is_local(url: str) -> bool:
+    """Whether every part of a store's URL leads to this machine."""
+    return all(_is_local(part) for part in endpoints(url))
+
+
+def _is_local(url: str) -> bool:
+    parts = urlsplit(url)
+    if parts.scheme == "unix" or parts.hostname in (None, "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(str(parts.hostname)).is_loopback
+    except ValueError:
+        return False
+
+
+def addresses(url: str) -> list[str]:
+    """HOST:PORT of each part of a store's URL, or what can be shown of it."""
+    split = [(part, urlsplit(part)) for part in endpoints(url)]
+    return [f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else redact(part) for part, parts in split]
 
 
 def check_url(url: str) -> None:
