@@ -111,9 +111,8 @@ def main() -> None:
         row = measure(options, megabytes * 1_000_000)
         rows.append(row)
         beside = f"{(row['peak_bytes'] - row['window_bytes']) / 1e6:+.2f} MB beside the window" if megabytes else ""
-        print(
-            f"  window {megabytes or 'none':>4} MB: peak {row['peak_bytes'] / 1e6:8.2f} MB {beside}, {row['median_s']:.3f} s a call"
-        )
+        peak = f"peak {row['peak_bytes'] / 1e6:8.2f} MB"
+        print(f"  window {megabytes or 'none':>4} MB: {peak} {beside}, {row['median_s']:.3f} s a call")
         sys.stdout.flush()
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")

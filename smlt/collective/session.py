@@ -20,6 +20,7 @@ from smlt.collective.tuning import load as load_tuning
 from smlt.collective.window import Terms, automatic_window_bytes, check_unbounded, check_window, fitting_chunk_bytes
 from smlt.errors import CollectiveError, ConfigError, FencedError, StoreDataLost, StoreError, StoreUnavailable
 from smlt.store.parameter import ParameterStore, redact
+from smlt.store.url import is_cluster
 
 if TYPE_CHECKING:
     from smlt.collective.work import Work
@@ -318,7 +319,8 @@ class Session:
                 return  # another thread has done it, or has ended the collective
             status, reply = self._engine.refusal()
             if status != _native.OK:
-                if not self._patience.refused(status, reply, self._engine.ends()):
+                elsewhere = reply.startswith(("MOVED ", "ASK ")) and not is_cluster(self.parameters.url)
+                if elsewhere or not self._patience.refused(status, reply, self._engine.ends()):
                     self._engine.give_up()
                     return
                 self._pause(self._patience.attempt - 1, deadline, f"the store at {self._where} answered: {reply}")
