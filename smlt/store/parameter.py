@@ -273,7 +273,7 @@ class ParameterStore:
             entry = json.loads(text)
             if isinstance(entry, dict) and entry.keys() >= ENTRY:
                 return entry
-        except ValueError:
+        except (ValueError, TypeError):
             pass
         raise StoreError(f"the store at {redact(self.url)} gave no entry of job {self.job}'s roster, but {text[:100]!r}")
 
