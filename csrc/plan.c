@@ -197,7 +197,8 @@ static void set_counters(const smlt_engine *engine, collective *c) {
 
 collective *smlt_collective_new(smlt_engine *engine, const smlt_plan *plan) {
     if (!plan_is_sound(engine, plan)) return NULL;
-    collective draft = {.digest = plan->digest,
+    collective draft = {.step = engine->last_step + 1,
+                        .digest = plan->digest,
                         .algorithm = plan->algorithm,
                         .chunks = plan->chunks,
                         .chunk_count = (uint32_t)plan->chunk_count,
