@@ -37,6 +37,8 @@ typedef struct {
     chunk_queue contributions, aggregates; /* to be fetched */
     chunk_queue republish;                 /* own aggregates that a lost connection may have swallowed */
     uint32_t own, chunks;                  /* how many chunks are this worker's, and in all */
+    uint32_t unpublished;                  /* own chunks, where that counts (credit.c) */
+    size_t largest_aggregate;              /* bytes that the largest of them takes in the store */
     struct {
         uint32_t contributions, aggregates; /* how many were waited for again since the connections are new */
     } again;
@@ -285,9 +287,10 @@ int smlt_may_fetch(const smlt_engine *engine, smlt_node *node, const collective 
 int smlt_may_upload(const smlt_engine *engine, const smlt_node *node, const collective *c, uint32_t chunk);
 void smlt_contribution_consumed(smlt_node *node, size_t bytes);
 void smlt_uploads_deleted(smlt_engine *engine, const collective *c);
-int smlt_reserve_aggregate(const smlt_engine *engine, smlt_node *node, size_t bytes);
+int smlt_reserve_aggregate(const smlt_engine *engine, smlt_node *node, const collective *c, uint32_t chunk);
+void smlt_count_aggregates(const smlt_engine *engine, collective *c);
 void smlt_unreserve_aggregate(const smlt_engine *engine, smlt_node *node, size_t bytes);
-int smlt_note_published(smlt_engine *engine, smlt_node *node, const collective *c, uint32_t chunk);
+int smlt_note_published(smlt_engine *engine, smlt_node *node, collective *c, uint32_t chunk);
 void smlt_delete_read_aggregates(smlt_engine *engine, smlt_node *node, uint64_t completed);
 void smlt_ask_who_has_read(smlt_engine *engine, smlt_node *node);
 void smlt_take_word_of_credit(smlt_engine *engine, smlt_node *node, const smlt_token *token);

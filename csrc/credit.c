@@ -6,9 +6,10 @@
  *   aggregates     count from the MGET of the contributions until their UNLINK. Past the half an owner asks, by a token
  *                  to everyone: tell me when you have read these. Who has, answers into its inbox.
  *
- * Nothing blocks for ever: such a collective has its contributions sent in an order that is the same on
- * all workers, so the first chunk that is not aggregated is the next one that each of them may send; and readers need no
- * credit.
+ * Nothing blocks for ever. Such a collective has its contributions sent in an order that is the same on all workers, so
+ * the first chunk that is not aggregated is the next one that each of them may send. A later collective leaves room for the
+ * largest aggregate that an earlier one has still to publish: not everyone may have come to the later one, and read what lies
+ * there. Readers need no credit.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -63,9 +64,7 @@ size_t smlt_chunk_stored_bytes(const collective *c, uint32_t chunk) {
 }
 
 int smlt_may_upload(const smlt_engine *engine, const smlt_node *node, const collective *c, uint32_t chunk) {
-    if (!engine->credit) return 1;
-    size_t live = c->algorithm == SMLT_HIERARCHICAL ? node->credit.contributions : node->credit.aggregates;
-    return fits(engine, live, smlt_chunk_stored_bytes(c, chunk));
+    return fits(engine, node->credit.contributions, smlt_chunk_stored_bytes(c, chunk));
 }
 
 static void give_back(size_t *live, size_t bytes) { *live -= bytes < *live ? bytes : *live; }
@@ -84,14 +83,38 @@ void smlt_uploads_deleted(smlt_engine *engine, const collective *c) {
 
 /* ---- aggregates: the owner ---- */
 
-int smlt_reserve_aggregate(const smlt_engine *engine, smlt_node *node, size_t bytes) {
+/* What collectives before `c` may still need at once. */
+static size_t room_for_earlier(const smlt_engine *engine, const smlt_node *node, const collective *c) {
+    size_t room = 0;
+    for (const collective *earlier = engine->active; earlier && earlier->step < c->step; earlier = earlier->next) {
+        const node_work *work = &earlier->work[node->number];
+        if (earlier->result.status == SMLT_ACTIVE && work->unpublished > 0 && work->largest_aggregate > room)
+            room = work->largest_aggregate;
+    }
+    return room;
+}
+
+int smlt_reserve_aggregate(const smlt_engine *engine, smlt_node *node, const collective *c, uint32_t chunk) {
     if (!engine->credit) return 1;
-    if (!fits(engine, node->credit.aggregates, bytes)) {
+    size_t bytes = smlt_chunk_stored_bytes(c, chunk), room = room_for_earlier(engine, node, c),
+           *live = &node->credit.aggregates;
+    if (room ? *live + bytes + room > engine->credit : !fits(engine, *live, bytes)) {
         node->credit.blocked = 1;
         return 0;
     }
-    node->credit.aggregates += bytes;
+    *live += bytes;
     return 1;
+}
+
+/* A chunk that its owner alone reads is never published. */
+void smlt_count_aggregates(const smlt_engine *engine, collective *c) {
+    for (uint32_t chunk = c->own_first; engine->credit && chunk < c->own_end; chunk++) {
+        node_work *work = &c->work[c->node[chunk]];
+        size_t bytes = smlt_chunk_stored_bytes(c, chunk);
+        if (is_kept(&c->chunks[chunk])) continue;
+        work->unpublished++;
+        if (bytes > work->largest_aggregate) work->largest_aggregate = bytes;
+    }
 }
 
 void smlt_unreserve_aggregate(const smlt_engine *engine, smlt_node *node, size_t bytes) {
@@ -99,9 +122,10 @@ void smlt_unreserve_aggregate(const smlt_engine *engine, smlt_node *node, size_t
 }
 
 /* Of what was published and reserved; 0 when memory is out. */
-int smlt_note_published(smlt_engine *engine, smlt_node *node, const collective *c, uint32_t chunk) {
+int smlt_note_published(smlt_engine *engine, smlt_node *node, collective *c, uint32_t chunk) {
     node_credit *credit = &node->credit;
     if (!engine->credit) return 1;
+    c->work[node->number].unpublished--;
     if (credit->first > 0 && credit->count == credit->capacity) {
         credit->count -= credit->first;
         memmove(credit->published, credit->published + credit->first, credit->count * sizeof *credit->published);

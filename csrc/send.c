@@ -302,8 +302,8 @@ static int is_aggregated(const collective *c, uint32_t chunk) {
 /* A copy's aggregates are reserved when they are sent; what is published again was before. */
 static int has_credit(smlt_engine *engine, smlt_node *node, const collective *c, uint32_t chunk) {
     if (!engine->credit || c->chunk_state[chunk] == CHUNK_PUBLISHED) return 1;
-    if (!smlt_may_upload(engine, node, c, chunk)) return 0;
-    return c->algorithm == SMLT_HIERARCHICAL || smlt_reserve_aggregate(engine, node, smlt_chunk_stored_bytes(c, chunk));
+    if (c->algorithm == SMLT_HIERARCHICAL) return smlt_may_upload(engine, node, c, chunk);
+    return smlt_reserve_aggregate(engine, node, c, chunk);
 }
 
 typedef enum { NOTHING_TO_SEND, COMPOSED, NO_CREDIT } upload_result;
@@ -399,7 +399,7 @@ static int reserve_for_aggregate(smlt_engine *engine, smlt_node *node, const col
     const chunk_queue *ready = &c->work[node->number].contributions;
     if (ready->first == ready->count || !smlt_pool_reserve(&engine->pool, SMLT_FOR_AGGREGATES)) return 0;
     uint32_t chunk = ready->chunks[ready->first];
-    if (is_kept(&c->chunks[chunk]) || smlt_reserve_aggregate(engine, node, smlt_chunk_stored_bytes(c, chunk))) return 1;
+    if (is_kept(&c->chunks[chunk]) || smlt_reserve_aggregate(engine, node, c, chunk)) return 1;
     smlt_pool_unreserve(&engine->pool, SMLT_FOR_AGGREGATES);
     return 0;
 }

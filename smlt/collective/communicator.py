@@ -94,8 +94,8 @@ class Communicator:
         workers use that of whoever joined first.
     store_window_bytes
         How much of each store node's memory all workers together may take, whatever the size of what is reduced; the same on
-        all workers. 0: as much as it comes to. By default SMLT_STORE_WINDOW_BYTES, else six tenths of the
-        smallest node's maxmemory, where that is set and leaves room for chunks of 16 KiB.
+        all workers. 0: as much as it comes to. By default SMLT_STORE_WINDOW_BYTES, else six tenths of what
+        the fullest node has free of its maxmemory, where that is set and leaves room for chunks of 16 KiB.
     on_data_loss
         What to do when the store was restarted or failed over and this worker's entry in it is gone: "redo" what is under
         way from the gradients that the workers still hold, or "raise" StoreDataLost at once.
