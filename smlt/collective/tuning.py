@@ -26,6 +26,8 @@ WINDOW_S = 8e-3
 WINDOW_BYTES_MIN, WINDOW_BYTES_MAX = 512 << 10, 4 << 20
 #: Encoded bytes that a worker adds or encodes (`python -m bench.kernels`, a round figure).
 COMPUTE_BYTES_PER_S = 4e9
+#: A shard of less is one chunk (`smlt.collective.plan`).
+CHUNK_BYTES_LEAST = 64 * 1024
 #: Bytes of command, token and reply around a chunk on its way.
 OVERHEAD_BYTES = 400
 
@@ -137,36 +139,42 @@ def save(url: str, tuning: Tuning) -> Path:
 
 
 def one_shot_s(tuning: Tuning, n: int, size: int) -> float:
-    """Everybody sends all of it and reads everybody's: one way through the store, n times the bytes down."""
+    """Everybody sends all of it and reads everybody's: one way through one node of the store, n times the bytes down."""
     message = size + OVERHEAD_BYTES
     link = n * message / tuning.link_bytes_per_s
     store = n * (n + 1) * message / tuning.store_bytes_per_s + n * (n + 1) * tuning.command_s
     return 2 * tuning.round_trip_s + max(link, store)
 
 
-def hierarchical_s(tuning: Tuning, n: int, shards: int, size: int) -> float:
-    """`shards` owners aggregate a part each: two ways through the store."""
+def hierarchical_s(tuning: Tuning, n: int, shards: int, size: int, nodes: int = 1) -> float:
+    """`shards` owners aggregate a part each: two ways through the store, whose `nodes` share the chunks."""
     shard = size / shards + OVERHEAD_BYTES
     owner_down = (n - 1) * shard + (shards - 1) * shard
     link = max(owner_down, shards * shard) / tuning.link_bytes_per_s
     owner_work = (n + 1) * shard / COMPUTE_BYTES_PER_S
     commands = 2 * n * shards + 2 * shards + (n + 1) * shards + 2 * n
     store = (3 * n - 2) * shards * shard / tuning.store_bytes_per_s + commands * tuning.command_s
-    return 4 * tuning.round_trip_s + owner_work + max(link, store)
+    busy = min(nodes, shards * max(1, size // shards // CHUNK_BYTES_LEAST))
+    return 4 * tuning.round_trip_s + owner_work + max(link, store / busy)
+
+
+def _numbers_of_shards(n: int, nodes: int) -> list[int]:
+    """What may be chosen: as many for one node as for another, where there are enough."""
+    return [m for m in range(1, n + 1) if m < nodes or m % nodes == 0]
 
 
 @lru_cache(maxsize=1024)
-def choose(tuning: Tuning, algorithm: str, n: int, size: int, one_shot_limit: int) -> tuple[str, int]:
-    """The algorithm for `size` encoded bytes over `n` workers, and its number of shards (0 for one-shot).
+def choose(tuning: Tuning, algorithm: str, n: int, size: int, one_shot_limit: int, nodes: int = 1) -> tuple[str, int]:
+    """The algorithm for `size` encoded bytes over `n` workers and a store of `nodes`; its number of shards (0: one-shot).
 
     `algorithm` is one of ALGORITHMS; one-shot is for values of at most `one_shot_limit` bytes, else hierarchical steps in.
     """
     if algorithm == "centralised":
         return "hierarchical", 1
-    shards = min((m for m in range(1, n + 1)), key=lambda m: (hierarchical_s(tuning, n, m, size), -m))
+    shards = min(_numbers_of_shards(n, nodes), key=lambda m: (hierarchical_s(tuning, n, m, size, nodes), -m))
     if size > one_shot_limit or algorithm == "hierarchical":
         return "hierarchical", shards
-    if algorithm == "one-shot" or one_shot_s(tuning, n, size) < hierarchical_s(tuning, n, shards, size):
+    if algorithm == "one-shot" or one_shot_s(tuning, n, size) < hierarchical_s(tuning, n, shards, size, nodes):
         return "one-shot", 0
     return "hierarchical", shards
 
