@@ -1,12 +1,13 @@
 """What a store spends on a collective of many workers: processor's time, commands, connections, memory.
 
-    python -m bench.many_workers [--workers 8 16 32 64 128] [--floats 100000 1000] [--rounds 30] [--json PATH]
+    python -m bench.many_workers [--workers 8 16 32 64 128] [--floats 100000 1000] [--rounds 20] [--passes 3] [--json PATH]
     python -m bench.many_workers --workers 64 --shards 1 2 4 8 16 32 64     each number of shards, in turn
     python -m bench.many_workers --tuning network ...     as the model has it for functions beside a store of 10 Gbit/s
 
 The workers are threads of a few processes, each with connections of its own: a collective releases the GIL. All check
 their result against NumPy's mean, and every round's bits against one another's. The store is a valkey-server with a
-unix socket; what it spends is INFO's used_cpu_user + used_cpu_sys and commandstats, after less before, over all rounds.
+unix socket; what it spends is INFO's used_cpu_user + used_cpu_sys and commandstats, after less before, over all rounds;
+of the passes, which take all cases in turn, that with the least time counts, for others on the machine only add.
 The last column is the exponent e of n^e by which the store's time has grown since the smallest n; bar for 100,000
 floats: 1.1 from 8 to 128. Linux.
 """
@@ -63,7 +64,13 @@ class Case:
 
 
 def gradient(rank: int, floats: int) -> Any:
-    return np.random.default_rng(rank).standard_normal(floats, dtype=np.float32)
+    """Float32, of shape (floats,)."""
+    return np.random.default_rng(0).standard_normal(floats, dtype=np.float32) * np.float32(1 + rank / 8)
+
+
+def mean(n: int, floats: int) -> Any:
+    """Of n workers' gradients."""
+    return gradient(0, floats) * np.float32(1 + (n - 1) / 16)
 
 
 class _Group:
@@ -127,7 +134,7 @@ class _Group:
         """Each round's bits, which must be the same on all workers here; the mean must be NumPy's."""
         assert all(sums == self.sums[0] for sums in self.sums), "workers of one process have different bits"
         for result in self.results:
-            np.testing.assert_allclose(result, expected, rtol=2e-3, atol=2e-3)
+            np.testing.assert_allclose(result, expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
         return self.sums[0]
 
     def close(self) -> None:
@@ -149,8 +156,7 @@ def _process(case: Case, ranks: range, url: str, rounds: int, everyone: Any, mea
         group.reduce(rounds)
         measuring.wait(DEADLINE_S)
         measuring.wait(DEADLINE_S)
-        expected = np.mean([gradient(rank, case.floats) for rank in range(case.workers)], axis=0)
-        sums = group.check(expected)
+        sums = group.check(mean(case.workers, case.floats))
         group.close()
         results.put((sums, [max(row) for row in zip(*group.seconds, strict=True)], ""))
     except BaseException as error:
@@ -252,7 +258,8 @@ def main() -> None:
     parser.add_argument("--shards", type=int, nargs="+", default=[0], help="0: what the model chooses")
     parser.add_argument("--tuning", choices=list(TUNINGS), default="local")
     parser.add_argument("--codec", default="fp16")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--json", type=Path, metavar="PATH")
     options = parser.parse_args()
@@ -261,7 +268,8 @@ def main() -> None:
         for floats, n, shards in product(options.floats, options.workers, options.shards)
         if shards <= n
     ]
-    rows = [measure(case, options.rounds, options.processes) for case in cases]
+    passes = [[measure(case, options.rounds, options.processes) for case in cases] for _ in range(options.passes)]
+    rows = [min(of_case, key=lambda row: row["store_cpu_ms"]) for of_case in zip(*passes, strict=True)]
     show(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -15,13 +15,11 @@ from itertools import pairwise
 
 from smlt.collective import _native
 from smlt.collective.codecs import block_elements, wire_bytes, wire_size
+from smlt.collective.tuning import CHUNK_BYTES as CHUNK_BYTES  # who cuts asks here
+from smlt.collective.tuning import CHUNK_BYTES_TUNED_MIN as CHUNK_BYTES_TUNED_MIN
 from smlt.collective.tuning import Tuning, choose
 
-#: A chunk's content on the wire, at most: an encoded chunk, its source and the accumulator fit in a core's cache together.
-CHUNK_BYTES = 256 * 1024
 CHUNK_BYTES_MIN, CHUNK_BYTES_MAX = 64, 8 << 20
-#: What `tuning` chooses from.
-CHUNK_BYTES_TUNED_MIN = 64 * 1024
 CHUNK_ELEMENTS = 131_072
 #: Beside each chunk of a one-shot contribution (csrc/one_shot.c).
 PART_HEADER_BYTES = 4
