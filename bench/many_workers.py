@@ -3,6 +3,7 @@
     python -m bench.many_workers [--workers 8 16 32 64 128] [--floats 100000 1000] [--rounds 20] [--passes 3] [--json PATH]
     python -m bench.many_workers --workers 64 --shards 1 2 4 8 16 32 64     each number of shards, in turn
     python -m bench.many_workers --tuning network ...     as the model has it for functions beside a store of 10 Gbit/s
+    python -m bench.many_workers --simulated ...          beside what bench/simulator makes of the same
 
 The workers are threads of a few processes, each with connections of its own: a collective releases the GIL. All check
 their result against NumPy's mean, and every round's bits against one another's. The store is a valkey-server with a
@@ -251,6 +252,36 @@ def show(rows: list[Row]) -> None:
         print("       " + ", ".join(parts))
 
 
+#: Commands whose number follows from the plan alone; that of the others depends on how many tokens are read together.
+PLANNED = ("set", "xadd", "unlink")
+
+
+def simulate(row: Row) -> Row:
+    """The same all-reduce in the simulator, on constants fitted to up to eight workers."""
+    from bench.simulator import calibration, collective
+    from bench.simulator.strategies import Gradient
+
+    tuning, place = TUNINGS[row["tuning"]], calibration.load().places["local"]
+    gradient = Gradient(row["floats"], row["codec"])
+    found = collective.smlt(place, row["workers"], gradient, tuning=tuning, rounds=3, shards=row["shards"])
+    return {"store_cpu_ms": found.store_cpu_s * 1e3, "seconds": found.seconds, "commands": found.calls}
+
+
+def show_simulated(rows: list[Row]) -> None:
+    """Simulated over measured. AssertionError when a number of commands differs that a plan fixes."""
+    print("\nsimulated / measured (commands: simulated, measured)")
+    for row in rows:
+        found = row["simulated"] = simulate(row)
+        made, counted = found["commands"], row["commands"]
+        for name in PLANNED:
+            assert round(made.get(name, 0)) == round(counted.get(name, 0)), f"{name}: {made} simulated, {counted} measured"
+        others = ", ".join(f"{name} {made.get(name, 0):,.0f}, {counted.get(name, 0):,.0f}" for name in ("mget", "xread"))
+        print(
+            f"{row['workers']:4} {row['floats']:8,} m = {row['shards']:<3} store CPU {found['store_cpu_ms'] / row['store_cpu_ms']:5.2f}"
+            f"   time {found['seconds'] / row['seconds']:5.2f}   set, xadd, unlink the same; {others}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[8, 16, 32, 64, 128])
@@ -261,6 +292,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--simulated", action="store_true")
     parser.add_argument("--json", type=Path, metavar="PATH")
     options = parser.parse_args()
     cases = [
@@ -271,6 +303,8 @@ def main() -> None:
     passes = [[measure(case, options.rounds, options.processes) for case in cases] for _ in range(options.passes)]
     rows = [min(of_case, key=lambda row: row["store_cpu_ms"]) for of_case in zip(*passes, strict=True)]
     show(rows)
+    if options.simulated:
+        show_simulated(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -90,7 +90,7 @@ class Tuning:
 #: Round figures: a Valkey on this machine that shares its cores with the workers, and functions of 600 Mbit/s beside a
 #: store of 10 Gbit/s.
 LOCAL = Tuning(round_trip_s=60e-6, command_s=5e-6, link_bytes_per_s=2e9, store_bytes_per_s=3e9)
-NETWORK = Tuning(round_trip_s=500e-6, command_s=3e-6, link_bytes_per_s=75e6, store_bytes_per_s=1.25e9)
+NETWORK = Tuning(round_trip_s=500e-6, command_s=6e-6, link_bytes_per_s=75e6, store_bytes_per_s=1.25e9)
 
 
 def cache_path() -> Path:

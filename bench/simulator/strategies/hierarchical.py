@@ -54,6 +54,7 @@ class _Member:
         "fetched",
         "fetching",
         "left",
+        "missing",
         "read",
         "reading",
         "sending",
@@ -69,6 +70,7 @@ class _Member:
         self.contributions: list[_Unit] = []  # to fetch
         self.aggregates: list[_Unit] = []
         self.sending = False
+        self.missing = [0] * nodes  # tokens that are to come from this node: nobody waits for more
         self.reading: list[bool] = [False] * nodes  # blocked in XREAD at this node
         self.read: list[list[tuple[str, _Unit]]] = [[] for _ in range(nodes)]  # tokens there and not read yet
 
@@ -108,7 +110,6 @@ class Hierarchical:
             ]
             for c in range(rounds)
         ]
-        self.stores = list({unit.store.number: unit.store for units in self.units for unit in units}.values())
         self.members = [self._member(worker) for worker in cluster.workers]
 
     def _member(self, worker: Worker) -> _Member:
@@ -123,12 +124,18 @@ class Hierarchical:
                     left += 2  # to be confirmed; its aggregates to be fetched
                 left += worker.rank in unit.owners  # to be published and confirmed
         uploads.reverse()
-        return _Member(worker, uploads, left, len(self.cluster.stores))
+        member = _Member(worker, uploads, left, len(self.cluster.stores))
+        for units in self.units:
+            for unit in units:
+                is_owner = worker.rank in unit.owners
+                member.missing[unit.store.number] += is_owner + (not is_owner or len(unit.owners) > 1)
+        return member
 
     def begin(self, rank: int) -> None:
         member = self.members[rank]
-        for store in self.stores:
-            self._wait(member, store)
+        for store in self.cluster.stores:
+            if member.missing[store.number]:
+                self._wait(member, store)
         self._forget(member)
         self._send(member)
 
@@ -221,7 +228,8 @@ class Hierarchical:
                 member.contributions.append(unit)
             elif kind == "aggregates":
                 member.aggregates.append(unit)
-        if member.left:
+            member.missing[store.number] -= kind in ("contributions", "aggregates")
+        if member.missing[store.number]:
             self._wait(member, store)
         self._fetch(member)
 
