@@ -25,7 +25,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,13 @@ class _Group:
 
         def open_one(index: int) -> None:
             self.comms[index] = Communicator(
-                url, job="many", rank=ranks[index], world_size=case.workers, codec=case.codec, tuning=tuning, timeout_s=DEADLINE_S
+                url,
+                job="many",
+                rank=ranks[index],
+                world_size=case.workers,
+                codec=case.codec,
+                tuning=tuning,
+                timeout_s=DEADLINE_S,
             )
 
         self.together(open_one)
@@ -182,8 +188,10 @@ def measure(case: Case, rounds: int, processes: int) -> Row:
     everyone, measuring, results = fork.Barrier(count), fork.Barrier(count + 1), fork.Queue()
     with EmbeddedStore(settings={"hz": "10"}) as store:
         started = [
-            fork.Process(target=_process, args=(case, range(a, b), store.url, rounds, everyone, measuring, results), daemon=True)
-            for a, b in zip(cuts, cuts[1:], strict=False)
+            fork.Process(
+                target=_process, args=(case, range(a, b), store.url, rounds, everyone, measuring, results), daemon=True
+            )
+            for a, b in pairwise(cuts)
         ]
         for process in started:
             process.start()
@@ -234,8 +242,10 @@ def measure(case: Case, rounds: int, processes: int) -> Row:
 
 
 def show(rows: list[Row]) -> None:
-    print(f"{'n':>4} {'floats':>8} {'algorithm':>15} {'store CPU':>10} {'all-reduce':>11} {'commands':>9} {'clients':>8} {'peak MB':>8}"
-          f" {'exponent':>9}")
+    print(
+        f"{'n':>4} {'floats':>8} {'algorithm':>15} {'store CPU':>10} {'all-reduce':>11} {'commands':>9} {'clients':>8} {'peak MB':>8}"
+        f" {'exponent':>9}"
+    )
     first: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         key = (row["floats"], row["tuning"], row["codec"])

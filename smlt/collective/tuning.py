@@ -179,7 +179,7 @@ def hierarchical_s(tuning: Tuning, n: int, shards: int, size: int, nodes: int = 
     serial = sum(max(limit) for limit in limits) + (n + 1) * shard / COMPUTE_BYTES_PER_S
     thread = sum(limit[2] for limit in limits)
     busy = (gather[0] + spread[0], up[0] + publish[0], gather[1] + spread[1], up[1] + publish[1], thread)
-    overlapped = sum(seconds**NOT_AT_ONCE for seconds in busy) ** (1 / NOT_AT_ONCE)
+    overlapped: float = sum(seconds**NOT_AT_ONCE for seconds in busy) ** (1 / NOT_AT_ONCE)
     return 4 * tuning.round_trip_s + overlapped + max(0.0, serial - overlapped) / rounds
 
 

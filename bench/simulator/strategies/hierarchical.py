@@ -172,9 +172,7 @@ class Hierarchical:
         # A token that is not read together with others wakes its owner: with blocks of one that is simulated, else counted.
         extra = count * (2.0 if self.block > 1 else 0.0)
         calls = (("set", count), ("xadd", count))
-        self.cluster.up(
-            member.worker, unit.store, "up", size, 2 * count + extra, self._stored, member, unit, size, calls=calls
-        )
+        self.cluster.up(member.worker, unit.store, "up", size, 2 * count + extra, self._stored, member, unit, size, calls=calls)
         member.sending = False
         self._send(member)
 
