@@ -242,10 +242,17 @@ def measure(case: Case, rounds: int, processes: int) -> Row:
 
 
 def show(rows: list[Row]) -> None:
-    print(
-        f"{'n':>4} {'floats':>8} {'algorithm':>15} {'store CPU':>10} {'all-reduce':>11} {'commands':>9} {'clients':>8} {'peak MB':>8}"
-        f" {'exponent':>9}"
-    )
+    widths = {
+        "n": 4,
+        "floats": 8,
+        "algorithm": 15,
+        "store CPU": 10,
+        "all-reduce": 11,
+        "commands": 9,
+        "clients": 8,
+        "peak MB": 8,
+    }
+    print(" ".join(f"{name:>{width}}" for name, width in widths.items()) + "  exponent")
     first: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         key = (row["floats"], row["tuning"], row["codec"])
@@ -286,9 +293,10 @@ def show_simulated(rows: list[Row]) -> None:
         for name in PLANNED:
             assert round(made.get(name, 0)) == round(counted.get(name, 0)), f"{name}: {made} simulated, {counted} measured"
         others = ", ".join(f"{name} {made.get(name, 0):,.0f}, {counted.get(name, 0):,.0f}" for name in ("mget", "xread"))
+        cpu, seconds = found["store_cpu_ms"] / row["store_cpu_ms"], found["seconds"] / row["seconds"]
         print(
-            f"{row['workers']:4} {row['floats']:8,} m = {row['shards']:<3} store CPU {found['store_cpu_ms'] / row['store_cpu_ms']:5.2f}"
-            f"   time {found['seconds'] / row['seconds']:5.2f}   set, xadd, unlink the same; {others}"
+            f"{row['workers']:4} {row['floats']:8,} m = {row['shards']:<3} store CPU {cpu:5.2f}   time {seconds:5.2f}"
+            f"   set, xadd, unlink the same; {others}"
         )
 
 

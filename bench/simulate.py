@@ -56,9 +56,8 @@ def _run(options: argparse.Namespace) -> list[Row]:
     setting = study.Setting(fitted, core_speed=options.core_speed, local_batch=options.local_batch, memory_mb=options.memory)
     models = [MODELS[name] for name in options.models]
     if options.run:
-        rows = study.one_run(
-            setting, MODELS[options.run], options.workers[0], (options.nodes or [1])[0], options.epochs, options.seed
-        )
+        nodes = options.nodes[0] if options.nodes else 1
+        rows = study.one_run(setting, MODELS[options.run], options.workers[0], nodes, options.epochs, options.seed)
         tables.show_run(rows[0])
     elif options.store:
         counts = options.nodes or study.NODES_COUNTS
