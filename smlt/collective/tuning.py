@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -101,13 +102,19 @@ def cache_path() -> Path:
 
 
 def _place(url: str) -> str:
-    """What the constants depend on: the store's host and port; all sockets of this machine are alike."""
+    """What the constants depend on: the (first) store's host and port; all sockets of this machine are alike."""
+    url = _first(url)
     parts = urlsplit(url)
     return "local" if _is_local(url) else f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}"
 
 
+def _first(url: str) -> str:
+    """Of several nodes, which are taken to be alike."""
+    return re.split(r",(?=[a-z+]+://)", url)[0]
+
+
 def _is_local(url: str) -> bool:
-    parts = urlsplit(url)
+    parts = urlsplit(_first(url))
     return parts.scheme == "unix" or parts.hostname in (None, "localhost", "127.0.0.1", "::1")
 
 
