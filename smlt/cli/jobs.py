@@ -166,6 +166,9 @@ def train(
     store_node: Annotated[
         str | None, typer.Option(metavar="NODE", help="What that store runs on, for the bill: cache.t4g.small, t4g.small, ...")
     ] = None,
+    store_nodes: Annotated[
+        int | None, typer.Option(metavar="K", min=1, help="How many of them.", show_default="as many as the store's URL lists")
+    ] = None,
     deadline: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="End within 90m, 2h, 1h30m: workers are chosen, and changed, toward that."),
@@ -238,6 +241,7 @@ def train(
         "function": function,
         "store_tunnel": store_tunnel,
         "store_node": store_node,
+        "store_nodes": store_nodes,
         "deadline_s": None if deadline is None else parse_duration(deadline),
         "budget_usd": None if budget is None else parse_usd(budget),
         "tune": tune or deadline is not None or budget is not None or None,

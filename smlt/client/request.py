@@ -65,6 +65,7 @@ class RunRequest:
     metrics_port: int | None = None  # for Prometheus; 0: any free one
     metrics_host: str = "127.0.0.1"
     store_node: str | None = None  # what that store runs on ("cache.t4g.small"): its hours are on the bill
+    store_nodes: int | None = None  # how many of them; None: as many as `store` lists
 
     @property
     def goal(self) -> Goal:

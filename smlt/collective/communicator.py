@@ -177,6 +177,11 @@ class Communicator:
         return self._session.calls if self._session is not None else self._alone
 
     @property
+    def node_count(self) -> int:
+        """How many nodes the store has, as the collectives use it."""
+        return len(self._session.places) if self._session is not None else 1
+
+    @property
     def session_number(self) -> str | None:
         """The name of this meeting of the workers in the store; None for a worker alone."""
         return self._session.number if self._session is not None else None
@@ -306,7 +311,7 @@ class Communicator:
     def barrier(self) -> None:
         """Return when every worker has called it. Errors as for `allreduce`."""
         segments = fuse([], None)
-        plan = reduce_plan((segments[0].type,), self.world_size, self.chunk_bytes, self.tuning, self.algorithm)
+        plan = reduce_plan((segments[0].type,), self.world_size, self.chunk_bytes, self.tuning, self.algorithm, self.node_count)
         self._begin("barrier", "", [], segments, plan, lambda: None).wait()
 
     @property
@@ -391,7 +396,12 @@ class Communicator:
             check_outs(leaves, outs)
         segments = fuse(leaves, outs)
         plan = reduce_plan(
-            tuple(segment.type for segment in segments), self.world_size, self.chunk_bytes, self.tuning, self.algorithm
+            tuple(segment.type for segment in segments),
+            self.world_size,
+            self.chunk_bytes,
+            self.tuning,
+            self.algorithm,
+            self.node_count,
         )
         if feedback is None or self._session is None:  # alone, nothing is encoded
             return self._begin(
