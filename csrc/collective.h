@@ -131,12 +131,12 @@ typedef struct {
     size_t contributions, aggregates; /* bytes; of aggregates also what is reserved */
     size_t asked_bytes;               /* asked for since nothing was outstanding */
     int blocked;                      /* something waits for credit */
-    published_chunk *published;       /* [first, count): in the order of publication, not known to be read by all */
-    size_t first, count, capacity;
-    uint64_t question;    /* the last one that this worker has asked */
-    size_t in_question;   /* it was about so many chunks from `first` on; 0: it is settled */
-    uint64_t *answered;   /* by rank: the last question that it has answered */
-    open_question *asked; /* by rank: its question to this worker */
+    published_chunk *published;       /* by step: what is not known to be read by all */
+    size_t count, capacity;
+    uint64_t question;                  /* the last one that this worker has asked */
+    size_t question_first, in_question; /* it was about these of `published`; none: it is settled */
+    uint64_t *answered;                 /* by rank: the last question that it has answered */
+    open_question *asked;               /* by rank: its question to this worker */
 } node_credit;
 
 /* A node of the store as this worker sees it: the names of what lies there, the lanes to it, and what is under way on them. */

@@ -121,16 +121,11 @@ void smlt_unreserve_aggregate(const smlt_engine *engine, smlt_node *node, size_t
     if (engine->credit) give_back(&node->credit.aggregates, bytes);
 }
 
-/* Of what was published and reserved; 0 when memory is out. */
+/* A chunk that was reserved is published; 0 when memory is out. */
 int smlt_note_published(smlt_engine *engine, smlt_node *node, collective *c, uint32_t chunk) {
     node_credit *credit = &node->credit;
     if (!engine->credit) return 1;
     c->work[node->number].unpublished--;
-    if (credit->first > 0 && credit->count == credit->capacity) {
-        credit->count -= credit->first;
-        memmove(credit->published, credit->published + credit->first, credit->count * sizeof *credit->published);
-        credit->first = 0;
-    }
     if (credit->count == credit->capacity) {
         size_t capacity = credit->capacity ? 2 * credit->capacity : 64;
         published_chunk *published = realloc(credit->published, capacity * sizeof *published);
@@ -138,43 +133,54 @@ int smlt_note_published(smlt_engine *engine, smlt_node *node, collective *c, uin
         credit->published = published;
         credit->capacity = capacity;
     }
-    credit->published[credit->count++] = (published_chunk){
+    size_t at = credit->count++;
+    for (; at > 0 && credit->published[at - 1].place.step > c->step; at--) credit->published[at] = credit->published[at - 1];
+    if (at <= credit->question_first) credit->question_first++;
+    credit->published[at] = (published_chunk){
         .place = {c->step, chunk}, .reader = c->chunks[chunk].reader, .bytes = smlt_chunk_stored_bytes(c, chunk)};
     return 1;
 }
 
-static void delete_aggregates(smlt_engine *engine, smlt_node *node, size_t count) {
+static void delete_aggregates(smlt_engine *engine, smlt_node *node, size_t first, size_t count) {
     node_credit *credit = &node->credit;
+    published_chunk *entries = credit->published + first;
     if (count == 0) return;
-    smlt_delete_aggregates(engine, node, credit->published + credit->first, count);
-    for (size_t end = credit->first + count; credit->first < end; credit->first++) {
-        const published_chunk *entry = &credit->published[credit->first];
-        collective *c = smlt_find(engine, entry->place.step);
-        if (c) c->gone[entry->place.chunk - c->own_first] = 1;
-        give_back(&credit->aggregates, entry->bytes);
+    smlt_delete_aggregates(engine, node, entries, count);
+    for (size_t i = 0; i < count; i++) {
+        collective *c = smlt_find(engine, entries[i].place.step);
+        if (c) c->gone[entries[i].place.chunk - c->own_first] = 1;
+        give_back(&credit->aggregates, entries[i].bytes);
     }
-    credit->in_question -= count < credit->in_question ? count : credit->in_question;
+    memmove(entries, entries + count, (credit->count - first - count) * sizeof *entries);
+    credit->count -= count;
 }
 
 /* All collectives up to `completed` are, everywhere. */
 void smlt_delete_read_aggregates(smlt_engine *engine, smlt_node *node, uint64_t completed) {
-    const node_credit *credit = &node->credit;
-    size_t end = credit->first;
-    while (end < credit->count && credit->published[end].place.step <= completed) end++;
-    delete_aggregates(engine, node, end - credit->first);
+    node_credit *credit = &node->credit;
+    size_t count = 0;
+    while (count < credit->count && credit->published[count].place.step <= completed) count++;
+    delete_aggregates(engine, node, 0, count);
+    size_t before = credit->question_first < count ? credit->question_first : count, asked = count - before;
+    credit->question_first -= before;
+    credit->in_question -= asked < credit->in_question ? asked : credit->in_question;
 }
 
-/* Past the half, or when something waits: ask who has read the older half. */
+/* Past the half, or when something waits: ask who has read what is published of the earliest collective, half of all at most. A
+ * question about a later one is dropped: not everyone may have come to that. */
 void smlt_ask_who_has_read(smlt_engine *engine, smlt_node *node) {
     node_credit *credit = &node->credit;
-    if (credit->in_question || credit->first == credit->count) return;
+    if (credit->count == 0 || (credit->in_question && credit->question_first == 0)) return;
     if (!credit->blocked && credit->aggregates < engine->credit / 2) return;
     char text[SMLT_TOKEN_TEXT_MAX];
     size_t bytes = 0, count = 0;
-    for (; count < SMLT_PLACES_MAX && credit->first + count < credit->count && bytes < credit->aggregates / 2; count++) {
-        smlt_place_pack(text + count * SMLT_PLACE_BYTES, credit->published[credit->first + count].place);
-        bytes += credit->published[credit->first + count].bytes;
+    for (; count < credit->count && count < SMLT_PLACES_MAX && bytes < credit->aggregates / 2; count++) {
+        const published_chunk *entry = &credit->published[count];
+        if (entry->place.step != credit->published[0].place.step) break;
+        smlt_place_pack(text + count * SMLT_PLACE_BYTES, entry->place);
+        bytes += entry->bytes;
     }
+    credit->question_first = 0;
     credit->in_question = count;
     credit->question++;
     smlt_tell(engine, node, -1,
@@ -187,8 +193,8 @@ void smlt_ask_who_has_read(smlt_engine *engine, smlt_node *node) {
 /* Who has completed a collective has read it; a chunk for one reader is nobody else's business. */
 static int is_settled_for(const smlt_engine *engine, const node_credit *credit, int rank) {
     if (rank == engine->rank || credit->answered[rank] == credit->question) return 1;
-    for (size_t i = credit->first; i < credit->first + credit->in_question; i++) {
-        const published_chunk *entry = &credit->published[i];
+    for (size_t i = 0; i < credit->in_question; i++) {
+        const published_chunk *entry = &credit->published[credit->question_first + i];
         if ((entry->reader == 0 || entry->reader == rank + 1) && entry->place.step > engine->completed_by[rank]) return 0;
     }
     return 1;
@@ -198,7 +204,8 @@ static void take_answer(smlt_engine *engine, smlt_node *node, const smlt_token *
     node->credit.answered[token->rank] = token->digest;
     for (int rank = 0; rank < engine->world_size; rank++)
         if (!is_settled_for(engine, &node->credit, rank)) return;
-    delete_aggregates(engine, node, node->credit.in_question);
+    delete_aggregates(engine, node, node->credit.question_first, node->credit.in_question);
+    node->credit.question_first = node->credit.in_question = 0;
 }
 
 /* ---- aggregates: who reads them ---- */
@@ -261,8 +268,9 @@ void smlt_take_word_of_credit(smlt_engine *engine, smlt_node *node, const smlt_t
 void smlt_credit_reconnected(smlt_engine *engine, smlt_node *node) {
     node_credit *credit = &node->credit;
     if (!engine->credit) return;
-    credit->contributions = credit->aggregates = credit->in_question = 0;
-    for (size_t i = credit->first; i < credit->count; i++) credit->aggregates += credit->published[i].bytes;
+    credit->contributions = credit->aggregates = 0;
+    credit->question_first = credit->in_question = 0;
+    for (size_t i = 0; i < credit->count; i++) credit->aggregates += credit->published[i].bytes;
     for (const collective *c = engine->active; c; c = c->next)
         for (uint32_t chunk = 0; c->result.status == SMLT_ACTIVE && chunk < c->chunk_count; chunk++)
             if (c->node[chunk] == node->number && is_live(c, chunk)) credit->contributions += smlt_chunk_stored_bytes(c, chunk);
