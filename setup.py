@@ -1,7 +1,7 @@
 """The native extensions: Cython over the plain C of csrc. Everything else stands in pyproject.toml.
 
-SMLT_ABI3=1 in the environment builds it for the stable ABI of Python 3.11: one binary of each for every Python from there on. The
-released wheels are made so (release/wheels.py).
+SMLT_ABI3=1 in the environment builds it for the stable ABI of Python 3.11: one binary of each
+for every Python from there on. The released wheels are made so (release/wheels.py).
 """
 
 import os

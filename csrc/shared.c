@@ -230,10 +230,12 @@ static uint32_t reached(const smlt_shared *shared, int local_rank, int what, uin
 /* The local ranks that have not yet done `what` to `block`. What follows from how far this process is: nobody is further
  * than a ring ahead of what it has taken, and nobody behind what all must have done before it could go on. */
 static uint64_t behind(const smlt_shared *shared, int what, uint32_t block, int *garbled) {
-    uint32_t low = what == FILLED ? shared->mine[REDUCED] : what == REDUCED ? shared->mine[TAKEN]
-                                                                           : shared->mine[FILLED] - shared->ring;
-    uint32_t high = what == TAKEN ? shared->mine[REDUCED] : what == REDUCED ? shared->mine[FILLED]
-                                                                           : shared->mine[TAKEN] + shared->ring;
+    uint32_t low = what == FILLED    ? shared->mine[REDUCED]
+                   : what == REDUCED ? shared->mine[TAKEN]
+                                     : shared->mine[FILLED] - shared->ring;
+    uint32_t high = what == TAKEN     ? shared->mine[REDUCED]
+                    : what == REDUCED ? shared->mine[FILLED]
+                                      : shared->mine[TAKEN] + shared->ring;
     uint64_t missing = 0;
     for (int r = 0; r < shared->local_size; r++) {
         if (r == shared->local_rank) {
@@ -286,9 +288,7 @@ static void share_of(const smlt_shared *shared, size_t count, int local_rank, si
     *end = *begin + each < count ? *begin + each : count;
 }
 
-static const char *source_of(const block *b) {
-    return (const char *)b->segment->source + b->first * b->kernel->element_bytes;
-}
+static const char *source_of(const block *b) { return (const char *)b->segment->source + b->first * b->kernel->element_bytes; }
 
 static void fill(smlt_shared *shared) {
     block b = next_block(shared, FILLED);
@@ -367,7 +367,7 @@ smlt_shared_status smlt_shared_begin(smlt_shared *shared, const smlt_shared_call
     if (!shared->segments || !shared->kernels) return SMLT_SHARED_NO_MEMORY;
     uint32_t blocks = 0;
     for (int i = 0; i < count; i++) {
-        int operation = call->kind == SMLT_SHARED_REDUCE ? call->operation : SMLT_SUM;
+        int operation = call->kind == SMLT_SHARED_REDUCE ? segments[i].operation : SMLT_SUM;
         if (!smlt_kernel_select(&shared->kernels[i], segments[i].dtype, SMLT_RAW, operation)) return SMLT_SHARED_INVALID;
         if (!fits(shared, call, &segments[i])) return SMLT_SHARED_INVALID;
         shared->segments[i] = segments[i];

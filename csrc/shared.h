@@ -26,23 +26,25 @@
 
 typedef enum {
     SMLT_SHARED_DONE,
-    SMLT_SHARED_AGAIN,     /* the time is over; call again */
-    SMLT_SHARED_MISMATCH,  /* the processes have called different things; all are told so, and all may go on */
-    SMLT_SHARED_FAILED,    /* a process has given up: `smlt_shared_culprit` */
-    SMLT_SHARED_LEFT,      /* one that is waited for has left */
-    SMLT_SHARED_GARBLED,   /* the file holds what none of the processes can have written */
-    SMLT_SHARED_TAKEN,     /* the local rank is another process's */
+    SMLT_SHARED_AGAIN,    /* the time is over; call again */
+    SMLT_SHARED_MISMATCH, /* the processes have called different things; all are told so, and all may go on */
+    SMLT_SHARED_FAILED,   /* a process has given up: `smlt_shared_culprit` */
+    SMLT_SHARED_LEFT,     /* one that is waited for has left */
+    SMLT_SHARED_GARBLED,  /* the file holds what none of the processes can have written */
+    SMLT_SHARED_TAKEN,    /* the local rank is another process's */
     SMLT_SHARED_NO_MEMORY,
-    SMLT_SHARED_INVALID    /* arguments that cannot be */
+    SMLT_SHARED_INVALID /* arguments that cannot be */
 } smlt_shared_status;
 
 typedef enum { SMLT_SHARED_REDUCE, SMLT_SHARED_COPY } smlt_shared_kind;
 typedef enum { SMLT_SHARED_ABSENT, SMLT_SHARED_JOINED, SMLT_SHARED_IS_LEFT, SMLT_SHARED_HAS_FAILED } smlt_shared_state;
 
-/* `count` elements of a dtype of codec.h. `source` and `target` are the same, or do not overlap. `source` may be NULL where
- * it is not read (a copy from another), `target` where the process is no taker. */
+/* `count` elements of a dtype, reduced by an operation of codec.h (of no account in a copy). `source` and `target` are the
+ * same, or do not overlap. `source` may be NULL where it is not read (a copy from another), `target` where the process is no
+ * taker. */
 typedef struct {
     int dtype;
+    int operation;
     const void *source;
     void *target;
     size_t count;
@@ -50,11 +52,10 @@ typedef struct {
 
 typedef struct {
     smlt_shared_kind kind;
-    int operation;      /* of a reduction, as in codec.h */
-    int divisor;        /* of a mean; it may be a mean over more than this machine's processes */
-    int root;           /* of a copy: the local rank that it goes out from */
-    uint64_t takers;    /* a bit for each local rank that wants the result */
-    uint64_t digest;    /* of what all must agree on */
+    int divisor;     /* of a mean; it may be a mean over more than this machine's processes */
+    int root;        /* of a copy: the local rank that it goes out from */
+    uint64_t takers; /* a bit for each local rank that wants the result */
+    uint64_t digest; /* of what all must agree on */
     const char *description;
 } smlt_shared_call;
 

@@ -36,13 +36,12 @@ class Group:
         self,
         *,
         kind: int,
-        operation: int = 1,
         divisor: int = 1,
         root: int = 0,
         takers: int,
         digest: int,
         description: bytes,
-        segments: Sequence[tuple[int, Any, Any, int]],
+        segments: Sequence[tuple[int, int, Any, Any, int]],
     ) -> None: ...
     def run(self, timeout_ms: int) -> int: ...
     def missing(self) -> list[int]: ...

@@ -16,12 +16,12 @@ cdef extern from "shared.h" nogil:
         SMLT_SHARED_REDUCE, SMLT_SHARED_COPY
     ctypedef struct smlt_shared_segment:
         int dtype
+        int operation
         const void *source
         void *target
         size_t count
     ctypedef struct smlt_shared_call:
         smlt_shared_kind kind
-        int operation
         int divisor
         int root
         uint64_t takers
@@ -181,9 +181,9 @@ cdef class Group:
             status = smlt_shared_gather(self.shared, timeout_ms)
         return status
 
-    def begin(self, *, int kind, int operation=1, int divisor=1, int root=0, uint64_t takers, uint64_t digest,
+    def begin(self, *, int kind, int divisor=1, int root=0, uint64_t takers, uint64_t digest,
               bytes description, segments):
-        """Begin a call. `segments`: (dtype, source or None, target or None, count) each; both are held until it has ended.
+        """Begin a call. `segments`: (dtype, operation, source or None, target or None, count) each; the buffers are held until it has ended.
 
         ValueError for what does not fit.
         """
@@ -197,15 +197,15 @@ cdef class Group:
         try:
             if native == NULL or self.held == NULL:
                 raise MemoryError
-            for i, (dtype, source, target, elements) in enumerate(segments):
+            for i, (dtype, operation, source, target, elements) in enumerate(segments):
                 native[i].dtype = dtype
+                native[i].operation = operation
                 native[i].count = elements
                 if source is not None:
                     native[i].source = self._hold(source, PyBUF_ANY_CONTIGUOUS, dtype, elements)
                 if target is not None:
                     native[i].target = self._hold(target, PyBUF_ANY_CONTIGUOUS | PyBUF_WRITABLE, dtype, elements)
             call.kind = <smlt_shared_kind>kind
-            call.operation = operation
             call.divisor = divisor
             call.root = root
             call.takers = takers
