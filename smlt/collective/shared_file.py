@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
 import stat
 import struct
 import tempfile
@@ -64,7 +65,10 @@ def living_maker(path: Path) -> int | None:
 
 def sweep(folder: Path) -> None:
     """Delete what this user's dead processes have left."""
+    named = re.compile(rf"smlt-{os.geteuid()}-[0-9a-f]{{16}}(\.\d+)?")
     for path in folder.glob(f"smlt-{os.geteuid()}-*"):
+        if named.fullmatch(path.name) is None:
+            continue
         pid = path.suffix[1:]
         if pid.isdigit():  # one that was being made
             if _shared.process_start(int(pid)) == 0:

@@ -209,8 +209,8 @@ class SharedGroup:
         absent = [r for r, member in members.items() if member.pid == 0]
         if absent:
             raise WorkerLostError(
-                f"{self._where()}: local {_ranks(absent)} of {self.local_size} did not come within {self.timeout_s:g} s: were they "
-                "started, with the same job, local_size and user?",
+                f"{self._where()}: local {_ranks(absent)} of {self.local_size} did not come within {self.timeout_s:g} s: "
+                "were they started, with the same job, local_size and user?",
                 [],
                 self.step,
             )
@@ -284,10 +284,9 @@ class SharedGroup:
             return _shared.Group(memory, self.local_rank, self.local_size, self._key)
         except ValueError:
             found = HEADER.unpack_from(memory[: HEADER.size])[5] if len(memory) >= HEADER.size else 0
-            said = (
-                f"it is for {found} processes, not {self.local_size}" if 0 < found <= _shared.MEMBERS_MAX else "it is garbled"
-            )
-            raise ConfigError(f"{self.name}: the shared memory that local rank 0 has made does not fit: {said}") from None
+            other = 0 < found <= _shared.MEMBERS_MAX and found != self.local_size
+            said = f"is for {found} processes, not {self.local_size}" if other else "is garbled"
+            raise ConfigError(f"{self.name}: the shared memory that local rank 0 has made {said}") from None
 
     def _find(self, deadline: float) -> tuple[mmap.mmap, _shared.Group]:
         """Wait for local rank 0 to make the file, and take the place in it."""
