@@ -14,7 +14,7 @@ from setuptools import Extension, setup
 # Free-threaded Python has no stable ABI before 3.15: there the build is for that one version, whatever was asked for.
 abi3 = os.environ.get("SMLT_ABI3", "0") == "1" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-SHARED, CODEC = sorted(glob("csrc/shared*.c")), sorted(glob("csrc/codec*.c"))
+SHARED = sorted(glob("csrc/shared*.c"))
 
 
 def extension(name: str, sources: list[str]) -> Extension:
@@ -40,7 +40,7 @@ def extension(name: str, sources: list[str]) -> Extension:
 
 extensions = [
     extension("_native", sorted(set(glob("csrc/*.c")) - set(SHARED))),
-    extension("_shared", SHARED + CODEC),
+    extension("_shared", [*SHARED, "csrc/codec_feedback.c", "csrc/codec_raw.c"]),
 ]
 
 setup(

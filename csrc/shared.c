@@ -1,7 +1,7 @@
 /* The ring of blocks among the processes of a machine: see shared.h. */
 #include "shared.h"
 
-#include "codec.h"
+#include "codec_paths.h"
 #include "shared_wait.h"
 
 #include <stdatomic.h>
@@ -350,6 +350,11 @@ static void take(smlt_shared *shared) {
 
 /* ---- a call ---- */
 
+/* Memory is slower than the additions: kernels for one processor would be no faster. */
+static int select_kernel(smlt_kernel *kernel, int dtype, int operation) {
+    return operation >= 0 && operation < SMLT_OPERATIONS && smlt_raw_select(kernel, dtype, operation);
+}
+
 static int fits(const smlt_shared *shared, const smlt_shared_call *call, const smlt_shared_segment *segment) {
     int reduces = call->kind == SMLT_SHARED_REDUCE, takes = (int)(call->takers >> shared->local_rank & 1);
     int reads = reduces || call->root == shared->local_rank;
@@ -368,7 +373,7 @@ smlt_shared_status smlt_shared_begin(smlt_shared *shared, const smlt_shared_call
     uint32_t blocks = 0;
     for (int i = 0; i < count; i++) {
         int operation = call->kind == SMLT_SHARED_REDUCE ? segments[i].operation : SMLT_SUM;
-        if (!smlt_kernel_select(&shared->kernels[i], segments[i].dtype, SMLT_RAW, operation)) return SMLT_SHARED_INVALID;
+        if (!select_kernel(&shared->kernels[i], segments[i].dtype, operation)) return SMLT_SHARED_INVALID;
         if (!fits(shared, call, &segments[i])) return SMLT_SHARED_INVALID;
         shared->segments[i] = segments[i];
         size_t each = block_elements(shared, i);

@@ -56,12 +56,12 @@ cdef extern from "shared.h" nogil:
     uint64_t smlt_process_start(int64_t pid)
     uint64_t smlt_process_namespace()
 
-cdef extern from "codec.h" nogil:
+cdef extern from "codec_paths.h" nogil:
     ctypedef struct smlt_kernel:
         size_t element_bytes
         size_t accumulator_bytes
         int (*finish)(void *accumulator, size_t n, int world_size, int shift)
-    int smlt_kernel_select(smlt_kernel *kernel, int dtype, int codec, int operation)
+    int smlt_raw_select(smlt_kernel *kernel, int dtype, int operation)
 
 MEMBERS_MAX = SMLT_SHARED_MEMBERS_MAX
 DONE = SMLT_SHARED_DONE
@@ -112,7 +112,7 @@ def finish_mean(accumulator, target, int dtype, int divisor):
     cdef smlt_kernel kernel
     cdef Py_buffer sums, means
     cdef size_t count
-    if not smlt_kernel_select(&kernel, dtype, 0, 0):
+    if not smlt_raw_select(&kernel, dtype, 0):
         raise ValueError(f"there is no mean of dtype {dtype}")
     PyObject_GetBuffer(accumulator, &sums, PyBUF_ANY_CONTIGUOUS | PyBUF_WRITABLE)
     try:
@@ -224,7 +224,7 @@ cdef class Group:
 
     cdef void *_hold(self, owner, int flags, int dtype, size_t elements) except? NULL:
         cdef smlt_kernel kernel
-        if not smlt_kernel_select(&kernel, dtype, 0, 1):
+        if not smlt_raw_select(&kernel, dtype, 1):
             raise ValueError(f"there is no dtype {dtype}")
         cdef Py_buffer *view = &self.held[self.held_count]
         PyObject_GetBuffer(owner, view, flags)
