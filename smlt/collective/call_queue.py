@@ -20,6 +20,16 @@ class QueuedWork:
         self._over = threading.Event()
         self._value: Any = None
         self._error: BaseException | None = None
+        self._settle: Callable[[BaseException | None], object] | None = None
+        self._lock = threading.Lock()
+
+    def then(self, settle: Callable[[BaseException | None], object]) -> None:
+        """Call `settle` with how it failed, or None, when it has ended: in the thread that ends it, or at once."""
+        with self._lock:
+            if not self._over.is_set():
+                self._settle = settle
+                return
+        settle(self._error)
 
     @property
     def step(self) -> int:
@@ -64,7 +74,11 @@ class QueuedWork:
         """It is over; with `error`, without having run."""
         self._error = self._error or error
         self._call = None  # lets go of the caller's memory
-        self._over.set()
+        with self._lock:
+            self._over.set()
+            settle, self._settle = self._settle, None
+        if settle is not None:
+            settle(self._error)
 
 
 class CallQueue:

@@ -3,7 +3,8 @@
     python tests/fuzz/fuzzers.py [--seconds 60] [--keep FOLDER] [engine resp shared wire]
 
 Needs clang with libFuzzer. Inputs that crash are written to FOLDER (default: fuzz-findings) and end the run with status 1.
-The corpus is made by `record.py`, that of `shared` by its fuzzer; `test_corpus.py` replays it under the sanitizers with any compiler.
+The corpus is made by `record.py`, that of `shared` by its fuzzer; `test_corpus.py` replays it under the sanitizers with any
+compiler.
 """
 
 from __future__ import annotations
