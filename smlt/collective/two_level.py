@@ -106,7 +106,7 @@ class TwoLevelCommunicator:
         self.timeout_s, self.codec = float(timeout_s), check_codec(codec)
         if self.machines > 1 and store is None:
             raise ConfigError(f"{self.machines} machines need a store: give its URL, for example redis://localhost:6379")
-        self._pid, self._closed = os.getpid(), False
+        self._pid, self._closed, self._without_farewell = os.getpid(), False, False
         self._store: Communicator | None = None  # the leader's
         self._leaders: Leaders | None = None
         self._queue = CallQueue()
@@ -240,14 +240,23 @@ class TwoLevelCommunicator:
         if self._store is not None:
             self._store.close()
         self._queue.join()
-        self._group.close()
+        if not self._without_farewell:
+            self._group.close()
+
+    def forgo_farewell(self) -> None:
+        """This worker ends in an error: the others shall hear of the error, or of its death, not that it has left."""
+        self._without_farewell = True
+        if self._store is not None:
+            self._store.forgo_farewell()
 
     def __enter__(self) -> TwoLevelCommunicator:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is not None and self._store is not None:
-            self._store.forgo_farewell()
+        if error is not None:
+            self._group.fail(error)
+            if self._store is not None:
+                self._store.forgo_farewell()
         self.close()
 
     def __repr__(self) -> str:
@@ -460,6 +469,12 @@ def _give(x: Any, leaves: list[Leaf], segments: list[Segment], out: Any, outs: l
 
 #: What `smlt.init` may return.
 AnyCommunicator = Communicator | TwoLevelCommunicator
+
+
+def forgo_farewells() -> None:
+    """This process ends in an error: the others shall not hear of its leaving before its error is seen."""
+    for communicator in list(_open):
+        communicator.forgo_farewell()
 
 
 @atexit.register
