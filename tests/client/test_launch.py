@@ -48,7 +48,8 @@ def test_the_first_failure_ends_all(tmp_path: Path) -> None:
 def test_in_shared_memory_there_is_no_store_and_the_first_failure_ends_all(tmp_path: Path) -> None:
     script = tmp_path / "s.py"
     script.write_text(
-        "import os, sys, smlt\nsmlt.init()\nprint(smlt.allgather(smlt.rank()).tolist(), 'SMLT_STORE' in os.environ, flush=True)\n"
+        "import os, sys, smlt\nsmlt.init()\n"
+        "print(smlt.allgather(smlt.rank()).tolist(), 'SMLT_STORE' in os.environ, flush=True)\n"
         "if smlt.rank() == 1:\n    sys.exit(7)\nsmlt.barrier()\nsmlt.barrier()\n"
     )
     done = launch("-n", 3, "--two-level", script)

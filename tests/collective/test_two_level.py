@@ -273,3 +273,22 @@ def test_layouts_that_contradict_each_other_end_all(store: EmbeddedStore, job: s
     for outcome in in_parallel(makers):
         assert isinstance(outcome.error, ConfigError)
         assert "machine 0 has 0; machine 1 has 0" in str(outcome.error)
+
+
+def test_closing_ends_what_is_under_way(job: str) -> None:
+    place: dict[str, Any] = {"world_size": 2, "local_size": 2, "job": job, "timeout_s": 30}
+    one, other = (
+        outcome.value
+        for outcome in in_parallel([lambda r=r: TwoLevelCommunicator(rank=r, local_rank=r, **place) for r in (0, 1)])  # type: ignore[misc]
+    )
+    works = [one.allreduce_async(np.ones(10)) for _ in range(2)]
+    one.close()
+    for work in works:
+        with pytest.raises(CollectiveError, match="closed"):
+            work.wait()
+    with pytest.raises(CollectiveError, match="it was closed"):
+        one.barrier()
+    with pytest.raises(CollectiveError, match="closed|rank 0 has left the job"):
+        other.allreduce(np.ones(10))
+    assert not other.usable
+    other.close()
