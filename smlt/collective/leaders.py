@@ -20,11 +20,13 @@ _JOB_RANK = 1 << 17
 
 
 class Leaders:
-    """What a machine's leader does in the store. `store`: its communicator, in which a machine is a rank."""
+    """What a machine's leader does in the store.
 
-    def __init__(self, store: Communicator, world_size: int) -> None:
-        self.store, self.world_size = store, world_size
-        self.layout: list[tuple[int, ...]] = []
+    `store` is its communicator, in which a machine is a rank; `layout` has the job's ranks of each machine, by local rank.
+    """
+
+    def __init__(self, store: Communicator, world_size: int, layout: list[tuple[int, ...]]) -> None:
+        self.store, self.world_size, self.layout = store, world_size, layout
 
     def reduce(
         self, sums: list[Segment], op: str, kind: str, signature: tuple[Signature, ...], feedback: ErrorFeedback | None

@@ -10,37 +10,31 @@ from __future__ import annotations
 
 import atexit
 import os
-import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from smlt.collective import _shared
 from smlt.collective.call_queue import CallQueue, QueuedWork
-from smlt.collective.codecs import OPERATIONS, check_codec, check_operation
+from smlt.collective.codecs import check_codec, check_operation
 from smlt.collective.communicator import TIMEOUT_MAX_S, Communicator
+from smlt.collective.exchange import Exchange
 from smlt.collective.feedback import ErrorFeedback
-from smlt.collective.leaders import Leaders, layout_of, place_of_machine
-from smlt.collective.shared_group import SharedGroup, part
+from smlt.collective.leaders import place_of_machine
+from smlt.collective.shared_group import SharedGroup
 from smlt.collective.structure import (
     Leaf,
     Segment,
     Signature,
     check_outs,
-    describe_call,
     flatten,
     fuse,
     rebuild,
     results,
 )
-from smlt.collective.wide import WideMean
-from smlt.errors import CollectiveError, ConfigError, MismatchError, WorkerLostError
+from smlt.errors import CollectiveError, ConfigError, MismatchError
 
-#: Beyond the timeout: the leader's own deadline, in the store, comes first, and it says more.
-LEADER_GRACE_S = 5.0
 _open: weakref.WeakSet[TwoLevelCommunicator] = weakref.WeakSet()
 
 
@@ -108,7 +102,6 @@ class TwoLevelCommunicator:
             raise ConfigError(f"{self.machines} machines need a store: give its URL, for example redis://localhost:6379")
         self._pid, self._closed, self._without_farewell = os.getpid(), False, False
         self._store: Communicator | None = None  # the leader's
-        self._leaders: Leaders | None = None
         self._queue = CallQueue()
         name = f"job {job}, generation {generation}, machine {self.machine}"
         self._group = SharedGroup(name, local_rank=local_rank, local_size=local_size, rank=rank, timeout_s=self.timeout_s)
@@ -125,16 +118,18 @@ class TwoLevelCommunicator:
                     worker_id=worker_id,
                     **settings,
                 )
-                self._leaders = Leaders(self._store, world_size)
-            #: The ranks of each machine, by local rank.
-            self.layout = self._exchange_layout()
-            if self._leaders is not None:
-                self._leaders.layout = self.layout
+            self._exchange = Exchange(
+                self._group,
+                self._store,
+                world_size=world_size,
+                machine=self.machine,
+                machines=self.machines,
+                timeout_s=self.timeout_s,
+            )
         except BaseException as error:
             self._group.fail(error)
             self.close()
             raise
-        self._others = [r for r in range(local_size) if r != 0]
         _open.add(self)
 
     # ---- what a caller sees ----
@@ -198,7 +193,7 @@ class TwoLevelCommunicator:
         segments = fuse(leaves, outs)
 
         def call() -> Any:
-            self._broadcast(segments, root, *self._describe("broadcast", f"root={root}", leaves))
+            self._exchange.broadcast(segments, root, _signature(leaves))
             return _give(x, leaves, segments, out, outs)
 
         return self._queue.run(lambda step: self._collective(step, call))
@@ -209,7 +204,7 @@ class TwoLevelCommunicator:
         segments = fuse(leaves, None, target_times=self.world_size)
 
         def call() -> Any:
-            self._allgather(segments, *self._describe("allgather", "", leaves))
+            self._exchange.allgather(segments, _signature(leaves))
             arrays = results(leaves, segments, world_size=self.world_size)
             return rebuild(x, iter([a if leaf.is_number else leaf.restore(a) for leaf, a in zip(leaves, arrays, strict=True)]))
 
@@ -217,13 +212,13 @@ class TwoLevelCommunicator:
 
     def barrier(self) -> None:
         """Return when every worker has called it. Errors as for `allreduce`."""
-        self._queue.run(lambda step: self._collective(step, lambda: self._reduce([], "sum", "barrier", [], None)))
+        self._queue.run(lambda step: self._collective(step, lambda: self._exchange.reduce([], "sum", "barrier", (), None)))
 
     def set_timeout(self, timeout_s: float) -> None:
         """Another deadline, in seconds, for the collectives that begin from now on."""
         if not 0 < timeout_s <= TIMEOUT_MAX_S:
             raise ConfigError(f"timeout_s {timeout_s} is not above 0 and at most {TIMEOUT_MAX_S} (a week)")
-        self.timeout_s = self._group.timeout_s = float(timeout_s)
+        self.timeout_s = self._group.timeout_s = self._exchange.timeout_s = float(timeout_s)
         if self._store is not None:
             self._store.set_timeout(timeout_s)
 
@@ -278,8 +273,8 @@ class TwoLevelCommunicator:
             raise
         except BaseException as error:
             self._group.fail(error)
-            if self._leaders is not None:
-                self._leaders.tell(error)
+            if self._exchange.leaders is not None:
+                self._exchange.leaders.tell(error)
             raise
 
     def _prepare_allreduce(
@@ -298,163 +293,14 @@ class TwoLevelCommunicator:
         segments = fuse(leaves, outs)
 
         def call() -> Any:
-            self._reduce(segments, op, "allreduce", leaves, feedback)
+            self._exchange.reduce(segments, op, "allreduce", _signature(leaves), feedback)
             return _give(x, leaves, segments, out, outs)
 
         return lambda step: self._collective(step, call)
 
-    def _describe(self, kind: str, detail: str, leaves: list[Leaf]) -> tuple[int, bytes]:
-        digest, description = describe_call(kind, detail, self.world_size, 0, 0, _signature(leaves))
-        return digest | 1, description  # never REFUSED
-
-    def _reduce(self, segments: list[Segment], op: str, kind: str, leaves: list[Leaf], feedback: ErrorFeedback | None) -> None:
-        digest, description = self._describe(kind, op if kind == "allreduce" else "", leaves)
-        if self.machines == 1:
-            parts = [part(s.type.dtype, OPERATIONS[op], s.source, s.target, s.type.count) for s in segments]
-            self._group.reduce(
-                parts,
-                divisor=self.world_size,
-                takers=range(self.local_size),
-                digest=digest,
-                description=description,
-                deadline=self._deadline(),
-            )
-            return
-        # Means of integers are exact: their sums, in integers that hold them, are divided at the very end.
-        wide = [WideMean(s) if op == "mean" and not s.type.dtype.startswith("float") else None for s in segments]
-        sums = [w.segment if w is not None else s for w, s in zip(wide, segments, strict=True)]
-        locally = [OPERATIONS["sum" if w is not None else op] for w in wide]
-        parts = [part(s.type.dtype, o, s.source, s.target, s.type.count) for s, o in zip(sums, locally, strict=True)]
-        with _Disagreement(self):
-            self._group.reduce(
-                parts,
-                divisor=self.world_size,
-                takers=[0],
-                digest=digest,
-                description=description,
-                deadline=self._deadline(),
-            )
-        self._through_store(
-            lambda leaders: leaders.reduce(sums, op, kind, _signature(leaves), feedback),
-            sums,
-            self._others,
-            digest,
-            description,
-        )
-        for w, s in zip(wide, segments, strict=True):
-            if w is not None:
-                w.finish(s.target, self.world_size)
-
-    def _broadcast(self, segments: list[Segment], root: int, digest: int, description: bytes) -> None:
-        on_machine = next(m for m, ranks in enumerate(self.layout) if root in ranks)
-        local_root = self.layout[on_machine].index(root)
-        everyone = [r for r in range(self.local_size) if r != local_root]
-        said: dict[str, Any] = {"digest": digest, "description": description, "deadline": self._deadline()}
-        if self.rank == root:
-            for segment in segments:
-                if segment.target is not segment.source:
-                    segment.target[...] = segment.source
-        if self.machines == 1:
-            self._group.copy(_whole(segments), root=local_root, takers=everyone, **said)
-            return
-        with _Disagreement(self):
-            if on_machine == self.machine:
-                self._group.copy(_whole(segments), root=local_root, takers=[0] if local_root else [], **said)
-            else:
-                self._group.copy([], root=0, takers=[], **said)
-        takers = [r for r in self._others if not (on_machine == self.machine and r == local_root)]
-        targets = {str(index): segment.target for index, segment in enumerate(segments)}
-        self._through_store(
-            lambda leaders: leaders.store.broadcast(targets, on_machine, out=targets), segments, takers, digest, description
-        )
-
-    def _allgather(self, segments: list[Segment], digest: int, description: bytes) -> None:
-        rows = [s.target.reshape(self.world_size, s.type.count) for s in segments]
-        mine = self.layout[self.machine]
-        for row, segment in zip(rows, segments, strict=True):
-            row[self.rank] = segment.source
-        alone = self.machines == 1
-        with _Disagreement(self):
-            for local_rank, rank in enumerate(mine):
-                takers = [r for r in (range(self.local_size) if alone else [0]) if r != local_rank]
-                self._group.copy(
-                    [part(s.type.dtype, 0, r[rank], r[rank], s.type.count) for s, r in zip(segments, rows, strict=True)],
-                    root=local_rank,
-                    takers=takers,
-                    digest=digest,
-                    description=description,
-                    deadline=self._deadline(),
-                )
-        if alone:
-            return
-
-        self._through_store(lambda leaders: leaders.gather(rows, self.machine), segments, self._others, digest, description)
-
-    def _through_store(
-        self,
-        call: Callable[[Leaders], object],
-        segments: list[Segment],
-        takers: Sequence[int],
-        digest: int,
-        description: bytes,
-    ) -> None:
-        """The leader's `call` between the machines, in its targets; then these are copied to the machine's others."""
-        deadline = self._deadline() + LEADER_GRACE_S
-        if self._leaders is not None:
-            try:
-                call(self._leaders)
-            except MismatchError as error:
-                self._group.refuse(str(error), root=0, deadline=deadline)
-                raise
-            except WorkerLostError as error:
-                raise self._leaders.named(error, self._group.step) from error
-            deadline = self._deadline()
-        parts = [part(s.type.dtype, 0, s.target, s.target, s.target.size) for s in segments]
-        self._group.copy(parts, root=0, takers=takers, digest=digest, description=description, deadline=deadline)
-
-    def _deadline(self) -> float:
-        return time.monotonic() + self.timeout_s
-
-    # ---- machines ----
-
-    def _exchange_layout(self) -> list[tuple[int, ...]]:
-        """The ranks of each machine. ConfigError on all workers when these are not the world's."""
-        layout = np.full((self.machines, _shared.MEMBERS_MAX), -1, np.int64)
-        layout[self.machine, : self.local_size] = self._group.ranks
-        if self._store is not None:
-            layout = self._store.allgather(layout[self.machine])
-        if self.machines > 1:
-            self._group.copy(
-                [part("int64", 0, layout, layout, layout.size)],
-                root=0,
-                takers=range(1, self.local_size),
-                digest=1,
-                description=b"joining",
-                deadline=self._deadline() + LEADER_GRACE_S,
-            )
-        return layout_of(layout, self.world_size)
-
-
-class _Disagreement:
-    """The machine's workers have called different things: the leader calls in the store what nobody else can have called."""
-
-    def __init__(self, comm: TwoLevelCommunicator) -> None:
-        self.comm = comm
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, MismatchError) and self.comm._leaders is not None:
-            self.comm._leaders.disagree(self.comm.machine, error)
-
 
 def _signature(leaves: list[Leaf]) -> tuple[Signature, ...]:
     return tuple((leaf.path, leaf.dtype, leaf.array.shape, leaf.codec) for leaf in leaves)
-
-
-def _whole(segments: list[Segment]) -> list[Any]:
-    return [part(s.type.dtype, 0, s.target, s.target, s.type.count) for s in segments]
 
 
 def _give(x: Any, leaves: list[Leaf], segments: list[Segment], out: Any, outs: list[Leaf] | None) -> Any:

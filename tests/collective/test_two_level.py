@@ -288,7 +288,7 @@ def test_closing_ends_what_is_under_way(job: str) -> None:
             work.wait()
     with pytest.raises(CollectiveError, match="it was closed"):
         one.barrier()
-    with pytest.raises(CollectiveError, match="closed|rank 0 has left the job"):
+    with pytest.raises(CollectiveError, match=r"closed|rank 0 has left the job"):
         other.allreduce(np.ones(10))
     assert not other.usable
     other.close()
