@@ -7,10 +7,10 @@ workers are calls that return.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from smlt.store.secrets import resolve_store_url
@@ -75,10 +75,10 @@ class Executor(Protocol):
     store, by kind, where that is billed. `options`: the keys that --on-option may have, each with what it means.
     """
 
-    options: ClassVar[Mapping[str, str]] = {}
+    options: ClassVar[Mapping[str, str]] = MappingProxyType({})
     traits: Traits = Traits()
     concurrency: int | None = None
-    requests: Counter[str] = Counter()
+    requests: Mapping[str, int] = MappingProxyType({})
 
     @classmethod
     def lacks(cls) -> str:
@@ -91,7 +91,7 @@ class Executor(Protocol):
 
         `store`: what --store says, as it was given. Raises ConfigError for what cannot work.
         """
-        return request, resolve_store_url(store)
+        return replace(request, store=None), resolve_store_url(store)
 
     @classmethod
     def open(cls, context: RunContext) -> Self:

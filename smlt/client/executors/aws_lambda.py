@@ -35,8 +35,8 @@ THROTTLED_OFTEN = 20
 class LambdaExecutor(CallingExecutor):
     """Invocations of a function that `smlt deploy` has made.
 
-    `invoker` starts them. At most `concurrency` are under way at a time. `target`: the function with its memory; `prepare` makes it ready with another; `keep` takes a row for each invocation;
-    `patience_s`: how long one that is throttled is tried again.
+    `invoker` starts them, at most `concurrency` at a time. `target`: the function with its memory; `prepare` makes it ready
+    with another; `keep` takes a row for each invocation; `patience_s`: how long one that is throttled is tried again.
     """
 
     traits = Traits(kills=False, keeps_memory=True, is_billed=True)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -71,7 +70,6 @@ class LocalExecutor(Executor):
 
     def __init__(self, shared: Sequence[int] = (), threads_each: int | None = None) -> None:
         self.shared, self.threads_each = list(shared), threads_each
-        self.requests: Counter[str] = Counter()
 
     @classmethod
     def open(cls, context: RunContext) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
@@ -35,7 +35,9 @@ class Registered:
         try:
             found: type[Executor] = getattr(importlib.import_module(module), name)
         except Exception as error:  # the package's own code runs here
-            raise ConfigError(f"executor {self.name} of {self.package} cannot be loaded: {type(error).__name__}: {error}") from error
+            raise ConfigError(
+                f"executor {self.name} of {self.package} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
         if not (isinstance(found, type) and callable(getattr(found, "open", None)) and callable(getattr(found, "start", None))):
             raise ConfigError(f"executor {self.name} of {self.package}: {self.where} is no smlt.client.executors.Executor")
         return found
@@ -75,3 +77,16 @@ def check_executor(name: str, options: Mapping[str, str]) -> None:
         if key not in executor.options:
             known = ", ".join(executor.options) or "none"
             raise ConfigError(f"--on-option {key}: --on {name} has no such option; those it has: {known}")
+
+
+def parse_options(given: Sequence[str]) -> dict[str, str]:
+    """What --on-option has said, "key=value" each. ConfigError for what is not, and for a key that comes twice."""
+    found: dict[str, str] = {}
+    for text in given:
+        key, mark, value = text.partition("=")
+        if not (key and mark):
+            raise ConfigError(f"--on-option {text!r}: give KEY=VALUE")
+        if key in found:
+            raise ConfigError(f"--on-option {key}: given twice")
+        found[key] = value
+    return found
