@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 
 from smlt._version import __version__
 from smlt.client.lambda_runs import through
-from smlt.errors import ConfigError
+from smlt.errors import ConfigError, SmltError
 from smlt.store.parameter import redact
 from smlt.store.secrets import resolve_store_url
 
 if TYPE_CHECKING:
+    from smlt.client.executors import RunContext
     from smlt.client.request import RunRequest
 
 
@@ -48,14 +49,30 @@ def place_elsewhere(request: RunRequest, store: str | None, where: str) -> tuple
     return replace(request, store=reference), resolve_store_url(reached)
 
 
-def check_probe(found: Mapping[str, Any], where: str, object_store_url: str) -> None:
-    """ConfigError when what `smlt.worker.handler.probe` has found at `where` lets no worker work there."""
+def check_reach(
+    call: Callable[[Callable[..., Any], dict[str, str]], Mapping[str, Any]], where: str, context: RunContext
+) -> None:
+    """Have one `call` look for the stores at `where` itself. ConfigError when no worker can work there."""
+    from smlt.worker.handler import probe
+
+    found = call(probe, {"store_url": context.store_url, "object_store_url": context.object_store_url})
     if found["smlt"] != __version__:
         raise ConfigError(f"{where} has smlt {found['smlt']}, not {__version__}: install the same there")
     if found["store"]:
         raise ConfigError(f"{where} cannot use the store; it says: {found['store']}")
     if found["objects"]:
-        raise ConfigError(f"{where} cannot use {object_store_url}; it says: {found['objects']}")
+        raise ConfigError(f"{where} cannot use {context.object_store_url}; it says: {found['objects']}")
+
+
+@contextmanager
+def engine_errors(what: str) -> Iterator[None]:
+    """An engine's own errors as ConfigErrors, behind `what` could not be done."""
+    try:
+        yield
+    except SmltError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 @contextmanager
@@ -95,10 +112,12 @@ def logged_to(path: Path, name: str) -> Iterator[None]:
     """Let the logger `name` write to a file: stdout and stderr are the run's own."""
     logger, handler = logging.getLogger(name), logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    before = logger.level, logger.propagate, logger.handlers
-    logger.level, logger.propagate, logger.handlers = logging.INFO, False, [handler]
+    level, before = logger.level, (logger.propagate, logger.handlers)
+    logger.propagate, logger.handlers = False, [handler]
+    logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.level, logger.propagate, logger.handlers = before
+        logger.propagate, logger.handlers = before
+        logger.setLevel(level)
         handler.close()

@@ -13,11 +13,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from smlt._version import __version__
-from smlt.client.executors import RunContext, Traits
+from smlt.client.executors import RunContext, Traits, elsewhere
 from smlt.client.executors.calls import LOOK_S, CallingExecutor, CallWorker, Ending
-from smlt.client.executors.elsewhere import check_probe, is_installed, logged_to, number, place_elsewhere, private_url
 from smlt.client.executors.local import threads_per_worker
-from smlt.errors import ConfigError, SmltError
 from smlt.worker.called import work
 
 if TYPE_CHECKING:
@@ -51,47 +49,37 @@ class LithopsExecutor(CallingExecutor):
         options, here, backend = context.request.on_options, runs_here(config), config["lithops"]["backend"]
         section, self._here, self.where = config[backend], here, f"Lithops on {backend}"
         self._stack, self._lock = stack, threading.Lock()
-        self._store_url = stack.enter_context(private_url(context.store_url)) if here else context.store_url
-        self._threads = int(number(options, "threads", 0 if here else max(1, round(section.get("runtime_cpu") or 1))))
+        self._store_url = stack.enter_context(elsewhere.private_url(context.store_url)) if here else context.store_url
+        self._threads = int(elsewhere.number(options, "threads", 0 if here else max(1, round(section.get("runtime_cpu") or 1))))
         limits_s = [float(s) for s in (section.get("runtime_timeout"), config["lithops"]["execution_timeout"]) if s]
         self.traits = Traits(
             kills=here,
             keeps_memory=not here,
             time_limit_s=max(1.0, min(limits_s) - MARGIN_S),
-            start_s=number(options, "start_s", 0 if here else START_S),
+            start_s=elsewhere.number(options, "start_s", 0 if here else START_S),
         )
         self.concurrency = section["worker_processes"] if here else section.get("max_workers")
-        wanted = context.request.workers + context.request.spares
-        if self.concurrency is not None and wanted > self.concurrency:
-            raise ConfigError(f"{wanted} workers: {self.where} is configured to run {self.concurrency} calls at once")
-        stack.enter_context(logged_to(context.run.log_path("lithops"), "lithops"))
+        stack.enter_context(elsewhere.logged_to(context.run.log_path("lithops"), "lithops"))
         self._engine = stack.enter_context(lithops.FunctionExecutor(config=config, log_level=None))
 
     @classmethod
     def lacks(cls) -> str:
-        return "" if is_installed("lithops") else "Lithops is not installed: pip install 'smlt[lithops]'"
+        return "" if elsewhere.is_installed("lithops") else "Lithops is not installed: pip install 'smlt[lithops]'"
 
     @classmethod
     def place(cls, request: RunRequest, store: str | None) -> tuple[RunRequest, str | None]:
         config = configuration(request)
         if runs_here(config):
             return super().place(request, store)
-        return place_elsewhere(request, store, f"Lithops on {config['lithops']['backend']}")
+        return elsewhere.place_elsewhere(request, store, f"Lithops on {config['lithops']['backend']}")
 
     @classmethod
     def open(cls, context: RunContext) -> Self:
         config = configuration(context.request)
-        with ExitStack() as stack:
-            try:
-                made = cls(context, config, stack)
-                if not made._here:
-                    from smlt.worker.handler import probe
-
-                    asked = {"store_url": context.store_url, "object_store_url": context.object_store_url}
-                    check_probe(made._result(made._call(probe, asked)), made.where, context.object_store_url)
-            except Exception as error:
-                text = f"Lithops cannot be used: {type(error).__name__}: {error}"
-                raise error if isinstance(error, SmltError) else ConfigError(text) from error
+        with elsewhere.engine_errors("Lithops cannot be used"), ExitStack() as stack:
+            made = cls(context, config, stack)
+            if not made._here:
+                elsewhere.check_reach(lambda *call: made._result(made._call(*call)), made.where, context)
             made._stack = stack.pop_all()
         return made
 
@@ -143,14 +131,12 @@ def configuration(request: RunRequest) -> dict[str, Any]:
     }
     # Else it would take any `python` that is on PATH, and run as many calls at once as there are cores.
     here = {"runtime": sys.executable, "worker_processes": max(AT_ONCE_HERE, 2 * (request.workers + request.spares))}
-    try:
+    with elsewhere.engine_errors("Lithops' configuration"):
         config: dict[str, Any] = load_config(options.get("config"))
         config["localhost"] = here | (config.get("localhost") or {})
         looks = {"monitoring_interval": LOOK_HERE_S} if "monitoring_interval" not in (config.get("lithops") or {}) else {}
         found: dict[str, Any] = default_config(config_data=config, config_overwrite=chosen)
         found["lithops"] |= looks if runs_here(found) else {}
-    except Exception as error:
-        raise ConfigError(f"Lithops' configuration: {type(error).__name__}: {error}") from error
     return found
 
 

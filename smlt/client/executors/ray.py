@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from smlt._version import __version__
-from smlt.client.executors import RunContext, Traits
+from smlt.client.executors import RunContext, Traits, elsewhere
 from smlt.client.executors.calls import LOOK_S, CallingExecutor, CallWorker, Ending
-from smlt.client.executors.elsewhere import check_probe, is_installed, logged_to, number, place_elsewhere, private_url
 from smlt.client.executors.local import threads_per_worker
-from smlt.errors import ConfigError, SmltError
+from smlt.errors import ConfigError
 from smlt.worker.called import work
 
 if TYPE_CHECKING:
@@ -50,10 +49,12 @@ class RayExecutor(CallingExecutor):
         super().__init__()
         options, address = context.request.on_options, _address(context.request)
         self._stack, self._here, self.where = stack, address is None, f"Ray at {address or 'this machine'}"
-        self._num_cpus = number(options, "num_cpus", 1)
-        self._store_url = stack.enter_context(private_url(context.store_url)) if self._here else context.store_url
-        self.traits = Traits(start_s=number(options, "start_s", 0 if self._here else START_S))
-        stack.enter_context(logged_to(context.run.log_path("ray"), "ray"))
+        self._num_cpus = elsewhere.number(options, "num_cpus", 1)
+        self._store_url = stack.enter_context(elsewhere.private_url(context.store_url)) if self._here else context.store_url
+        self.traits = Traits(start_s=elsewhere.number(options, "start_s", 0 if self._here else START_S))
+        stack.enter_context(
+            elsewhere.logged_to(context.run.log_path("ray"), "ray._private")
+        )  # init takes the handlers of "ray" away
         stack.callback(ray.shutdown)
         with _signals_kept():
             ray.init(
@@ -74,28 +75,24 @@ class RayExecutor(CallingExecutor):
 
     @classmethod
     def lacks(cls) -> str:
-        return "" if is_installed("ray") else "Ray is not installed: pip install 'smlt[ray]'"
+        return "" if elsewhere.is_installed("ray") else "Ray is not installed: pip install 'smlt[ray]'"
 
     @classmethod
     def place(cls, request: RunRequest, store: str | None) -> tuple[RunRequest, str | None]:
         address = _address(request)
-        return super().place(request, store) if address is None else place_elsewhere(request, store, f"Ray at {address}")
+        return (
+            super().place(request, store) if address is None else elsewhere.place_elsewhere(request, store, f"Ray at {address}")
+        )
 
     @classmethod
     def open(cls, context: RunContext) -> Self:
-        with ExitStack() as stack:
-            try:
-                made = cls(context, stack)
-                if not made._here:
-                    import ray
+        import ray
 
-                    from smlt.worker.handler import probe
-
-                    asked = {"store_url": context.store_url, "object_store_url": context.object_store_url}
-                    check_probe(ray.get(made._task(probe).remote(asked)), made.where, context.object_store_url)
-            except Exception as error:
-                text = f"Ray cannot be used: {type(error).__name__}: {error}"
-                raise error if isinstance(error, SmltError) else ConfigError(text) from error
+        with elsewhere.engine_errors("Ray cannot be used"), ExitStack() as stack:
+            made = cls(context, stack)
+            if not made._here:
+                wait_s = made.traits.start_s
+                elsewhere.check_reach(lambda run, it: ray.get(made._task(run).remote(it), timeout=wait_s), made.where, context)
             made._stack = stack.pop_all()
         return made
 
