@@ -190,7 +190,12 @@ class TaskScheduler:
     def _open_executor(self, workers_url: str) -> Executor:
         life_line = self._store.life_line if self._store is not None else None
         context = RunContext(self.folder, self.request, workers_url, self.object_store_url, life_line)
-        return find(self.request.on).open(context)
+        made = find(self.request.on).open(context)
+        wanted = self.request.workers + self.request.spares
+        if made.concurrency is not None and wanted > made.concurrency:
+            made.close()
+            raise ConfigError(f"{wanted} workers: {self.request.on} may run {made.concurrency} at once: give fewer --workers")
+        return made
 
     def _upload_data(self, artifacts: ArtifactManager) -> None:
         folder = Path(self.request.data or "")
