@@ -21,12 +21,14 @@ import threading
 import time
 import traceback
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from smlt.errors import FencedError, SmltError, StoreError, TaskError
 from smlt.store.coordination import Coordination
 from smlt.store.object import ObjectStore, open_object_store
 from smlt.store.parameter import ParameterStore
+from smlt.store.secrets import resolve_store_url
 from smlt.worker.config import WorkerConfig
 from smlt.worker.data import fetch_code
 from smlt.worker.files import open_data
@@ -210,6 +212,8 @@ def main() -> int:
         while True:
             try:
                 config = WorkerConfig.from_json(lines.get().decode())
+                if config.store_url is not None:  # a password may be for this machine to look up
+                    config = replace(config, store_url=resolve_store_url(config.store_url))
             except SmltError as error:
                 print(f"smlt worker: {error}", file=sys.stderr)
                 return error.exit_code

@@ -33,7 +33,7 @@ class CallWorker(Worker):
     """One call, in a thread of its own. The call ends its worker, if it can, when `given_up` is set."""
 
     def __init__(self, call: Callable[[CallWorker], Ending], config: WorkerConfig, log_path: Path) -> None:
-        self.config, self._call, self._log_path = config, call, log_path
+        self.config, self._call, self.log_path = config, call, log_path
         self.given_up = threading.Event()
         self._ending: Ending | None = None
         self._refused = 0.0
@@ -75,12 +75,12 @@ class CallWorker(Worker):
         try:
             ending = self._call(self)
             if ending.log:
-                with self._log_path.open("a") as file:
+                with self.log_path.open("a") as file:
                     file.write(ending.log)
         except SmltError as error:
             ending = Ending(error=error)
         except OSError as error:  # nothing more can be written down: the disk is full, say
-            ending = Ending(error=StoreError(f"{error.filename or self._log_path}: {error.strerror or error}"))
+            ending = Ending(error=StoreError(f"{error.filename or self.log_path}: {error.strerror or error}"))
         except Exception as error:  # the engine's: this worker is lost, and the policy says what that means
             ending = Ending(code=1, account=f"was not run to its end: {type(error).__name__}: {error}")
         self._ending = ending
