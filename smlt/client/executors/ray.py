@@ -7,6 +7,7 @@ code and data come from the run's object store. The cluster's nodes need smlt an
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import threading
@@ -52,9 +53,12 @@ class RayExecutor(CallingExecutor):
         self._num_cpus = elsewhere.number(options, "num_cpus", 1)
         self._store_url = stack.enter_context(elsewhere.private_url(context.store_url)) if self._here else context.store_url
         self.traits = Traits(start_s=elsewhere.number(options, "start_s", 0 if self._here else START_S))
-        stack.enter_context(
-            elsewhere.logged_to(context.run.log_path("ray"), "ray._private")
-        )  # init takes the handlers of "ray" away
+        # Not "ray": init takes the handlers of that away.
+        stack.enter_context(elsewhere.logged_to(context.run.log_path("ray"), "ray._private"))
+        # What a node says of a task that has died is printed to stdout, whatever was asked for.
+        private, logger = ray._private.worker, logging.getLogger("ray._private")
+        stack.callback(setattr, private, "print_to_stdstream", private.print_to_stdstream)
+        private.print_to_stdstream = lambda data, **_: logger.warning("%s", " ".join(data["lines"]))
         stack.callback(ray.shutdown)
         with _signals_kept():
             ray.init(
@@ -79,10 +83,9 @@ class RayExecutor(CallingExecutor):
 
     @classmethod
     def place(cls, request: RunRequest, store: str | None) -> tuple[RunRequest, str | None]:
-        address = _address(request)
-        return (
-            super().place(request, store) if address is None else elsewhere.place_elsewhere(request, store, f"Ray at {address}")
-        )
+        if (address := _address(request)) is None:
+            return super().place(request, store)
+        return elsewhere.place_elsewhere(request, store, f"Ray at {address}")
 
     @classmethod
     def open(cls, context: RunContext) -> Self:
