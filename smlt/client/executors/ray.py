@@ -39,7 +39,7 @@ class RayExecutor(CallingExecutor):
 
     options: ClassVar = {
         "address": 'HOST:PORT, "auto" or ray://HOST:PORT of a cluster; else $RAY_ADDRESS, else this machine',
-        "num_cpus": "K, processors that each worker asks Ray for, and computes with (1)",
+        "num_cpus": "K, processors that each worker asks Ray for, and computes with (1 on a cluster)",
         "runtime_env": "FILE, a runtime environment of Ray's as JSON",
         "start_s": f"SECONDS within which a worker must give a sign of life ({START_S:g})",
     }
@@ -50,7 +50,7 @@ class RayExecutor(CallingExecutor):
         super().__init__()
         options, address = context.request.on_options, _address(context.request)
         self._stack, self._here, self.where = stack, address is None, f"Ray at {address or 'this machine'}"
-        self._num_cpus = elsewhere.number(options, "num_cpus", 1)
+        self._num_cpus = elsewhere.number(options, "num_cpus", 0 if self._here else 1)  # here all begin, as local ones do
         self._store_url = stack.enter_context(elsewhere.private_url(context.store_url)) if self._here else context.store_url
         self.traits = Traits(start_s=elsewhere.number(options, "start_s", 0 if self._here else START_S))
         # Not "ray": init takes the handlers of that away.
@@ -60,22 +60,18 @@ class RayExecutor(CallingExecutor):
         stack.callback(setattr, private, "print_to_stdstream", private.print_to_stdstream)
         private.print_to_stdstream = lambda data, **_: logger.warning("%s", " ".join(data["lines"]))
         stack.callback(ray.shutdown)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that is started here has nothing to report
+        alone = {"object_store_memory": OBJECTS_BYTES, "include_dashboard": False}
         with _signals_kept():
             ray.init(
                 address or "local",
-                **(self._alone(context.request) if self._here else {}),
+                **(alone if self._here else {}),
                 runtime_env=_runtime_env(options["runtime_env"]) if "runtime_env" in options else None,
                 log_to_driver=False,
                 configure_logging=False,
                 namespace="smlt",
             )
         self._task = ray.remote(num_cpus=self._num_cpus, max_retries=0, max_calls=1)
-
-    def _alone(self, request: RunRequest) -> dict[str, Any]:
-        """For a Ray on this machine: room for all workers, however few the cores, twice for those that are replaced."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        room = 2 * (request.workers + request.spares) * self._num_cpus
-        return {"num_cpus": max(64, round(room)), "object_store_memory": OBJECTS_BYTES, "include_dashboard": False}
 
     @classmethod
     def lacks(cls) -> str:
@@ -100,7 +96,7 @@ class RayExecutor(CallingExecutor):
         return made
 
     def threads(self, world_size: int) -> int:
-        return threads_per_worker(world_size) if self._here else max(1, int(self._num_cpus))
+        return int(self._num_cpus) or (threads_per_worker(world_size) if self._here else 1)
 
     def call(self, worker: CallWorker) -> Ending:
         import ray
