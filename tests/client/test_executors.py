@@ -73,7 +73,7 @@ def test_executors_are_listed_with_their_packages_and_a_broken_one_keeps_no_othe
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("nowhere", {}, "no such executor; installed are local, lambda, lithops, ray, broken, ssh"),
+        ("nowhere", {}, "choose one of local, lambda, lithops, ray, broken, ssh"),
         ("broken", {}, "executor broken of broken 1.2 cannot be loaded: ModuleNotFoundError"),
         ("ssh", {"host": "a"}, "--on-option host: --on ssh has no such option; those it has: hosts"),
     ],

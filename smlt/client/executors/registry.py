@@ -60,9 +60,7 @@ def find(name: str) -> type[Executor]:
     """The class of the executor `name`. ConfigError, with those that there are, when it is not one."""
     known = installed()
     if name not in known:
-        raise ConfigError(
-            f"--on {name!r}: there is no such executor; installed are {', '.join(known)} (`smlt executors` says from where)"
-        )
+        raise ConfigError(f"--on {name!r}: choose one of {', '.join(known)} (`smlt executors` says what they are)")
     if " and " in known[name].package:
         raise ConfigError(f"--on {name}: {known[name].package} both have an executor of that name: uninstall one")
     return known[name].load()
