@@ -30,7 +30,7 @@ from commandline import (
 from smlt.store.embedded import EmbeddedStore
 
 ENGINES = ("lithops", "ray")
-DIGITS = (REPOSITORY / "examples" / "digits.py", "--workers", 4, "--epochs", 3)
+DIGITS = (REPOSITORY / "examples" / "digits.py", "--workers", 2, "--epochs", 5)
 JOB = ("--workers", 2, "--epochs", 15, "--global-batch-size", 16, "--codec", "fp32")
 #: The first worker to come so far is ended by its own hand.
 DIES = (
