@@ -11,11 +11,12 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from smlt.client.executors.local import this_package, threads_per_worker
+from smlt.client.executors.local import threads_per_worker
 from smlt.errors import TaskError
 from smlt.store.embedded import EmbeddedStore
 from smlt.store.parameter import ParameterStore
 from smlt.store.secrets import without_store_secrets
+from smlt.worker.process import this_package
 
 GRACE_S = 5.0
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from smlt.client.cost import CostModel
 from smlt.client.deployment.lookup import find_deployment
+from smlt.client.executors.local import TUNED_THREADS
 from smlt.client.executors.preparation import available
 from smlt.client.optimizer.goals import Goal, Phase, Standing
 from smlt.client.optimizer.observations import EpochEnds, carried_observations, comparable, read_observations
@@ -23,7 +24,7 @@ from smlt.client.prices import load_prices
 from smlt.client.request import RunRequest
 from smlt.client.runs import Run
 from smlt.client.spending import Spending
-from smlt.client.steering import TUNED_THREADS, Steering
+from smlt.client.steering import Steering
 from smlt.client.watching import Progress
 from smlt.errors import CheckpointError, ConfigError
 from smlt.store.aws import aws_client
