@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from smlt.client.optimizer.goals import Goal, check_goal
@@ -29,6 +29,7 @@ class RunRequest:
     epochs: int = 10
     global_batch_size: int = 64
     seed: int = 0
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)  # class attributes of the task: --set
     codec: str = "fp16"
     error_feedback: bool | None = None  # None: with int8
     bucket_mb: float = BUCKET_MB
@@ -39,6 +40,7 @@ class RunRequest:
     stop_metric: str = "accuracy"
     stop_mode: str = "max"
     memory_mb: int | None = None
+    threads: int | None = None  # each worker computes with; None: the cores shared out
     timeout_s: float = 300.0
     object_store: str | None = None
     data: str | None = None
@@ -100,6 +102,7 @@ def check_request(request: RunRequest, status: Mapping[str, Any] | None = None) 
         ("--global-batch-size", request.global_batch_size),
         ("--keep-checkpoints", request.keep_checkpoints),
         ("--memory", request.memory_mb),
+        ("--threads", request.threads),
     ):
         if whole is not None and whole < 1:
             raise ConfigError(f"{name} {whole} is not positive")

@@ -226,6 +226,7 @@ class TaskScheduler:
             error_feedback=request.codec == "int8" if request.error_feedback is None else request.error_feedback,
             bucket_mb=request.bucket_mb,
             store_url=url,
+            hyperparameters=dict(request.hyperparameters) or None,
             has_data=request.data is not None,
             target_accuracy=request.target_accuracy,
             batch_schedule=request.batch_schedule,
@@ -239,7 +240,7 @@ class TaskScheduler:
             warm=request.warm and request.on == "local",  # a function's sandbox may be gone, however warm they mostly are
             checkpoints_kept=request.keep_checkpoints,
             code_sha256=self.folder.status.get("code_sha256"),
-            threads=self.executor.threads(request.workers),
+            threads=request.threads or self.executor.threads(request.workers),
         )
 
     def _write_bill(self) -> None:
