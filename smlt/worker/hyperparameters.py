@@ -79,8 +79,11 @@ def declared(task: type) -> dict[str, Any]:
 
 
 def _is_plain(name: str, value: Any) -> bool:
-    return not name.startswith("_") and not callable(value) and not inspect.isdatadescriptor(value) and not isinstance(
-        value, (staticmethod, classmethod)
+    return (
+        not name.startswith("_")
+        and not callable(value)
+        and not inspect.isdatadescriptor(value)
+        and not isinstance(value, (staticmethod, classmethod))
     )
 
 

@@ -136,7 +136,8 @@ def load_task(path: Path, hyperparameters: Mapping[str, Any] | None = None) -> T
     """Import the script at `path` and return an instance of its one Task subclass, with these hyper-parameters.
 
     The script's folder is put on `sys.path`, as `python script.py` would. TaskError when it does not import (the user's
-    exception is its cause), holds no Task or several, or the Task lacks a part; ConfigError when it has no such hyper-parameter.
+    exception is its cause), holds no Task or several, or the Task lacks a part; ConfigError when it has no such
+    hyper-parameter.
     """
     folder = str(path.parent.resolve())
     if folder not in sys.path:

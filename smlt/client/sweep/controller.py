@@ -1,4 +1,4 @@
-"""What a sweep does next: the next rung of a trial that fits into slots, time and money. Pure: clock and costs are told to it."""
+"""What a sweep does next: a trial's rung that fits into slots, time and money. Pure: clock and costs are told to it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Controller:
     """Gives out jobs. `spent_usd` of what it is told is the whole sweep's.
 
     What a rung will take is known from the trial's own earlier rungs, by epoch; of one that has not begun the most is assumed
-    that an epoch of any has taken. Starts are in these figures, and weigh less in later rungs: estimates are high rather than low.
+    that an epoch of any has taken. Starts are in these figures, and weigh less in later rungs: estimates are high rather
+    than low.
 
     A job must fit together with what it takes to bring one trial from its end through the last rung: a sweep that ends with all
     its money spent on beginners would have found nothing.

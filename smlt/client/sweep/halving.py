@@ -1,12 +1,13 @@
 """Successive halving: which trials go on. Pure: it knows no clock and no processes (`controller` adds time and money).
 
-All trials train for a few epochs, the best 1/eta of them for eta times as many, and so on, until the best of all train for the
-full number: K. Jamieson and A. Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016.
+All trials train for a few epochs, the best 1/eta of them for eta times as many, and so on, until the best of all train for
+the full number: K. Jamieson and A. Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
+AISTATS 2016.
 
-A rung decides when it is complete, so that the outcome depends on the seed alone and not on who was faster. ASHA (L. Li et al.,
-"A System for Massively Parallel Hyperparameter Tuning", MLSys 2020) promotes from what has finished so far, which keeps every slot
-busy but lets the order of the ends decide, and promotes some who would not have been among the best. Here a trial goes on early
-when its promotion is certain, whatever the others will bring: the same decisions, with less waiting.
+A rung decides when it is complete, so that the outcome depends on the seed alone and not on who was faster. ASHA (L. Li et
+al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020) promotes from what has finished so far, which keeps
+every slot busy but lets the order of the ends decide, and promotes some who would not have been among the best. Here a trial
+goes on early when its promotion is certain, whatever the others will bring: the same decisions, with less waiting.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Halving:
         self._settle()
 
     def resume(self) -> None:
-        """What was under way begins its rung again where it stands. What was left out waits anew, where nobody has gone on since."""
+        """What was under way begins its rung again where it stands; what was left out waits anew, unless its rung was decided."""
         highest = max((trial.rung for trial in self.trials.values()), default=0)
         for trial in self.trials.values():
             if trial.state == RUNNING or (trial.state == LEFT_OUT and trial.rung == highest):

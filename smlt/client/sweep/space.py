@@ -118,13 +118,13 @@ class Space:
         unknown = sorted(set(found) - {"grid", "random"})
         if unknown:
             raise ConfigError(f"{where}: {', '.join(unknown)}: it may hold [grid] and [random], and nothing else")
-        parts = []
-        for kind in ("grid", "random"):
+        grid, drawn = dict[str, Range | Choices](), dict[str, Range | Choices]()
+        for kind, into in (("grid", grid), ("random", drawn)):
             table = found.get(kind, {})
             if not isinstance(table, Mapping):
                 raise ConfigError(f"{where}: {kind} must be a table of names and values")
-            parts.append({name: _from_file(name, value, f"{where}, {kind}") for name, value in table.items()})
-        return _checked(*parts, where)
+            into |= {name: _from_file(name, value, f"{where}, {kind}") for name, value in table.items()}
+        return _checked(grid, drawn, where)
 
 
 def parse_space(grid: Sequence[str], drawn: Sequence[str], file: Path | None = None) -> Space:
