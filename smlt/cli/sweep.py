@@ -34,7 +34,7 @@ _REFUSED = ("--tune", "--on-miss", "--max-workers", "--learn-from", "--metrics-p
         "smlt sweep task.py --random lr=log:1e-3..1 --trials 27 --halving 3 --min-epochs 2 --epochs 54 --workers-total 8",
         "smlt sweep task.py --space space.toml --trials 40 --metric loss --deadline 30m --codec fp32 --data ./images",
         "smlt sweep task.py --grid global_batch_size=64,256 --grid lr=0.1,0.4 --lr-rule none",
-        "smlt sweep task.py --random lr=log:1e-3..1 --trials 9 --halving 3 --on lambda --workers 4 --workers-total 16 --budget 5",
+        "smlt sweep task.py --random lr=log:1e-3..1 --trials 9 --halving 3 --on lambda -n 4 --workers-total 16 --budget 5",
         "smlt sweep --resume smlt-runs/20260102-153000-digits",
     ),
 )

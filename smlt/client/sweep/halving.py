@@ -104,7 +104,7 @@ class Halving:
         self._settle()
 
     def resume(self) -> None:
-        """What was under way begins its rung again where it stands; what was left out waits anew, unless its rung was decided."""
+        """What was under way begins its rung again; what was left out waits anew, unless its rung was decided without it."""
         highest = max((trial.rung for trial in self.trials.values()), default=0)
         for trial in self.trials.values():
             if trial.state == RUNNING or (trial.state == LEFT_OUT and trial.rung == highest):
