@@ -16,11 +16,6 @@ class Limits:
     deadline_s: float = math.inf
     budget_usd: float = math.inf
 
-    @property
-    def may_end_early(self) -> bool:
-        """Whether there may be no time or no money for all."""
-        return min(self.deadline_s, self.budget_usd) < math.inf
-
 
 @dataclass(frozen=True)
 class Job:

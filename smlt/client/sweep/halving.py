@@ -89,16 +89,11 @@ def rungs_of(min_epochs: int, max_epochs: int, eta: int | None) -> tuple[int, ..
 
 
 class Halving:
-    """The trials of a sweep and who of them goes on. `maximize`: more of the metric is better.
+    """The trials of a sweep and who of them goes on. `maximize`: more of the metric is better."""
 
-    `may_shrink`: trials may be left out for want of time or money. Then how many a rung will promote is known less early.
-    """
-
-    def __init__(
-        self, trials: Iterable[Trial], rungs: tuple[int, ...], eta: int | None, *, maximize: bool, may_shrink: bool = False
-    ) -> None:
+    def __init__(self, trials: Iterable[Trial], rungs: tuple[int, ...], eta: int | None, *, maximize: bool) -> None:
         self.trials = {trial.number: trial for trial in trials}
-        self.rungs, self.eta, self.maximize, self.may_shrink = rungs, eta or 1, maximize, may_shrink
+        self.rungs, self.eta, self.maximize = rungs, eta or 1, maximize
         if any(trial.rung >= len(rungs) for trial in self.trials.values()):
             raise CheckpointError("a trial has come to a rung that this sweep does not have")
         self._settle()
@@ -194,8 +189,9 @@ class Halving:
         failed = sum(t.state == FAILED and len(t.values) <= rung for t in here)
         going = sum(t.state == RUNNING and t.rung == rung for t in here)
         waiting = sum(t.state == WAITING and t.rung == rung for t in here)
-        # Whatever comes, so many will have been in this rung at least, and no more than so many can still become better.
-        entered = len(done) + failed + going + (0 if self.may_shrink else waiting)
+        # Of `entered` one in eta goes on, and no more than `undecided` can still become better. Each that is left out takes
+        # one from both, and so at most one place: who is sure of a place stays so.
+        entered = len(done) + failed + going + waiting
         undecided = going + waiting + self._may_come(rung)
         for place, trial in enumerate(done):
             if trial.state != FINISHED or trial.rung != rung:

@@ -86,9 +86,7 @@ class Sweep:
             **({} if request.budget_usd is None else {"budget_usd": request.budget_usd}),
         )
         trials = self.folder.trials()
-        self.halving = Halving(
-            trials, request.rungs, request.halving, maximize=request.maximize, may_shrink=limits.may_end_early
-        )
+        self.halving = Halving(trials, request.rungs, request.halving, maximize=request.maximize)
         self.halving.resume()
         self.controller = Controller(self.halving, limits)
         if self.store == "embedded":
