@@ -140,9 +140,7 @@ def show(found: dict[str, list[list[list[float]]]], latencies: dict[str, Any], o
     """Print the tables; what they hold."""
     shown: dict[str, Any] = {}
     alone = statistics.median(len(one[0]) / sum(one[0]) for one in found["1 equal"])
-    print(
-        f"equal jobs, n = {options.workers}, {options.floats:,} floats: all-reduces a second, medians of {options.rounds} rounds"
-    )
+    print(f"equal jobs, n = {options.workers}, {options.floats:,} floats: all-reduces a second, {options.rounds} rounds")
     for count in JOBS:
         rates = [[len(took) / sum(took) for took in one] for one in found[f"{count} equal"]]
         index = [jain(one) for one in rates]

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+from smlt.client.executors import account_of
 from smlt.client.spent import spent_so_far
 from smlt.client.sweep.controller import Controller, Job, Limits
 from smlt.client.sweep.display import Display
@@ -166,7 +167,7 @@ class Sweep:
         self.controller.ended(number, self._now_s())
         if code == 0:
             self._finished(trial)
-        elif code in STOPPED and self._stopping:
+        elif self._stopping and (code in STOPPED or code < 0):  # below 0: before it knew how to stop in order, or killed
             self.halving.put_back(number)
         else:
             self._failed(trial, code, process.last_words())
@@ -188,9 +189,9 @@ class Sweep:
             error = "stopped from outside (smlt stop)"
         else:
             try:
-                error = str(self.folder.run(trial.number).status.get("error") or said or f"ended with exit code {code}")
+                error = str(self.folder.run(trial.number).status.get("error") or said or account_of(code))
             except CheckpointError:
-                error = said or f"ended with exit code {code}"
+                error = said or account_of(code)
         error = error.splitlines()[0]
         self.halving.fail(trial.number, error)
         if code == ConfigError.exit_code:
