@@ -115,6 +115,9 @@ def train(
         typer.Option(metavar="K", help="Threads that each worker computes with.", show_default="the cores shared out"),
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Files for the task (its data_dir).")] = None,
+    shared_data: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Files that lie in the object store below that name.", hidden=True)
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     name: Annotated[str | None, typer.Option(help="The run's name.", show_default="time and script")] = None,
     timeout: Annotated[
@@ -237,6 +240,7 @@ def train(
         "memory_mb": memory,
         "threads": threads,
         "data": data,
+        "data_run": shared_data,
         "timeout_s": timeout,
         "on_failure": on_failure,
         "max_restarts": max_restarts,

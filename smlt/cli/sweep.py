@@ -11,7 +11,9 @@ import typer.main
 
 from smlt.cli.common import AsJson, EndpointUrl, Profile, Region, RunsDir, StoreReference, app, examples, resolved
 from smlt.client.executors.local import threads_per_worker
+from smlt.client.lambda_runs import place
 from smlt.client.optimizer.goals import parse_duration, parse_usd
+from smlt.client.request import FUNCTION, RunRequest
 from smlt.client.runs import DEFAULT_RUNS_DIR
 from smlt.client.sweep.display import make_display
 from smlt.client.sweep.folder import SweepFolder
@@ -126,7 +128,8 @@ def sweep(
         return
     if script is None or script.startswith("-"):
         raise ConfigError("give the SCRIPT first, then options of smlt train; or --resume FOLDER")
-    on, options = _train_options(script, context.args)
+    settings, options = _train_options(script, context.args)
+    on = settings["on"] or "local"
     total = _workers_total(workers_total, workers or 1, on)
     if on == "local" and "--threads" not in options:  # they share the cores with the other trials' workers
         options += ["--threads", str(threads_per_worker(total))]
@@ -146,6 +149,8 @@ def sweep(
         script,
         space=parse_space(grid or (), drawn or (), space).as_json(),
         on=on,
+        data=settings["data"],
+        object_store=settings["object_store"],
         options=options,
         **{name: value for name, value in asked.items() if value is not None},
     )
@@ -157,18 +162,36 @@ def sweep(
     Sweep(folder, request, make_display(as_json=as_json), store=shared).run()
 
 
-def _train_options(script: str, given: list[str]) -> tuple[str, list[str]]:
-    """Where the workers run, and the options for every trial. Raises typer's error for what `smlt train` does not know."""
+def _train_options(script: str, given: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """What the options of `smlt train` say, and those for every trial: without --data and --object-store, which all share.
+
+    Raises typer's error for what `smlt train` does not know.
+    """
     for option in given:
         named = option.partition("=")[0]
         if named in _REFUSED or named in _OURS:
             raise ConfigError(f"{named} cannot be an option of each trial: see smlt sweep --help")
     train: Any = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
     found = train.make_context("sweep", [script, *given]).params
-    options = list(given)
+    if found["on"] == "lambda" and found["object_store"] is None:  # as each trial would find it
+        found["object_store"] = place(RunRequest(script, on="lambda", function=found["function"] or FUNCTION), None)[
+            0
+        ].object_store
+    options = _without(given, "--data", "--object-store")
     if found["keep_checkpoints"] is None:
         options += ["--keep-checkpoints", "1"]  # of many trials most are not looked at again
-    return found["on"] or "local", options
+    return found, options
+
+
+def _without(given: list[str], *names: str) -> list[str]:
+    """The options that are not of these names, each of which has a value."""
+    kept, rest = list[str](), iter(given)
+    for text in rest:
+        if text in names:
+            next(rest)
+        elif text.partition("=")[0] not in names:
+            kept.append(text)
+    return kept
 
 
 def _workers_total(given: int | None, each: int, on: str) -> int:

@@ -44,6 +44,7 @@ class RunRequest:
     timeout_s: float = 300.0
     object_store: str | None = None
     data: str | None = None
+    data_run: str | None = None  # whose data lie in the object store already: a sweep's trials share them
     on_failure: str = "restart"
     max_restarts: int = 5  # in a row, without a step in between
     liveness_s: float = 10.0
@@ -122,6 +123,8 @@ def check_request(request: RunRequest, status: Mapping[str, Any] | None = None) 
         raise ConfigError(f"--seed {request.seed} is not between 0 and 2**63 - 1")
     if request.target_accuracy is not None and not 0 < request.target_accuracy <= 1:
         raise ConfigError(f"--target-accuracy {request.target_accuracy} is not between 0 and 1")
+    if request.data is not None and request.data_run is not None:
+        raise ConfigError("--data and --shared-data: one of them")
     if request.on_failure not in ON_FAILURE:
         raise ConfigError(f"--on-failure {request.on_failure!r}: choose one of {', '.join(ON_FAILURE)}")
     if request.on not in PLACES:

@@ -227,7 +227,8 @@ class TaskScheduler:
             bucket_mb=request.bucket_mb,
             store_url=url,
             hyperparameters=dict(request.hyperparameters) or None,
-            has_data=request.data is not None,
+            has_data=request.data is not None or request.data_run is not None,
+            data_run=request.data_run,
             target_accuracy=request.target_accuracy,
             batch_schedule=request.batch_schedule,
             lr_rule=request.lr_rule,
@@ -272,8 +273,11 @@ class TaskScheduler:
         CheckpointError names what is missing.
         """
         objects = open_object_store(self.object_store_url)
-        for kind in ("code", "data") if self.request.data is not None else ("code",):
-            prefix = f"{self.folder.name}/{kind}"
+        prefixes = [f"{self.folder.name}/code"]
+        if self.request.data is not None or self.request.data_run is not None:
+            prefixes.append(f"{self.request.data_run or self.folder.name}/data")
+        for prefix in prefixes:
+            kind = prefix.rpartition("/")[2]
             names = {*read_manifest(objects, prefix), *([script] if kind == "code" else [])}
             there = set(objects.list(f"{prefix}/"))
             for name in sorted(names):

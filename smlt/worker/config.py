@@ -37,6 +37,7 @@ class WorkerConfig:
     store_url: str | None = field(default=None, repr=False)
     hyperparameters: dict[str, Any] | None = None  # class attributes of the task, set before it is instantiated
     has_data: bool = False  # whether <run>/data/ holds files for the task
+    data_run: str | None = None  # then below this name, which several runs share
     target_accuracy: float | None = None
     batch_schedule: str | None = None  # "0:64,5:128": from which epoch on how many samples; epoch 0 as `global_batch_size`
     lr_rule: str = "none"  # what becomes of the learning rate when the global batch changes

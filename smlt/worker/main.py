@@ -134,7 +134,7 @@ class Sandbox:
         code = fetch_code(objects, f"{config.run}/code", folder / "code", config.code_sha256)
         task = load_task(code / config.script, config.hyperparameters)
         if config.has_data:
-            task.data_files = open_data(objects, f"{config.run}/data", folder / "data")
+            task.data_files = open_data(objects, f"{config.data_run or config.run}/data", folder / "data")
         self.trainer = Trainer(config, task, objects, member.report, member.confirm)
         return self.trainer
 

@@ -44,9 +44,12 @@ def trials(sweep: Path) -> list[dict[str, Any]]:
 def test_the_best_go_on_from_their_checkpoints_and_ctrl_c_and_a_failed_trial_change_nothing(
     store: EmbeddedStore, tmp_path: Path
 ) -> None:
-    script = write_tunable(tmp_path, PACED)
+    script = write_tunable(tmp_path, f"{PACED}\n        assert (self.data_dir / 'one').read_text() == 'sample'\n")
+    data = tmp_path / "files"
+    data.mkdir()
+    (data / "one").write_text("sample")
     options = ("--grid", "lr=0.005,7,0.001", "--metric", "loss", "--halving", 2, "--epochs", 4, "--min-epochs", 2)
-    shared = (*options, *EACH, "--workers-total", 2, "--store", store.url)
+    shared = (*options, *EACH, "--workers-total", 2, "--store", store.url, "--data", data)
     done = smlt("sweep", script, *shared, "--name", "whole", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     whole = tmp_path / "smlt-runs" / "whole"
@@ -61,7 +64,23 @@ def test_the_best_go_on_from_their_checkpoints_and_ctrl_c_and_a_failed_trial_cha
     best = whole / "whole-000"
     assert f"smlt resume {best} --epochs 8" in done.stdout
     assert json.loads((whole / "sweep.json").read_text())["best"]["hyperparameters"] == {"lr": 0.005}
-    alone = smlt("train", script, "--set", "lr=0.005", *EACH, "--workers", 1, "--epochs", 4, "--name", "alone", cwd=tmp_path)
+    assert [path.parent.name for path in whole.glob("*/data")] == ["whole"]  # once, not by every trial
+    alone = smlt(
+        "train",
+        script,
+        "--set",
+        "lr=0.005",
+        *EACH,
+        "--data",
+        data,
+        "--workers",
+        1,
+        "--epochs",
+        4,
+        "--name",
+        "alone",
+        cwd=tmp_path,
+    )
     assert alone.returncode == 0, alone.stderr
     same_end(best, tmp_path / "smlt-runs" / "alone")
 

@@ -259,7 +259,7 @@ def commands(folder: SweepFolder, request: SweepRequest, best: Trial | None) -> 
         given = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value_text(value))]
         given += [text for name, value in hyperparameters.items() for text in ("--set", f"{name}={value_text(value)}")]
         again = ["smlt", "train", request.script, "--workers", str(request.workers), "--epochs", str(request.epochs)]
-        found["anew"] = shlex.join([*again, *request.options, *given])
+        found["anew"] = shlex.join([*again, *request.train_options, *given])
     unfinished = [t for t in (folder.trials()) if t.state not in (DONE, DROPPED, FAILED, FINISHED)]
     if any(trial.state != LEFT_OUT for trial in unfinished):
         found["resume"] = shlex.join(["smlt", "sweep", "--resume", str(folder.path)])

@@ -35,7 +35,9 @@ class SweepRequest:
     deadline_s: float | None = None
     budget_usd: float | None = None
     on: str = "local"
-    options: Sequence[str] = ()  # of `smlt train`, for every trial
+    data: str | None = None  # files for the task, uploaded once for all trials
+    object_store: str | None = None
+    options: Sequence[str] = ()  # of `smlt train`, for every trial, but those above
 
     @property
     def maximize(self) -> bool:
@@ -46,6 +48,12 @@ class SweepRequest:
     def rungs(self) -> tuple[int, ...]:
         """After how many epochs trials are compared; the last is the full number."""
         return rungs_of(self.min_epochs, self.epochs, self.halving)
+
+    @property
+    def train_options(self) -> list[str]:
+        """The options of `smlt train` for one trial by itself."""
+        where = [("--object-store", self.object_store), ("--data", self.data)]
+        return [*self.options, *(text for option, value in where if value is not None for text in (option, value))]
 
     @property
     def slots(self) -> int:

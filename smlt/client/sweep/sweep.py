@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from smlt.client.artifacts import ArtifactManager
 from smlt.client.executors import account_of
 from smlt.client.spent import spent_so_far
 from smlt.client.sweep.controller import Controller, Job, Limits
@@ -21,6 +23,7 @@ from smlt.client.sweep.processes import Events, TrialProcess, arguments_of, metr
 from smlt.client.sweep.request import SweepRequest
 from smlt.errors import CheckpointError, ConfigError, SmltError, TaskError
 from smlt.store.embedded import EmbeddedStore
+from smlt.store.object import open_object_store
 
 #: A look at limits, money and the store at least this often.
 TICK_S = 0.1
@@ -48,6 +51,7 @@ class Sweep:
         self._asked_for_money = 0.0
         self._stopping = ""  # why: "interrupted", "deadline", "budget", "failed"
         self._environment: Mapping[str, str] = dict(os.environ)
+        self._shared: list[str] = []  # options of every trial: where code and data are
 
     def run(self) -> dict[str, Any]:
         """Train until nothing is left to try, or no limit leaves room for it.
@@ -90,6 +94,7 @@ class Sweep:
         self.halving = Halving(trials, request.rungs, request.halving, maximize=request.maximize)
         self.halving.resume()
         self.controller = Controller(self.halving, limits)
+        self._share_data()
         if self.store == "embedded":
             self._embedded = stack.enter_context(EmbeddedStore(log_path=self.folder.path / "logs" / "store.log"))
             self._environment = {**self._environment, "SMLT_STORE": self._embedded.url}
@@ -104,6 +109,17 @@ class Sweep:
             ended=None,
         )
         self.display.started(self.folder, request, self.halving)
+
+    def _share_data(self) -> None:
+        """The data go to the object store once, below the sweep's name; what lies there already is not sent again."""
+        url = self.request.object_store
+        self._shared = [] if url is None else ["--object-store", url]
+        if self.request.data is None:
+            return
+        objects = open_object_store(str(self.folder.path) if url is None else url)
+        leave_out = (self.folder.path.parent, Path(objects.url))
+        ArtifactManager(objects, self.folder.name).upload_data(Path(self.request.data), leave_out)
+        self._shared += ["--shared-data", self.folder.name]
 
     # ---- the loop ----
 
@@ -131,7 +147,7 @@ class Sweep:
     def _start(self, job: Job) -> None:
         trial, request = self.halving.trials[job.number], self.request
         run = self.folder.run(job.number)
-        options = [*request.options]
+        options = [*request.options, *self._shared]
         if "--seed" not in options and "seed" not in trial.hyperparameters:
             options += ["--seed", str(request.seed)]
         self._processes[job.number] = TrialProcess(
