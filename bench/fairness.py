@@ -1,9 +1,10 @@
 """Jobs that share a store: do equal ones get equal shares, and does a large one starve a small one?
 
     python -m bench.fairness [--workers 2] [--floats 1000000] [--large 11000000] [--small 1000 10000 250000] [--rounds 5]
-                             [--seconds 2] [--json PATH]
+                             [--seconds 2] [--links [MBIT]] [--json PATH]
 
-Every job is processes of its own on one embedded store over its unix socket, and does one all-reduce after the other (fp16) for
+Every job is processes of its own on one embedded store over its unix socket (with --links over a link of that rate for each
+worker, bench/links.py; root), and does one all-reduce after the other (fp16) for
 so many seconds. All settings are interleaved: each round runs every one of them.
 
 1. One to four equal jobs: all-reduces a second of each, and Jain's index of them, (sum x)^2 / (n sum x^2): 1 when all get the
@@ -27,6 +28,7 @@ import multiprocessing as mp
 import signal
 import statistics
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ import numpy as np
 import redis
 
 from bench.limit import volumes
+from bench.links import RATE_MBIT, Links, shaped_links
 from smlt import Communicator
 from smlt.collective.codecs import wire_size
 from smlt.store.embedded import EmbeddedStore
@@ -53,9 +56,13 @@ class Job:
     store: int = 0
 
 
-def worker(job: Job, name: str, rank: int, url: str, seconds: float, start: Any, results: Any) -> None:
+def worker(
+    job: Job, name: str, rank: int, url: str, seconds: float, start: Any, results: Any, links: Links | None, place: int
+) -> None:
     """What each all-reduce has taken, from rank 0. The request to end travels in the all-reduce, so that all end together."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if links is not None:
+        links.enter(place)
     gradient = np.random.default_rng(rank).standard_normal(job.floats, dtype=np.float32)
     out, stop, took = np.empty_like(gradient), np.zeros(1, np.float32), list[float]()
     with Communicator(url, job=name, rank=rank, world_size=job.n) as comm:
@@ -79,16 +86,17 @@ def worker(job: Job, name: str, rank: int, url: str, seconds: float, start: Any,
         results.put((name, took))
 
 
-def run(jobs: list[Job], stores: list[EmbeddedStore], seconds: float, label: str) -> list[list[float]]:
+def run(jobs: list[Job], stores: list[EmbeddedStore], links: Links | None, seconds: float, label: str) -> list[list[float]]:
     """Seconds of every all-reduce of each of these jobs, which run at once."""
     fork = mp.get_context("fork")
     start, results = fork.Barrier(sum(job.n for job in jobs)), fork.Queue()
     names = [f"{label}-{number}-{time.monotonic_ns()}" for number in range(len(jobs))]
-    processes = [
-        fork.Process(target=worker, args=(job, name, rank, stores[job.store].url, seconds, start, results))
-        for job, name in zip(jobs, names, strict=True)
-        for rank in range(job.n)
-    ]
+    everyone = [(job, name, rank) for job, name in zip(jobs, names, strict=True) for rank in range(job.n)]
+    processes = []
+    for place, (job, name, rank) in enumerate(everyone):
+        store = stores[job.store]
+        url = store.url if links is None else store.tcp_url_at(links.store_host(place))
+        processes.append(fork.Process(target=worker, args=(job, name, rank, url, seconds, start, results, links, place)))
     for process in processes:
         process.start()
     try:
@@ -121,11 +129,15 @@ def settings(options: argparse.Namespace) -> dict[str, list[Job]]:
 def measure(options: argparse.Namespace) -> tuple[dict[str, list[list[list[float]]]], dict[str, Any]]:
     """Seconds of every all-reduce, by setting, round and job; and the microseconds of the store's commands."""
     found: dict[str, list[list[list[float]]]] = {name: [] for name in settings(options)}
-    with EmbeddedStore() as one, EmbeddedStore() as other:
+    most = max(sum(job.n for job in jobs) for jobs in settings(options).values())
+    with ExitStack() as stack:
+        links = stack.enter_context(shaped_links(most, options.links)) if options.links else None
+        hosts = links.store_hosts if links is not None else ()
+        one, other = (stack.enter_context(EmbeddedStore(bind=hosts)) for _ in range(2))
         for turn in range(options.rounds):
             named = list(settings(options).items())
             for name, jobs in named[turn % len(named) :] + named[: turn % len(named)]:
-                found[name].append(run(jobs, [one, other], options.seconds, f"fair{turn}"))
+                found[name].append(run(jobs, [one, other], links, options.seconds, f"fair{turn}"))
         with redis.Redis.from_url(one.url) as client:
             statistics_us: dict[str, Any] = client.info("latencystats")
     return found, {name.removeprefix("latency_percentiles_usec_"): us for name, us in statistics_us.items()}
@@ -183,6 +195,7 @@ def main() -> None:
     parser.add_argument("--small", type=int, nargs="+", default=[1000, 10_000, 250_000])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--links", type=float, nargs="?", const=RATE_MBIT, metavar="MBIT")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     shown = show(*measure(options), options)

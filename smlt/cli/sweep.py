@@ -10,10 +10,10 @@ import typer
 import typer.main
 
 from smlt.cli.common import AsJson, EndpointUrl, Profile, Region, RunsDir, StoreReference, app, examples, resolved
+from smlt.client.deployment.lookup import find_deployment
 from smlt.client.executors.local import threads_per_worker
-from smlt.client.lambda_runs import place
 from smlt.client.optimizer.goals import parse_duration, parse_usd
-from smlt.client.request import FUNCTION, RunRequest
+from smlt.client.request import FUNCTION
 from smlt.client.runs import DEFAULT_RUNS_DIR
 from smlt.client.sweep.display import make_display
 from smlt.client.sweep.folder import SweepFolder
@@ -174,9 +174,7 @@ def _train_options(script: str, given: list[str]) -> tuple[dict[str, Any], list[
     train: Any = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
     found = train.make_context("sweep", [script, *given]).params
     if found["on"] == "lambda" and found["object_store"] is None:  # as each trial would find it
-        found["object_store"] = place(RunRequest(script, on="lambda", function=found["function"] or FUNCTION), None)[
-            0
-        ].object_store
+        found["object_store"] = find_deployment(found["function"] or FUNCTION).object_store
     options = _without(given, "--data", "--object-store")
     if found["keep_checkpoints"] is None:
         options += ["--keep-checkpoints", "1"]  # of many trials most are not looked at again
