@@ -198,7 +198,7 @@ class LiveView:
 
 def opening(folder: SweepFolder, request: SweepRequest, halving: Halving) -> str:
     """sweep NAME: 20 trials, 2 at once of 1 workers, compared after 2, 6, 18 epochs, folder ..."""
-    compared = f"compared after {', '.join(map(str, halving.rungs))} epochs"
+    compared = f"compared after epochs {', '.join(map(str, halving.rungs))}" if len(halving.rungs) > 1 else "no halving"
     return (
         f"sweep {folder.name}: {len(halving.trials)} trials, {min(request.slots, len(halving.trials))} at once with "
         f"{request.workers} worker{'s' * (request.workers > 1)} each, {compared}, folder {folder.path}"
@@ -217,7 +217,7 @@ def trial_line(trial: Trial, halving: Halving, metric: str) -> str:
     if trial.state == FAILED:
         return f"{about} failed: {trial.error}"
     early = ", where it ended by itself" if trial.over else ""
-    return f"{about}: {metrics_text({metric: trial.value})} after {trial.epochs} epochs{early}; {standing(halving)}"
+    return f"{about}: {metrics_text({metric: trial.value})} after epoch {trial.epochs}{early}; {standing(halving)}"
 
 
 def closing(console: Console, folder: SweepFolder, request: SweepRequest, halving: Halving, state: str) -> None:
