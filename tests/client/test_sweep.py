@@ -38,7 +38,8 @@ def write_tunable(folder: Path, before_step: str = "") -> Path:
 def trials(sweep: Path) -> list[dict[str, Any]]:
     """trials.jsonl without what differs from run to run."""
     rows = [json.loads(line) for line in (sweep / "trials.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in ("seconds", "error")} for row in rows]
+    kept = ("number", "hyperparameters", "state", "rung", "values", "epochs")
+    return [{name: row[name] for name in kept} for row in rows]
 
 
 def test_the_best_go_on_from_their_checkpoints_and_ctrl_c_and_a_failed_trial_change_nothing(

@@ -29,10 +29,19 @@ def trials(count: int) -> list[Trial]:
 
 
 class World:
-    """Runs a controller's jobs in an order of its own. `outcomes`: by trial and rung; costs: of an epoch, by trial."""
+    """Runs a controller's jobs in an order of its own. `outcomes`: by trial and rung; `costs`: an epoch's time, by trial, and
+    `start_s` a rung's start; a second costs a dollar.
+    """
 
-    def __init__(self, controller: Controller, outcomes: list[list[Any]], costs: list[float], order: random.Random) -> None:
-        self.controller, self.outcomes, self.costs, self.order = controller, outcomes, costs, order
+    def __init__(
+        self,
+        controller: Controller,
+        outcomes: list[list[Any]],
+        costs: list[float],
+        order: random.Random,
+        start_s: float = 0.0,
+    ) -> None:
+        self.controller, self.outcomes, self.costs, self.order, self.start_s = controller, outcomes, costs, order, start_s
         self.now_s, self.most_at_once = 0.0, 0
         self.ends: dict[int, tuple[float, Job]] = {}
 
@@ -41,7 +50,7 @@ class World:
         while not halving.complete:
             while job := self.controller.next_job(self.now_s):
                 assert job.number not in self.ends
-                took = (job.epochs - halving.trials[job.number].epochs) * self.costs[job.number]
+                took = self._takes(job)
                 self.ends[job.number] = (self.now_s + took, job)
             self.most_at_once = max(self.most_at_once, len(self.ends))
             if not self.ends:
@@ -52,12 +61,15 @@ class World:
             self._end(number, soonest)
         return halving
 
+    def _takes(self, job: Job) -> float:
+        return self.start_s + (job.epochs - self.controller.halving.trials[job.number].epochs) * self.costs[job.number]
+
     def _end(self, number: int, now_s: float) -> None:
         halving, trial = self.controller.halving, self.controller.halving.trials[number]
         self.now_s = now_s
         _, job = self.ends.pop(number)
-        trial.usd += (job.epochs - trial.epochs) * self.costs[number]
-        self.controller.ended(number, now_s)
+        trial.usd += self._takes(job)
+        self.controller.ended(number, now_s, self.start_s)
         outcome = self.outcomes[number][trial.rung]
         if outcome == "fails":
             halving.fail(number, "it failed")
@@ -111,22 +123,30 @@ def test_the_best_of_each_rung_go_on_whatever_the_order_of_the_ends_and_no_trial
         entered = sorted(goes_on)
 
 
-@example(((3, 12, 40), 4, [[0.0] * 3] * 14), 1, 1.0, "time", 1)  # beginners alone could use it up
-@given(sweeps(), st.integers(1, 5), st.floats(0.2, 3), st.sampled_from(["time", "money"]), st.integers(0, 2**32))
+@example(((3, 12, 40), 4, [[0.0] * 3] * 14), 1, 1.0, 0.0, "time", 1)  # beginners alone could use it up
+@given(
+    sweeps(),
+    st.integers(1, 5),
+    st.floats(0.2, 3),
+    st.sampled_from([0.0, 4.0]),
+    st.sampled_from(["time", "money"]),
+    st.integers(0, 2**32),
+)
 def test_no_limit_is_overrun_and_one_trial_comes_to_the_end_when_there_is_enough_for_one(
-    sweep: tuple[tuple[int, ...], int, list[list[Any]]], slots: int, share: float, kind: str, seed: int
+    sweep: tuple[tuple[int, ...], int, list[list[Any]]], slots: int, share: float, start_s: float, kind: str, seed: int
 ) -> None:
     rungs, eta, rows = sweep
-    limit, order = share * rungs[-1], random.Random(seed)
+    enough, order = rungs[-1] + len(rungs) * start_s, random.Random(seed)
+    limit = share * enough
     outcomes = [[order.random() for _ in row] for row in rows]
     halving = Halving(trials(len(outcomes)), rungs, eta, maximize=True)
     controller = Controller(halving, Limits(slots, **{"deadline_s" if kind == "time" else "budget_usd": limit}))
-    world = World(controller, outcomes, [1.0] * len(outcomes), order)
+    world = World(controller, outcomes, [1.0] * len(outcomes), order, start_s)
     world.run()
     used = world.now_s if kind == "time" else controller.spent_usd
-    assert used <= max(limit, rungs[0])  # what an epoch takes is not known before one has been trained
+    assert used <= max(limit, rungs[0] + start_s) + 1e-9  # what an epoch takes is not known before one has been trained
     assert all(trial.state in (DONE, DROPPED, LEFT_OUT) for trial in halving.trials.values())
-    if limit >= rungs[-1]:
+    if share >= 1.001 or (share == 1 and not start_s):  # sums are rounded
         assert any(trial.state == DONE for trial in halving.trials.values())
     for rung in range(len(rungs) - 1):
         took_part = [n for n, trial in halving.trials.items() if len(trial.values) > rung]

@@ -28,9 +28,8 @@ class Job:
 class Controller:
     """Gives out jobs. `spent_usd` of what it is told is the whole sweep's.
 
-    What a rung will take is known from the trial's own earlier rungs, by epoch; of one that has not begun the most is assumed
-    that an epoch of any has taken. Starts are in these figures, and weigh less in later rungs: estimates are high rather
-    than low.
+    What a rung will take is a start and its epochs. Both are known from the trial's own earlier rungs; of one that has not
+    begun the longest is assumed that any has taken. What a second costs is known likewise.
 
     A job must fit together with what it takes to bring one trial from its end through the last rung: a sweep that ends with all
     its money spent on beginners would have found nothing.
@@ -60,9 +59,12 @@ class Controller:
             halving.leave_out([trial.number for trial in waiting if trial.rung == furthest])
         return None
 
-    def ended(self, number: int, now_s: float) -> None:
-        """Its job has ended, however: call it before `halving.finish`, `fail` or `put_back`."""
-        self.halving.trials[number].seconds += now_s - self._began.pop(number)[0]
+    def ended(self, number: int, now_s: float, start_s: float = 0.0) -> None:
+        """Its job has ended; `start_s`: how long its first step took to come. Call it before `halving.finish` and the like."""
+        trial = self.halving.trials[number]
+        trial.seconds += now_s - self._began.pop(number)[0]
+        trial.start_seconds += start_s
+        trial.starts += 1
 
     def exhausted(self, now_s: float) -> str:
         """Which limit has been reached, so that everything is to stop: "deadline", "budget" or ""."""
@@ -76,38 +78,36 @@ class Controller:
         return sum(trial.usd for trial in self.halving.trials.values())
 
     def _fits(self, trial: Trial, now_s: float) -> bool:
-        end = self.halving.rungs[trial.rung]
-        here, then = end - trial.epochs, self.halving.rungs[-1] - end
-        seconds, usd = self._per_epoch(trial)
-        if not math.isnan(seconds):
-            if now_s + (here + then) * seconds > self.limits.deadline_s:
-                return False
-        elif now_s >= self.limits.deadline_s:
+        """Whether there is time and money for its rung, and for those behind it."""
+        limits, rungs = self.limits, self.halving.rungs[trial.rung :]
+        seconds, usd_per_s = self._seconds(trial, rungs), self._usd_per_s(trial)
+        if now_s >= limits.deadline_s or now_s + seconds > limits.deadline_s:  # nan is never above: nothing is known yet
             return False
-        if self.limits.budget_usd == math.inf:
+        if limits.budget_usd == math.inf:
             return True
-        if math.isnan(usd):  # nothing is known: one trial alone shall tell
-            return not self.halving.running() and self.spent_usd < self.limits.budget_usd
+        if math.isnan(seconds) or math.isnan(usd_per_s):  # one trial alone shall tell
+            return not self.halving.running() and self.spent_usd < limits.budget_usd
         promised = sum(self._still_to_spend(one) for one in self.halving.running())
-        return self.spent_usd + promised + (here + then) * usd <= self.limits.budget_usd
+        return self.spent_usd + promised + seconds * usd_per_s <= limits.budget_usd
 
     def _still_to_spend(self, trial: Trial) -> float:
         """What a running trial will have spent at its rung's end, less what it has."""
-        usd = self._per_epoch(trial)[1]
+        usd = self._seconds(trial, (self.halving.rungs[trial.rung],)) * self._usd_per_s(trial)
         if math.isnan(usd):
             return self.limits.budget_usd  # who knows
-        return max(0.0, (self.halving.rungs[trial.rung] - trial.epochs) * usd - (trial.usd - self._began[trial.number][1]))
+        return max(0.0, usd - (trial.usd - self._began[trial.number][1]))
 
-    def _per_epoch(self, trial: Trial) -> tuple[float, float]:
-        """Seconds and USD that an epoch of this trial takes; nan: nothing is known."""
-        if trial.epochs:
-            return trial.seconds / trial.epochs, self._usd_of_finished(trial) / trial.epochs
-        known = [one for one in self.halving.trials.values() if one.epochs]
-        return (
-            max((one.seconds / one.epochs for one in known), default=math.nan),
-            max((self._usd_of_finished(one) / one.epochs for one in known), default=math.nan),
-        )
+    def _seconds(self, trial: Trial, rungs: tuple[int, ...]) -> float:
+        """How long it will take to come to the end of the last of these rungs; nan: nothing is known."""
+        known = [trial] if trial.epochs else [one for one in self.halving.trials.values() if one.epochs and one.starts]
+        start = max((one.start_seconds / one.starts for one in known), default=math.nan)
+        epoch = max(((one.seconds - one.start_seconds) / one.epochs for one in known), default=math.nan)
+        return len(rungs) * start + (rungs[-1] - trial.epochs) * epoch
 
-    def _usd_of_finished(self, trial: Trial) -> float:
-        """Without the rung under way, whose epochs are not counted yet."""
+    def _usd_per_s(self, trial: Trial) -> float:
+        """What a second of it costs; nan: nothing is known. Without the rung under way, whose seconds are not counted yet."""
+        known = [trial] if trial.epochs else [one for one in self.halving.trials.values() if one.epochs]
+        return max((self._usd_before(one) / one.seconds for one in known if one.seconds), default=math.nan)
+
+    def _usd_before(self, trial: Trial) -> float:
         return self._began[trial.number][1] if trial.number in self._began else trial.usd

@@ -44,7 +44,9 @@ class Trial:
     values: list[float] = field(default_factory=list)  # of the metric, one for each rung that it has finished
     epochs: int = 0  # trained, as of its last finished rung
     over: bool = False  # it has ended by itself, before its rung did: it cannot get better
-    seconds: float = 0.0  # of its finished rungs, starts included
+    seconds: float = 0.0  # of its rungs so far, starts included
+    start_seconds: float = 0.0  # of these, until each rung's first step
+    starts: int = 0
     usd: float = 0.0  # the whole trial so far
     error: str | None = None
 

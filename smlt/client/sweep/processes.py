@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +46,7 @@ class TrialProcess:
         events: Events,
     ) -> None:
         self.number, self.log = number, log
+        self._began, self._stepped = time.monotonic(), 0.0
         self.log_start = log.stat().st_size if log.exists() else 0
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
@@ -58,6 +60,14 @@ class TrialProcess:
             )
         self._reader = threading.Thread(target=self._read, args=(events,), daemon=True)
         self._reader.start()
+
+    def has_stepped(self) -> None:
+        """It has trained a step."""
+        self._stepped = self._stepped or time.monotonic()
+
+    def start_s(self) -> float:
+        """How long it took until its first step; all the time while there is none."""
+        return (self._stepped or time.monotonic()) - self._began
 
     def stop(self) -> None:
         """End at a checkpoint; asked a second time, at once."""

@@ -173,6 +173,8 @@ class Sweep:
             if event is None:
                 self._over(number)
             else:
+                if event.get("event") == "step":
+                    self._processes[number].has_stepped()
                 self.display.event(self.halving.trials[number], event)
 
     def _over(self, number: int) -> None:
@@ -180,7 +182,7 @@ class Sweep:
         process = self._processes.pop(number)
         code, trial = process.finish(), self.halving.trials[number]
         trial.usd = self._usd(number)
-        self.controller.ended(number, self._now_s())
+        self.controller.ended(number, self._now_s(), process.start_s())
         if code == 0:
             self._finished(trial)
         elif self._stopping and (code in STOPPED or code < 0):  # below 0: before it knew how to stop in order, or killed
