@@ -60,7 +60,7 @@ class Controller:
         return None
 
     def ended(self, number: int, now_s: float, start_s: float = 0.0) -> None:
-        """Its job has ended; `start_s`: how long its first step took to come. Call it before `halving.finish` and the like."""
+        """Its job has ended; `start_s`: what starting and ending took of it. Call it before `halving.finish` and the like."""
         trial = self.halving.trials[number]
         trial.seconds += now_s - self._began.pop(number)[0]
         trial.start_seconds += start_s

@@ -18,7 +18,7 @@ from smlt.client.optimizer.goals import duration_text, usd_text
 from smlt.client.progress import metrics_text
 from smlt.client.records import json_line
 from smlt.client.sweep.folder import SweepFolder
-from smlt.client.sweep.halving import DONE, DROPPED, FAILED, FINISHED, LEFT_OUT, STATES, Halving, Trial
+from smlt.client.sweep.halving import FAILED, LEFT_OUT, RUNNING, STATES, WAITING, Halving, Trial
 from smlt.client.sweep.request import SweepRequest, point_text, split, value_text
 
 #: Lines of the live view's table: those that run, then the best.
@@ -260,7 +260,9 @@ def commands(folder: SweepFolder, request: SweepRequest, best: Trial | None) -> 
         given += [text for name, value in hyperparameters.items() for text in ("--set", f"{name}={value_text(value)}")]
         again = ["smlt", "train", request.script, "--workers", str(request.workers), "--epochs", str(request.epochs)]
         found["anew"] = shlex.join([*again, *request.train_options, *given])
-    unfinished = [t for t in (folder.trials()) if t.state not in (DONE, DROPPED, FAILED, FINISHED)]
+    trials = folder.trials()
+    highest = max(trial.rung for trial in trials)  # who was left out of an earlier rung stays out: it has been decided
+    unfinished = [t for t in trials if t.state in (WAITING, RUNNING) or (t.state == LEFT_OUT and t.rung == highest)]
     if any(trial.state != LEFT_OUT for trial in unfinished):
         found["resume"] = shlex.join(["smlt", "sweep", "--resume", str(folder.path)])
     elif unfinished:

@@ -45,7 +45,7 @@ class Trial:
     epochs: int = 0  # trained, as of its last finished rung
     over: bool = False  # it has ended by itself, before its rung did: it cannot get better
     seconds: float = 0.0  # of its rungs so far, starts included
-    start_seconds: float = 0.0  # of these, until each rung's first step
+    start_seconds: float = 0.0  # of these, for starting and ending: before a rung's first step and behind its last
     starts: int = 0
     usd: float = 0.0  # the whole trial so far
     error: str | None = None

@@ -46,7 +46,7 @@ class TrialProcess:
         events: Events,
     ) -> None:
         self.number, self.log = number, log
-        self._began, self._stepped = time.monotonic(), 0.0
+        self._began, self._first, self._last = time.monotonic(), 0.0, 0.0
         self.log_start = log.stat().st_size if log.exists() else 0
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
@@ -61,13 +61,14 @@ class TrialProcess:
         self._reader = threading.Thread(target=self._read, args=(events,), daemon=True)
         self._reader.start()
 
-    def has_stepped(self) -> None:
-        """It has trained a step."""
-        self._stepped = self._stepped or time.monotonic()
+    def trains(self) -> None:
+        """It has trained a step, or ended an epoch."""
+        self._last = time.monotonic()
+        self._first = self._first or self._last
 
     def start_s(self) -> float:
-        """How long it took until its first step; all the time while there is none."""
-        return (self._stepped or time.monotonic()) - self._began
+        """What it has taken so far beside training: to start, and to end."""
+        return time.monotonic() - self._began - (self._last - self._first)
 
     def stop(self) -> None:
         """End at a checkpoint; asked a second time, at once."""

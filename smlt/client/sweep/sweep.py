@@ -173,8 +173,8 @@ class Sweep:
             if event is None:
                 self._over(number)
             else:
-                if event.get("event") == "step":
-                    self._processes[number].has_stepped()
+                if event.get("event") in ("step", "epoch"):
+                    self._processes[number].trains()
                 self.display.event(self.halving.trials[number], event)
 
     def _over(self, number: int) -> None:
