@@ -131,7 +131,7 @@ def sweep(
     settings, options = _train_options(script, context.args)
     on = settings["on"] or "local"
     total = _workers_total(workers_total, workers or 1, on)
-    if on == "local" and "--threads" not in options:  # they share the cores with the other trials' workers
+    if on == "local" and settings["threads"] is None:  # they share the cores with the other trials' workers
         options += ["--threads", str(threads_per_worker(total))]
     asked: dict[str, Any] = {
         "trials": trials,

@@ -259,6 +259,8 @@ def commands(folder: SweepFolder, request: SweepRequest, best: Trial | None) -> 
         given = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value_text(value))]
         given += [text for name, value in hyperparameters.items() for text in ("--set", f"{name}={value_text(value)}")]
         again = ["smlt", "train", request.script, "--workers", str(request.workers), "--epochs", str(request.epochs)]
+        if request.seed and "seed" not in options:
+            given += ["--seed", str(request.seed)]
         found["anew"] = shlex.join([*again, *request.train_options, *given])
     trials = folder.trials()
     highest = max(trial.rung for trial in trials)  # who was left out of an earlier rung stays out: it has been decided

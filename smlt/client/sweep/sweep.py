@@ -148,7 +148,7 @@ class Sweep:
         trial, request = self.halving.trials[job.number], self.request
         run = self.folder.run(job.number)
         options = [*request.options, *self._shared]
-        if "--seed" not in options and "seed" not in trial.hyperparameters:
+        if "seed" not in trial.hyperparameters:
             options += ["--seed", str(request.seed)]
         self._processes[job.number] = TrialProcess(
             job.number,
