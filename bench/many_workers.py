@@ -102,6 +102,8 @@ class _Group:
             )
 
         self.together(open_one)
+        assert self.comms[0] is not None
+        self.chunk_bytes = self.comms[0].chunk_bytes
 
     def together(self, task: Callable[[int], None]) -> None:
         """`task(index)` for each worker, in threads; the first error is raised."""
@@ -168,11 +170,11 @@ def _process(case: Case, ranks: range, url: str, rounds: int, everyone: Any, mea
         measuring.wait(DEADLINE_S)
         sums = group.check(mean(case.workers, case.floats))
         group.close()
-        results.put((sums, [max(row) for row in zip(*group.seconds, strict=True)], ""))
+        results.put((sums, [max(row) for row in zip(*group.seconds, strict=True)], group.chunk_bytes, ""))
     except BaseException as error:
         everyone.abort()
         measuring.abort()
-        results.put(([], [], f"{type(error).__name__}: {error}"))
+        results.put(([], [], 0, f"{type(error).__name__}: {error}"))
         raise
 
 
@@ -222,10 +224,10 @@ def measure(case: Case, rounds: int, processes: int) -> Row:
         answers = [results.get(timeout=DEADLINE_S) for _ in started]
         for process in started:
             process.join(DEADLINE_S)
-    if errors := [error for _, _, error in answers if error]:
+    if errors := [error for *_, error in answers if error]:
         raise RuntimeError(max(errors, key=len))
-    assert all(sums == answers[0][0] for sums, _, _ in answers), "processes have different bits"
-    seconds = [max(row) for row in zip(*(took for _, took, _ in answers), strict=True)]
+    assert all(sums == answers[0][0] for sums, *_ in answers), "processes have different bits"
+    seconds = [max(row) for row in zip(*(took for _, took, *_ in answers), strict=True)]
     algorithm, shards = case.chosen
     return {
         "workers": case.workers,
@@ -235,6 +237,7 @@ def measure(case: Case, rounds: int, processes: int) -> Row:
         "nodes": case.nodes,
         "algorithm": algorithm,
         "shards": shards,
+        "chunk_bytes": answers[0][2],
         "store_cpu_ms": (after["cpu_s"] - before["cpu_s"]) / rounds * 1e3,
         "seconds": statistics.median(seconds),
         "commands": {name: count / rounds for name, count in sorted((after["calls"] - before["calls"]).items())},
@@ -287,7 +290,9 @@ def simulate(row: Row) -> Row:
     tuning, place = TUNINGS[row["tuning"]], calibration.load().places["local"]
     gradient = Gradient(row["floats"], row["codec"])
     place = place.with_nodes(row["nodes"])
-    found = collective.smlt(place, row["workers"], gradient, tuning=tuning, rounds=3, shards=row["shards"])
+    found = collective.smlt(
+        place, row["workers"], gradient, tuning=tuning, rounds=3, shards=row["shards"], chunk_limit=row["chunk_bytes"]
+    )
     return {"store_cpu_ms": found.store_cpu_s * 1e3, "seconds": found.seconds, "commands": found.calls}
 
 
