@@ -21,10 +21,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from smlt.client.executors.local import this_package
 from smlt.client.runs import Run
 from smlt.client.sweep.request import split, value_text
 from smlt.errors import CheckpointError, ConfigError
+from smlt.worker.process import this_package
 
 #: What comes from a trial: an event that it has printed, or None when it has ended.
 Events = queue.SimpleQueue[tuple[int, dict[str, Any] | None]]

@@ -74,8 +74,8 @@ def check_sweep(request: SweepRequest) -> None:
         raise ConfigError(f"--workers {request.workers} and --epochs {request.epochs} must be positive")
     if request.workers_total < request.workers:
         raise ConfigError(f"--workers-total {request.workers_total} has no room for a trial of --workers {request.workers}")
-    if request.budget_usd is not None and request.on == "local":
-        raise ConfigError("--budget is for --on lambda: on this machine a run costs nothing; --deadline bounds a local sweep")
+    if request.budget_usd is not None and request.on != "lambda":
+        raise ConfigError("--budget is for --on lambda: only there is known what a run costs; --deadline bounds any sweep")
     if request.halving is None and request.min_epochs != 1:
         raise ConfigError("--min-epochs is the first rung of --halving: give both")
     _ = request.rungs  # raises
