@@ -47,6 +47,19 @@ static int allocate(smlt_engine *engine, const char *const *prefixes, const char
     return complete;
 }
 
+/* With several nodes, too, no more than a window goes up; but it comes down in threes, for they do not all have something at
+ * the same time (`python -m bench.store_nodes`). */
+static void set_windows(smlt_engine *engine, size_t window_bytes) {
+    size_t nodes = (size_t)engine->node_count, down = 3 * window_bytes / nodes, up = 6 * window_bytes / (10 * nodes);
+    if (nodes == 1) {
+        engine->window_bytes = engine->upload_most = window_bytes;
+        engine->upload_least = window_bytes / 4;
+        return;
+    }
+    engine->window_bytes = down > NODE_WINDOW_BYTES ? down : NODE_WINDOW_BYTES;
+    engine->upload_least = engine->upload_most = up > UPLOAD_QUEUE_BYTES ? up : UPLOAD_QUEUE_BYTES;
+}
+
 smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, int nodes, const char *const *prefixes,
                              const char *control_key, int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes,
                              size_t window_bytes, size_t store_window_bytes) {
@@ -63,7 +76,7 @@ smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, int 
     engine->ttl_ms = ttl_ms;
     engine->chunk_elements = chunk_elements;
     engine->chunk_bytes = chunk_bytes;
-    engine->window_bytes = window_bytes;
+    set_windows(engine, window_bytes);
     engine->silence_ms = SILENCE_MS;
     if (allocate(engine, prefixes, control_key) && smlt_credit_init(engine, store_window_bytes)) return engine;
     smlt_engine_free(engine);

@@ -12,6 +12,7 @@
 #define FETCH_TOGETHER_BYTES (64u << 10) /* aggregates that one MGET asks for */
 #define TRIM_BYTES (64u << 10)           /* of tokens read before the streams are trimmed again */
 #define UPLOAD_QUEUE_BYTES (64u << 10)   /* encoded and not sent: an aggregate waits behind so much */
+#define NODE_WINDOW_BYTES (256u << 10)   /* of each of several nodes at least */
 #define BULK_FOR_UPLOADS 4
 #define BULK_FOR_AGGREGATES 8
 #define BULK_FOR_EACH_NODE 2       /* of each, behind the first node */
@@ -209,7 +210,8 @@ struct smlt_engine {
     size_t spare_size;
     char *one_shot_accumulator; /* none of the nodes': contributions may be half way through there */
     size_t chunk_elements, chunk_bytes;
-    size_t window_bytes;  /* at each node */
+    size_t window_bytes;              /* asked for at each node and not received, at most */
+    size_t upload_least, upload_most; /* sent to each and not confirmed, at first and later */
     size_t credit;        /* what may lie at each node of this worker's contributions, and of its aggregates; 0: unbounded */
     size_t fetched_bytes; /* received since the first of the active collectives began */
 };

@@ -343,8 +343,8 @@ static upload_result compose_upload(smlt_engine *engine, smlt_node *node, collec
 /* At the beginning nothing comes down: whatever has been sent waits in the uplink's queue, and commands wait behind it.
  * Later confirmations wait behind what comes down, and more must be under way to fill the uplink. */
 static size_t upload_limit(const smlt_engine *engine) {
-    size_t least = engine->window_bytes / 4, more = engine->fetched_bytes;
-    return least + (more < engine->window_bytes - least ? more : engine->window_bytes - least);
+    size_t least = engine->upload_least, more = engine->fetched_bytes, room = engine->upload_most - least;
+    return least + (more < room ? more : room);
 }
 
 static void compose_uploads(smlt_engine *engine, smlt_node *node) {
@@ -486,7 +486,6 @@ static void rewind_streams(smlt_node *node) {
 /* The wait: blocks in the store until there is a token, or word from the scheduler (invariant 8). */
 static void compose_wait(smlt_engine *engine, smlt_node *node) {
     if (node->waiting_for_tokens || !tokens_are_missing(engine)) return;
-    if (node->fetch_outstanding >= engine->window_bytes / 2) return; /* there is enough to do without more hints */
     smlt_message *message = smlt_new_text(engine);
     if (!message) return;
     if (node->rewind) rewind_streams(node);

@@ -96,7 +96,7 @@ class Session:
                 int(parameters.ttl_s * 1000),
                 CHUNK_ELEMENTS,
                 self.chunk_bytes,
-                window_bytes(self.tuning, len(self.places)),
+                window_bytes(self.tuning),
                 self.terms.store_window_bytes,
             )
             self._engine.set_silence(int(silence_s(timeout_s) * 1000))

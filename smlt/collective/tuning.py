@@ -29,8 +29,6 @@ CHUNK_S = 1e-3
 #: How much of the link's time may be under way each way (`window_bytes`), and its limits.
 WINDOW_S = 8e-3
 WINDOW_BYTES_MIN, WINDOW_BYTES_MAX = 512 << 10, 4 << 20
-#: With several nodes, to each; together twice the window for one, because not all have something to do all the time.
-WINDOW_BYTES_NODE_MIN = 256 << 10
 #: Encoded bytes that a worker adds or encodes (`python -m bench.kernels`, a round figure).
 COMPUTE_BYTES_PER_S = 4e9
 #: Of numbers of shards that take as long, the largest: adding is shared by more workers.
@@ -212,12 +210,11 @@ def chunk_bytes(tuning: Tuning, smallest: int, largest: int) -> int:
     return max(smallest, min(largest, fitting))
 
 
-def window_bytes(tuning: Tuning, nodes: int = 1) -> int:
-    """How many bytes a worker keeps under way in each direction between it and one of `nodes` store nodes.
+def window_bytes(tuning: Tuning) -> int:
+    """How many bytes a worker keeps under way in each direction; csrc/aggregate.c parts them among several store nodes.
 
     Enough to fill the link while a reply is on its way; no more, because tokens and commands wait behind them in the
     network's queues: with 4 MB under way on a link of 600 Mbit/s, for 50 ms.
     """
     wanted = tuning.link_bytes_per_s * (WINDOW_S + 2 * tuning.round_trip_s)
-    whole = max(WINDOW_BYTES_MIN, min(WINDOW_BYTES_MAX, wanted))
-    return int(whole if nodes == 1 else max(WINDOW_BYTES_NODE_MIN, whole * 2 / nodes))
+    return int(max(WINDOW_BYTES_MIN, min(WINDOW_BYTES_MAX, wanted)))
