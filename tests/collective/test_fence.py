@@ -31,8 +31,8 @@ def secure_url(store: EmbeddedStore, tmp_path: Path) -> Iterator[str]:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     proxy = TlsProxy(store, authority, client_certificates=False)
-    yield f"{proxy.url}?ssl_ca_certs={tmp_path}/ca.pem"
-    proxy.listener.close()
+    yield proxy.url(f"?ssl_ca_certs={tmp_path}/ca.pem")
+    proxy.doors.close()
 
 
 class Held:
