@@ -56,8 +56,8 @@ def raw_limit(url: str, rank: int, n: int, floats: int) -> Iterator[Callable[[],
     client = redis.Redis.from_url(url)
     for key in keys[rank]:
         client.set(key, payload, px=TTL_MS)
-    connections = Connections(url, timeout_s=10)
-    connections.open()
+    connections = Connections(timeout_s=10)
+    connections.open([url])
     up, down, _ = connections._sockets
     with ThreadPoolExecutor(1) as other:
 

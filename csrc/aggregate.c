@@ -14,37 +14,58 @@ int64_t smlt_clock_ms(void) {
 
 /* ---- the engine ---- */
 
-smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, const char *prefix, const char *control_key,
-                             int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes, size_t window_bytes) {
+static int init_node(smlt_engine *engine, smlt_node *node, const char *prefix, const char *control_key) {
+    node->streams = control_key ? STREAMS : CONTROL;
+    strcpy(node->prefix, prefix);
+    smlt_key_inbox(node->stream_key[INBOX], prefix, engine->rank);
+    smlt_key_outbox(node->stream_key[OUTBOX], prefix);
+    if (control_key) strcpy(node->stream_key[CONTROL], control_key);
+    for (int i = 0; i < STREAMS; i++) {
+        strcpy(node->stream_id[i], "0-0");
+        strcpy(node->before_id[i], "0-0");
+    }
+    node->expiry_set_ms = calloc((size_t)engine->world_size + 1, sizeof *node->expiry_set_ms);
+    node->accumulator = malloc(engine->chunk_elements * 16); /* the widest: 128-bit sums of a mean of int64 */
+    int complete = node->expiry_set_ms && node->accumulator;
+    for (int kind = 0; kind < SMLT_LANE_KINDS; kind++) complete = smlt_lane_init(&node->lanes[kind], INPUT_BYTES) && complete;
+    return complete;
+}
+
+static int allocate(smlt_engine *engine, const char *const *prefixes, const char *control_key) {
+    int extra = (engine->node_count - 1) * BULK_FOR_EACH_NODE;
+    int share[SMLT_PURPOSES] = {BULK_FOR_UPLOADS + extra, BULK_FOR_AGGREGATES + extra};
+    engine->completed_by = calloc((size_t)engine->world_size, sizeof *engine->completed_by);
+    engine->one_shot_accumulator = malloc(SMLT_ONE_SHOT_BYTES_MAX * 8); /* a mean of bytes is summed in 64 bits */
+    engine->nodes = calloc((size_t)engine->node_count, sizeof *engine->nodes);
+    if (!engine->nodes) return 0;
+    int complete = engine->completed_by && engine->one_shot_accumulator &&
+                   smlt_pool_init(&engine->pool, share, SMLT_HEADER_BYTES + engine->chunk_bytes);
+    for (int node = 0; node < engine->node_count; node++) {
+        engine->nodes[node].number = node;
+        complete = init_node(engine, &engine->nodes[node], prefixes[node], node ? NULL : control_key) && complete;
+    }
+    return complete;
+}
+
+smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, int nodes, const char *const *prefixes,
+                             const char *control_key, int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes,
+                             size_t window_bytes, size_t store_window_bytes) {
     if (world_size < 2 || world_size > UINT16_MAX || rank < 0 || rank >= world_size) return NULL;
-    if (strlen(prefix) > SMLT_PREFIX_MAX || strlen(control_key) >= SMLT_KEY_MAX) return NULL;
+    if (nodes < 1 || nodes > SMLT_NODES_MAX || strlen(control_key) >= SMLT_KEY_MAX) return NULL;
+    for (int node = 0; node < nodes; node++)
+        if (strlen(prefixes[node]) > SMLT_PREFIX_MAX) return NULL;
     smlt_engine *engine = calloc(1, sizeof *engine);
     if (!engine) return NULL;
     engine->rank = rank;
     engine->world_size = world_size;
     engine->generation = generation;
+    engine->node_count = nodes;
     engine->ttl_ms = ttl_ms;
     engine->chunk_elements = chunk_elements;
     engine->chunk_bytes = chunk_bytes;
     engine->window_bytes = window_bytes;
     engine->silence_ms = SILENCE_MS;
-    strcpy(engine->prefix, prefix);
-    smlt_key_inbox(engine->stream_key[INBOX], prefix, rank);
-    smlt_key_outbox(engine->stream_key[OUTBOX], prefix);
-    strcpy(engine->stream_key[CONTROL], control_key);
-    for (int i = 0; i < STREAMS; i++) {
-        strcpy(engine->stream_id[i], "0-0");
-        strcpy(engine->before_id[i], "0-0");
-    }
-    engine->completed_by = calloc((size_t)world_size, sizeof *engine->completed_by);
-    engine->expiry_set_ms = calloc((size_t)world_size + 1, sizeof *engine->expiry_set_ms);
-    engine->accumulator = malloc(chunk_elements * 16);                  /* the widest: 128-bit sums of a mean of int64 */
-    engine->one_shot_accumulator = malloc(SMLT_ONE_SHOT_BYTES_MAX * 8); /* a mean of bytes is summed in 64 bits */
-    int complete =
-        engine->one_shot_accumulator && engine->completed_by && engine->expiry_set_ms && engine->accumulator &&
-        smlt_pool_init(&engine->pool, (int[]){BULK_FOR_UPLOADS, BULK_FOR_AGGREGATES}, SMLT_HEADER_BYTES + chunk_bytes);
-    for (int lane = 0; lane < SMLT_LANES; lane++) complete = smlt_lane_init(&engine->lanes[lane], INPUT_BYTES) && complete;
-    if (complete) return engine;
+    if (allocate(engine, prefixes, control_key) && smlt_credit_init(engine, store_window_bytes)) return engine;
     smlt_engine_free(engine);
     return NULL;
 }
@@ -57,14 +78,19 @@ void smlt_engine_free(smlt_engine *engine) {
         engine->active = next;
     }
     free(engine->spare);
-    for (int lane = 0; lane < SMLT_LANES; lane++) smlt_lane_free(&engine->lanes[lane], &engine->pool);
+    for (int i = 0; engine->nodes && i < engine->node_count; i++) {
+        smlt_node *node = &engine->nodes[i];
+        for (int kind = 0; kind < SMLT_LANE_KINDS; kind++) smlt_lane_free(&node->lanes[kind], &engine->pool);
+        free(node->expiry_set_ms);
+        free(node->accumulator);
+        smlt_credit_free(node);
+    }
+    free(engine->nodes);
     smlt_pool_free(&engine->pool);
     resp_buffer_free(&engine->early);
     free(engine->past);
     free(engine->completed_by);
-    free(engine->expiry_set_ms);
     smlt_trace_free(&engine->trace);
-    free(engine->accumulator);
     free(engine->one_shot_accumulator);
     free(engine);
 }
@@ -78,9 +104,17 @@ smlt_status smlt_fail_engine(smlt_engine *engine, smlt_status status, const char
     return engine->fatal.status = status;
 }
 
-size_t smlt_engine_requested(const smlt_engine *engine) { return engine->fetch_outstanding; }
+size_t smlt_engine_requested(const smlt_engine *engine) {
+    size_t bytes = 0;
+    for (int node = 0; node < engine->node_count; node++) bytes += engine->nodes[node].fetch_outstanding;
+    return bytes;
+}
 
-size_t smlt_engine_unconfirmed(const smlt_engine *engine) { return engine->upload_outstanding; }
+size_t smlt_engine_unconfirmed(const smlt_engine *engine) {
+    size_t bytes = 0;
+    for (int node = 0; node < engine->node_count; node++) bytes += engine->nodes[node].upload_outstanding;
+    return bytes;
+}
 
 smlt_trace *smlt_engine_trace(smlt_engine *engine) { return &engine->trace; }
 
@@ -108,9 +142,10 @@ static smlt_status replay_early_tokens(smlt_engine *engine) {
             kept.step = 0;
             memcpy(early->data + at, &kept, sizeof kept);
             if (smlt_token_parse(bytes, kept.length, &token)) {
-                status = smlt_take_token(engine, &token, bytes, kept.length);
+                smlt_node *node = &engine->nodes[kept.node];
+                status = smlt_take_token(engine, node, &token, bytes, kept.length);
                 if (token.kind == SMLT_TOKEN_PART && status == SMLT_OK)
-                    status = smlt_take_part(engine, &token, bytes, kept.length, bytes + kept.length, kept.part_length);
+                    status = smlt_take_part(engine, node, &token, bytes, kept.length, bytes + kept.length, kept.part_length);
             }
         }
         at += sizeof kept + kept.length + kept.part_length;
@@ -126,7 +161,7 @@ static smlt_status replay_early_tokens(smlt_engine *engine) {
 }
 
 static int remember(smlt_engine *engine, const collective *c) {
-    if (c->own_first == c->own_end) return 1; /* nothing to delete later */
+    if (c->own_first == c->own_end || engine->credit) return 1; /* nothing to delete later, or credit.c does it */
     if (engine->past_first > 0 && engine->past_count == engine->past_capacity) {
         memmove(engine->past, engine->past + engine->past_first,
                 (engine->past_count - engine->past_first) * sizeof *engine->past);
@@ -165,6 +200,7 @@ static void note_end(smlt_engine *engine, collective *c, smlt_status status) {
             break;
         }
     engine->completed_by[engine->rank] = engine->completed;
+    smlt_note_read_all(engine, c);
 }
 
 void smlt_end_if_complete(smlt_engine *engine, collective *c) {
@@ -201,6 +237,7 @@ void smlt_chunk_complete(smlt_engine *engine, collective *c, uint32_t chunk) {
     if (c->chunk_state[chunk] != CHUNK_DONE) {
         c->chunk_state[chunk] = CHUNK_DONE;
         c->chunks_left--;
+        smlt_note_read(engine, c, chunk);
     }
     smlt_end_if_complete(engine, c);
 }
@@ -220,10 +257,12 @@ smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint6
     *last = c;
     *step = engine->last_step = c->step;
     if (engine->failed_step) end_after_failure(engine, c);
-    if (c->step <= engine->early_dropped) {
-        engine->rewind = 1;
-        smlt_ask_existence(engine, c);
-        if (engine->waiting_for_tokens) smlt_announce(engine, c->step, SMLT_TOKEN_HELLO, SMLT_OK, NULL, 0); /* ends the wait */
+    for (int i = 0; i < engine->node_count; i++) {
+        smlt_node *node = &engine->nodes[i];
+        if (c->step > node->early_dropped) continue;
+        node->rewind = 1;
+        smlt_ask_existence(engine, node, c);
+        if (node->waiting_for_tokens) smlt_end_wait(engine, node, c->step);
     }
     return replay_early_tokens(engine);
 }
@@ -299,12 +338,16 @@ int smlt_engine_has_joined(smlt_engine *engine, uint64_t step, int rank) {
 }
 
 int smlt_engine_flushed(const smlt_engine *engine) {
-    return engine->lanes[SMLT_LANE_UP].head == NULL && engine->lanes[SMLT_LANE_UP].expected_count == 0;
+    for (int node = 0; node < engine->node_count; node++) {
+        const smlt_lane *up = &engine->nodes[node].lanes[SMLT_LANE_UP];
+        if (up->head || up->expected_count) return 0;
+    }
+    return 1;
 }
 
 /* ---- tokens: hints of what has arrived; a lost, doubled or hostile one changes nothing (invariant 5) ---- */
 
-void smlt_queue_fetch(fetch_queue *queue, collective *c, uint32_t chunk) {
+void smlt_queue_fetch(chunk_queue *queue, collective *c, uint32_t chunk) {
     if (c->chunk_state[chunk] == CHUNK_WAITING) c->tokens_left--;
     c->chunk_state[chunk] = CHUNK_READY;
     queue->chunks[queue->count++] = chunk;
@@ -316,12 +359,15 @@ void smlt_contribution_is_there(smlt_engine *engine, collective *c, uint32_t chu
     if (*arrived) return;
     *arrived = 1;
     if (++c->arrived_count[own] == others(engine) && c->chunk_state[chunk] == CHUNK_WAITING)
-        smlt_queue_fetch(&c->contributions, c, chunk);
+        smlt_queue_fetch(&c->work[c->node[chunk]].contributions, c, chunk);
 }
 
-void smlt_aggregate_is_there(collective *c, uint32_t chunk) {
+void smlt_aggregate_is_there(smlt_engine *engine, collective *c, uint32_t chunk) {
+    if (engine->credit && c->algorithm == SMLT_HIERARCHICAL && c->chunks[chunk].reader == 0 && !c->aggregated[chunk] &&
+        c->upload_state[chunk] != UPLOAD_UNSENT)
+        smlt_contribution_consumed(chunk_node(engine, c, chunk), smlt_chunk_stored_bytes(c, chunk));
     c->aggregated[chunk] = 1;
-    if (c->chunk_state[chunk] == CHUNK_WAITING) smlt_queue_fetch(&c->aggregates, c, chunk);
+    if (c->chunk_state[chunk] == CHUNK_WAITING) smlt_queue_fetch(&c->work[c->node[chunk]].aggregates, c, chunk);
 }
 
 static smlt_status check_caller(smlt_engine *engine, collective *c, const smlt_token *token) {
@@ -342,58 +388,78 @@ static smlt_status check_caller(smlt_engine *engine, collective *c, const smlt_t
     return SMLT_OK;
 }
 
+static void trim_if_read(smlt_engine *engine, smlt_node *node, uint64_t completed) {
+    if (node->trim.newest && node->trim.newest <= completed) {
+        smlt_trim_streams(engine, node);
+        node->trim.newest = 0;
+    }
+    if (node->trim.newest || node->token_bytes_since_trim <= TRIM_BYTES) return;
+    node->token_bytes_since_trim = 0;
+    node->trim.newest = engine->newest_seen;
+    strcpy(node->trim.inbox_id, node->stream_id[INBOX]);
+    strcpy(node->trim.outbox_id, node->stream_id[OUTBOX]);
+}
+
 static void delete_what_everyone_has_read(smlt_engine *engine) {
     uint64_t completed = UINT64_MAX;
     for (int rank = 0; rank < engine->world_size; rank++)
         if (engine->completed_by[rank] < completed) completed = engine->completed_by[rank];
     while (engine->past_first < engine->past_count && engine->past[engine->past_first].step <= completed)
         smlt_delete_remains(engine, &engine->past[engine->past_first++]);
-    if (engine->trim.newest && engine->trim.newest <= completed) {
-        smlt_trim_streams(engine);
-        engine->trim.newest = 0;
+    for (int node = 0; node < engine->node_count; node++) {
+        if (engine->credit) smlt_delete_read_aggregates(engine, &engine->nodes[node], completed);
+        trim_if_read(engine, &engine->nodes[node], completed);
     }
-    if (engine->trim.newest || engine->token_bytes_since_trim <= TRIM_BYTES) return;
-    engine->token_bytes_since_trim = 0;
-    engine->trim.newest = engine->newest_seen;
-    strcpy(engine->trim.inbox_id, engine->stream_id[INBOX]);
-    strcpy(engine->trim.outbox_id, engine->stream_id[OUTBOX]);
 }
 
-static smlt_status keep_for_later(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length,
-                                  const char *part, size_t part_length) {
+static smlt_status keep_for_later(smlt_engine *engine, smlt_node *node, const smlt_token *token, const char *bytes,
+                                  size_t length, const char *part, size_t part_length) {
     if (token->step > engine->last_step + AHEAD_MAX) return SMLT_OK;
     if (engine->early.length - engine->early_first + length + part_length > EARLY_BYTES_MAX) { /* read again in that step */
-        int stream = engine->tokens.stream;
-        if (!engine->rewind_id[stream][0]) strcpy(engine->rewind_id[stream], engine->before_id[stream]);
-        if (token->step > engine->early_dropped) engine->early_dropped = token->step;
+        int stream = node->tokens.stream;
+        if (!node->rewind_id[stream][0]) strcpy(node->rewind_id[stream], node->before_id[stream]);
+        if (token->step > node->early_dropped) node->early_dropped = token->step;
         return SMLT_OK;
     }
-    early_token kept = {.step = token->step, .length = (uint32_t)length, .part_length = (uint32_t)part_length};
+    early_token kept = {
+        .step = token->step, .length = (uint32_t)length, .part_length = (uint32_t)part_length, .node = node->number};
     resp_append(&engine->early, &kept, sizeof kept);
     resp_append(&engine->early, bytes, length);
     resp_append(&engine->early, part, part_length);
     return engine->early.failed ? smlt_fail_engine(engine, SMLT_NO_MEMORY, "out of memory for arrival tokens") : SMLT_OK;
 }
 
-smlt_status smlt_take_part(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length, const char *part,
-                           size_t part_length) {
+smlt_status smlt_take_part(smlt_engine *engine, smlt_node *node, const smlt_token *token, const char *bytes, size_t length,
+                           const char *part, size_t part_length) {
     if (token->rank >= engine->world_size || token->rank == engine->rank) return SMLT_OK;
-    if (token->step > engine->last_step) return keep_for_later(engine, token, bytes, length, part, part_length);
+    if (token->step > engine->last_step) return keep_for_later(engine, node, token, bytes, length, part, part_length);
     collective *c = smlt_find(engine, token->step);
     if (c && c->result.status == SMLT_ACTIVE && c->algorithm == SMLT_ONE_SHOT && token->digest == c->digest)
         smlt_part_is_there(engine, c, token->rank, part, part_length);
     return SMLT_OK;
 }
 
-smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const char *bytes, size_t length) {
+smlt_status smlt_take_token(smlt_engine *engine, smlt_node *node, const smlt_token *token, const char *bytes, size_t length) {
     if (token->rank >= engine->world_size || token->step > engine->last_step + AHEAD_MAX) return SMLT_OK;
     if (token->step > engine->newest_seen) engine->newest_seen = token->step;
     if (token->completed > engine->completed_by[token->rank] && token->rank != engine->rank) {
         engine->completed_by[token->rank] = token->completed;
         delete_what_everyone_has_read(engine);
     }
+    if (token->kind == SMLT_TOKEN_HAVE_READ || token->kind == SMLT_TOKEN_CONSUMED) {
+        if (token->rank == engine->rank) return SMLT_OK;
+        if (token->kind == SMLT_TOKEN_HAVE_READ)
+            smlt_take_acknowledgement(engine, node, token);
+        else
+            smlt_contribution_consumed(node, (size_t)token->digest);
+        return SMLT_OK;
+    }
     if (token->step > engine->last_step)
-        return token->kind == SMLT_TOKEN_PART ? SMLT_OK : keep_for_later(engine, token, bytes, length, NULL, 0);
+        return token->kind == SMLT_TOKEN_PART ? SMLT_OK : keep_for_later(engine, node, token, bytes, length, NULL, 0);
+    if (token->kind == SMLT_TOKEN_HAVE_YOU_READ) {
+        if (token->rank != engine->rank) smlt_take_question(engine, node, token);
+        return SMLT_OK;
+    }
     collective *c = smlt_find(engine, token->step);
     if (!c || c->result.status != SMLT_ACTIVE) return SMLT_OK;
     if (token->kind == SMLT_TOKEN_ABORT) {
@@ -411,6 +477,6 @@ smlt_status smlt_take_token(smlt_engine *engine, const smlt_token *token, const 
     if (token->kind == SMLT_TOKEN_CONTRIBUTION && c->algorithm == SMLT_HIERARCHICAL && owner == engine->rank)
         smlt_contribution_is_there(engine, c, token->chunk, token->rank);
     else if (token->kind == SMLT_TOKEN_AGGREGATE && c->algorithm != SMLT_ONE_SHOT && owner == token->rank)
-        smlt_aggregate_is_there(c, token->chunk);
+        smlt_aggregate_is_there(engine, c, token->chunk);
     return status;
 }

@@ -11,8 +11,10 @@
  *   one shot  (small reductions) everyone's contribution travels inside a token that everyone reads; each worker adds
  *           them all, in rank order: one way through the store instead of two.
  *
- * Three lanes, so that nothing waits behind anything else: UP carries uploads and aggregates, DOWN the MGETs, TOKENS the
- * blocking XREAD. Rank 0 hears of every worker in every collective and checks that all called the same (invariant 7).
+ * The store is one or more nodes. Chunk c of its owner's chunks lies on node (owner + c) mod nodes, with its tokens: so every
+ * node has the same to carry whatever the number of owners. To each node three lanes, so that nothing waits behind anything
+ * else: UP carries uploads and aggregates, DOWN the MGETs, TOKENS the blocking XREAD. Rank 0 hears of every worker in
+ * every collective and checks that all called the same (invariant 7).
  */
 #ifndef SMLT_AGGREGATE_H
 #define SMLT_AGGREGATE_H
@@ -47,7 +49,11 @@ typedef struct {
     char message[SMLT_MESSAGE_MAX];
 } smlt_error;
 
-enum { SMLT_LANE_UP, SMLT_LANE_DOWN, SMLT_LANE_TOKENS, SMLT_LANES };
+enum { SMLT_LANE_UP, SMLT_LANE_DOWN, SMLT_LANE_TOKENS, SMLT_LANE_KINDS };
+
+/* A lane's number is its node's times SMLT_LANE_KINDS and its kind. */
+#define SMLT_NODES_MAX 64
+#define SMLT_LANES_MAX (SMLT_NODES_MAX * SMLT_LANE_KINDS)
 
 typedef struct {
     int dtype, codec;
@@ -85,12 +91,15 @@ typedef struct {
 
 typedef struct smlt_engine smlt_engine;
 
-/* `prefix` of the session's keys, `control_key` the stream on which the scheduler speaks to this generation; keys live
- * `ttl_ms`; no chunk is larger than `chunk_elements`, nor than `chunk_bytes` on the wire; about `window_bytes` are under way
- * each way. NULL when memory is out. */
-smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, const char *prefix, const char *control_key,
-                             int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes, size_t window_bytes);
+/* `prefixes` of the session's keys, one for each of `nodes` nodes; `control_key` the stream on the first of them, on which the
+ * scheduler speaks to this generation; keys live `ttl_ms`; no chunk is larger than `chunk_elements`, nor than `chunk_bytes`
+ * on the wire; about `window_bytes` are under way each way; all workers together take no more than `store_window_bytes` of a
+ * node's memory (0: as much as it comes to). NULL when memory is out. */
+smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, int nodes, const char *const *prefixes,
+                             const char *control_key, int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes,
+                             size_t window_bytes, size_t store_window_bytes);
 void smlt_engine_free(smlt_engine *engine);
+int smlt_engine_lanes(const smlt_engine *engine);
 
 /* Begin the next collective; `*step` receives its number (1, 2, ...). The segments' memory stays the engine's until the
  * collective has ended and smlt_engine_retire was called. */
@@ -143,9 +152,9 @@ void smlt_engine_set_silence(smlt_engine *engine, int64_t silence_ms);
 /* Whoever drives asks at least every second; 1: a lane is lost. `unsent`, by lane: bytes in the network's queue, or NULL. */
 int smlt_engine_is_silent(smlt_engine *engine, int64_t now_ms, const int *unsent);
 
-/* The store has come back empty, or without the last writes. Before smlt_engine_reconnected: what is under way is done again
- * from the callers' memory, whether it had been confirmed or not. */
-void smlt_engine_data_lost(smlt_engine *engine);
+/* A node has come back empty, or without the last writes. Before smlt_engine_reconnected: what is under way there is done
+ * again from the callers' memory, whether it had been confirmed or not. */
+void smlt_engine_data_lost(smlt_engine *engine, int node);
 
 /* All lanes have new connections: redo what was not confirmed, look for missing chunks by key (invariant 5). */
 void smlt_engine_reconnected(smlt_engine *engine);

@@ -44,12 +44,13 @@ void smlt_pool_give(smlt_message_pool *pool, smlt_message *message);
 typedef enum {
     EXPECT_SET,                 /* of a chunk: it counts when its token is there too */
     EXPECT_CONTRIBUTION_STORED, /* XADD of the token behind my contribution, upload `first` */
+    EXPECT_AGGREGATE_SET,       /* SET of an aggregate whose token is to come behind the UNLINK of its contributions */
     EXPECT_AGGREGATE_STORED,    /* XADD of the token behind an aggregate of mine */
     EXPECT_HELLO_STORED,        /* XADD of a token that only says that this worker takes part */
     EXPECT_PART_STORED,         /* XADD of my one-shot contribution */
     EXPECT_IGNORED,             /* XADD, PEXPIRE, UNLINK, XTRIM: only an error matters */
     EXPECT_TOKENS,              /* XREAD */
-    EXPECT_CONTRIBUTIONS,       /* MGET of all others' contributions to `chunk` */
+    EXPECT_CONTRIBUTIONS,       /* MGET of all others' contributions to `chunk`; `first`: bytes reserved for its aggregate */
     EXPECT_AGGREGATES,          /* MGET of `count` aggregates, fetch_order[first ...] */
     EXPECT_CONTRIBUTION_EXISTS, /* EXISTS of rank `first`'s contribution to `chunk` */
     EXPECT_AGGREGATE_EXISTS     /* EXISTS of the aggregated `chunk` */

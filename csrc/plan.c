@@ -57,21 +57,53 @@ static int plan_is_sound(const smlt_engine *engine, const smlt_plan *plan) {
     return 1;
 }
 
+/* `start[owner]`: its first chunk. */
+static void find_starts(const smlt_engine *engine, const collective *c, uint32_t *start) {
+    for (int32_t owner = 0, chunk = 0; owner <= engine->world_size; owner++) {
+        while (chunk < (int32_t)c->chunk_count && c->chunks[chunk].owner < owner) chunk++;
+        start[owner] = (uint32_t)chunk;
+    }
+}
+
+/* Whether some worker's contributions, or aggregates, could exceed its credit at a node. Alike on all workers. */
+static int exceeds_credit(const smlt_engine *engine, const collective *c) {
+    for (int node = 0; engine->credit && node < engine->node_count; node++) {
+        size_t bytes = 0;
+        for (uint32_t chunk = 0; chunk < c->chunk_count; chunk++)
+            if (c->node[chunk] == node) bytes += smlt_chunk_stored_bytes(c, chunk);
+        if (bytes > engine->credit) return 1;
+    }
+    return 0;
+}
+
+static void count_chunks(const smlt_engine *engine, const collective *c, node_work *work) {
+    for (uint32_t chunk = 0, start = 0; chunk < c->chunk_count; chunk++) {
+        int owner = c->chunks[chunk].owner;
+        if (chunk && owner != c->chunks[chunk - 1].owner) start = chunk;
+        node_work *at = &work[node_of(engine, owner, chunk - start)];
+        at->chunks++;
+        at->own += owner == engine->rank;
+    }
+}
+
+static void add_upload(collective *c, uint32_t chunk) {
+    chunk_queue *uploads = &c->work[c->node[chunk]].uploads;
+    uploads->chunks[uploads->count++] = chunk;
+    c->uploads_left++;
+}
+
 /* Round by round, one chunk for each owner, beginning behind this rank: every owner hears from everyone early, and no
- * two workers press on the same owner first. A copy's owner publishes its own chunks in order. */
-static void order_uploads(const smlt_engine *engine, collective *c, uint32_t *start) {
+ * two workers press on the same owner first. With less credit than that takes all begin with rank 0 (credit.c). A copy's
+ * owner publishes its own chunks in order. */
+static void order_uploads(const smlt_engine *engine, collective *c, const uint32_t *start) {
     if (c->algorithm == SMLT_COPY)
-        for (uint32_t chunk = c->own_first; chunk < c->own_end; chunk++) c->uploads[c->upload_count++] = chunk;
+        for (uint32_t chunk = c->own_first; chunk < c->own_end; chunk++) add_upload(c, chunk);
     if (c->algorithm != SMLT_HIERARCHICAL) return;
     uint32_t ranks = (uint32_t)engine->world_size, foreign = c->chunk_count - (c->own_end - c->own_first);
-    for (uint32_t owner = 0, chunk = 0; owner <= ranks; owner++) {
-        while (chunk < c->chunk_count && c->chunks[chunk].owner < (int32_t)owner) chunk++;
-        start[owner] = chunk;
-    }
-    for (uint32_t round = 0; c->upload_count < foreign; round++)
-        for (uint32_t k = 1; k < ranks; k++) {
-            uint32_t owner = ((uint32_t)engine->rank + k) % ranks, chunk = start[owner] + round;
-            if (chunk < start[owner + 1]) c->uploads[c->upload_count++] = chunk;
+    for (uint32_t round = 0; c->uploads_left < foreign; round++)
+        for (uint32_t k = 1; k <= ranks; k++) {
+            uint32_t owner = c->bounded ? k - 1 : ((uint32_t)engine->rank + k) % ranks, chunk = start[owner] + round;
+            if (owner != (uint32_t)engine->rank && chunk < start[owner + 1]) add_upload(c, chunk);
         }
 }
 
@@ -102,21 +134,34 @@ static size_t headers_size(const smlt_plan *plan, const collective *c, size_t *a
     return size;
 }
 
-static uint32_t *lay_out(const smlt_engine *engine, const smlt_plan *plan, collective *c, layout *memory) {
+static void lay_out_work(collective *c, int nodes, const node_work *counts, layout *memory) {
+    c->work = room(memory, (size_t)nodes, sizeof *c->work);
+    for (int node = 0; node < nodes; node++) {
+        size_t chunks = counts[node].chunks, own = counts[node].own;
+        node_work work = counts[node];
+        work.uploads.chunks = room(memory, chunks, sizeof *work.uploads.chunks);
+        work.contributions.chunks = room(memory, 2 * own + REFETCHES, sizeof *work.uploads.chunks);
+        work.aggregates.chunks = room(memory, 2 * chunks + REFETCHES, sizeof *work.uploads.chunks);
+        work.republish.chunks = room(memory, own, sizeof *work.uploads.chunks);
+        if (memory->block) c->work[node] = work;
+    }
+}
+
+static uint32_t *lay_out(const smlt_engine *engine, const smlt_plan *plan, collective *c, const node_work *counts,
+                         layout *memory) {
     size_t chunks = c->chunk_count, own = c->own_end - c->own_first, ranks = (size_t)engine->world_size;
     c->segments = room(memory, (size_t)plan->segment_count, sizeof *c->segments);
-    c->uploads = room(memory, chunks, sizeof *c->uploads);
-    c->contributions.chunks = room(memory, 2 * own + REFETCHES, sizeof *c->uploads);
-    c->aggregates.chunks = room(memory, 2 * chunks + REFETCHES, sizeof *c->uploads);
-    c->republish.chunks = room(memory, own, sizeof *c->uploads);
+    lay_out_work(c, engine->node_count, counts, memory);
     c->exponent = room(memory, own, sizeof *c->exponent);
     c->headers_at = room(memory, own, sizeof *c->headers_at);
     c->arrived_count = room(memory, own, sizeof *c->arrived_count);
-    uint32_t *start = room(memory, ranks + 1, sizeof *start); /* start[owner]: its first chunk */
+    uint32_t *start = room(memory, ranks + 1, sizeof *start);
+    c->node = room(memory, chunks, 1);
     c->upload_state = room(memory, chunks, 1);
     c->chunk_state = room(memory, chunks, 1);
     c->aggregated = room(memory, chunks, 1);
     c->shift = room(memory, own, 1);
+    c->gone = room(memory, own, 1);
     c->arrived = room(memory, own * ranks, 1);
     c->joined = room(memory, ranks, 1);
     c->headers = room(memory, headers_size(plan, c, NULL), 1);
@@ -137,8 +182,7 @@ static void set_counters(const smlt_engine *engine, collective *c) {
             c->chunk_state[chunk] = CHUNK_DONE; /* for others to read */
             c->chunks_left--;
         }
-    c->uploads_left = c->upload_count;
-    c->tokens_left = c->chunks_left - (c->algorithm == SMLT_COPY ? c->upload_count : 0);
+    c->tokens_left = c->chunks_left - (c->algorithm == SMLT_COPY ? c->uploads_left : 0);
     c->hello_left = c->hello_unsent = c->algorithm == SMLT_COPY && engine->rank != 0; /* others say it with a contribution */
     if (c->algorithm == SMLT_ONE_SHOT) {
         c->parts.unsent = 1;
@@ -166,8 +210,11 @@ collective *smlt_collective_new(smlt_engine *engine, const smlt_plan *plan) {
         draft.parts.size = smlt_part_size(plan);
         if (draft.parts.size > SMLT_ONE_SHOT_BYTES_MAX) return NULL;
     }
+    node_work counts[SMLT_NODES_MAX];
+    memset(counts, 0, sizeof counts);
+    count_chunks(engine, &draft, counts);
     layout counted = {.used = sizeof draft};
-    lay_out(engine, plan, &draft, &counted);
+    lay_out(engine, plan, &draft, counts, &counted);
     set_parts(engine, &draft, &counted);
 
     draft.block_size = counted.used;
@@ -177,7 +224,7 @@ collective *smlt_collective_new(smlt_engine *engine, const smlt_plan *plan) {
     collective *c = (collective *)block;
     *c = draft;
     layout memory = {.block = block, .used = sizeof draft};
-    uint32_t *start = lay_out(engine, plan, c, &memory);
+    uint32_t *start = lay_out(engine, plan, c, counts, &memory);
     set_parts(engine, c, &memory);
     strcpy(c->description, plan->description);
     for (int i = 0; i < plan->segment_count; i++) {
@@ -188,6 +235,10 @@ collective *smlt_collective_new(smlt_engine *engine, const smlt_plan *plan) {
             kernel->decode = kernel->decode_streaming;
     }
     headers_size(plan, c, c->headers_at);
+    find_starts(engine, c, start);
+    for (uint32_t chunk = 0; chunk < c->chunk_count; chunk++)
+        c->node[chunk] = (uint8_t)node_of(engine, c->chunks[chunk].owner, chunk - start[c->chunks[chunk].owner]);
+    c->bounded = exceeds_credit(engine, c);
     order_uploads(engine, c, start);
     set_counters(engine, c);
     return c;

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <termios.h>
 #include <time.h>
@@ -17,9 +18,9 @@
 
 struct smlt_progress {
     smlt_engine *engine;
-    pthread_mutex_t mutex, gate; /* whoever waits for the mutex holds the gate: the driver cannot overtake it */
-    pthread_cond_t changed;      /* a collective has ended, the driver has left, the connections are new or lost */
-    int fds[SMLT_LANES], plain;  /* plain: this transport moves the bytes */
+    pthread_mutex_t mutex, gate;           /* whoever waits for the mutex holds the gate: the driver cannot overtake it */
+    pthread_cond_t changed;                /* a collective has ended, the driver has left, the connections are new or lost */
+    int fds[SMLT_LANES_MAX], lanes, plain; /* plain: this transport moves the bytes */
     int driving, polling, lost;
     int64_t looked_ms;
     int flushing; /* how many wait until everything is sent and answered */
@@ -51,6 +52,7 @@ smlt_progress *smlt_progress_new(smlt_engine *engine) {
         fcntl(progress->wake[end], F_SETFD, FD_CLOEXEC);
     }
     progress->engine = engine;
+    progress->lanes = smlt_engine_lanes(engine);
     progress->pid = getpid();
     progress->lost = 1; /* there are no connections yet */
     pthread_mutex_init(&progress->mutex, NULL);
@@ -98,7 +100,7 @@ void smlt_progress_drain(smlt_progress *progress) {
 
 void smlt_progress_connected(smlt_progress *progress, const int *fds) {
     progress->plain = fds != NULL;
-    for (int lane = 0; fds && lane < SMLT_LANES; lane++) progress->fds[lane] = fds[lane];
+    for (int lane = 0; fds && lane < progress->lanes; lane++) progress->fds[lane] = fds[lane];
     progress->lost = 0;
     tell(progress);
 }
@@ -131,18 +133,20 @@ static int is_over(smlt_progress *progress, purpose what, uint64_t step) {
 static int is_silent(smlt_progress *progress, int64_t now) {
     if (now - progress->looked_ms < LOOK_MS) return 0;
     progress->looked_ms = now;
-    int unsent[SMLT_LANES] = {0};
+    int unsent[SMLT_LANES_MAX] = {0};
 #ifdef TIOCOUTQ
-    for (int lane = 0; lane < SMLT_LANES; lane++) ioctl(progress->fds[lane], TIOCOUTQ, &unsent[lane]);
+    for (int lane = 0; lane < progress->lanes; lane++) ioctl(progress->fds[lane], TIOCOUTQ, &unsent[lane]);
 #endif
     return smlt_engine_is_silent(progress->engine, now, unsent);
 }
 
 /* The lock is open only around poll. */
 static void drive(smlt_progress *progress, purpose what, uint64_t step, int64_t deadline) {
-    struct pollfd polled[SMLT_LANES + 1] = {{0}};
-    for (int lane = 0; lane < SMLT_LANES; lane++) polled[lane].fd = progress->fds[lane];
-    polled[SMLT_LANES] = (struct pollfd){.fd = progress->wake[0], .events = POLLIN};
+    int lanes = progress->lanes;
+    struct pollfd polled[SMLT_LANES_MAX + 1];
+    memset(polled, 0, (size_t)(lanes + 1) * sizeof *polled);
+    for (int lane = 0; lane < progress->lanes; lane++) polled[lane].fd = progress->fds[lane];
+    polled[lanes] = (struct pollfd){.fd = progress->wake[0], .events = POLLIN};
     progress->driving = 1;
     for (;;) {
         int lane = 0, error = 0;
@@ -169,7 +173,7 @@ static void drive(smlt_progress *progress, purpose what, uint64_t step, int64_t 
         smlt_trace *trace = smlt_engine_trace(progress->engine);
         int64_t began = smlt_trace_begin(trace);
         pthread_mutex_unlock(&progress->mutex);
-        int ready = poll(polled, SMLT_LANES + 1, wait_ms);
+        int ready = poll(polled, (nfds_t)lanes + 1, wait_ms);
         int failure = ready < 0 && errno != EINTR;
         smlt_progress_lock(progress);
         smlt_trace_end(trace, SMLT_TRACE_WAIT, began, 0, (uint32_t)smlt_engine_unconfirmed(progress->engine),
@@ -178,8 +182,8 @@ static void drive(smlt_progress *progress, purpose what, uint64_t step, int64_t 
         if (failure) progress->lost = 1;
         if (progress->lost) break;
         if (ready < 0)
-            for (int i = 0; i < SMLT_LANES; i++) polled[i].revents = 0;
-        if (polled[SMLT_LANES].revents) smlt_progress_drain(progress);
+            for (int i = 0; i < lanes; i++) polled[i].revents = 0;
+        if (polled[lanes].revents) smlt_progress_drain(progress);
     }
     progress->driving = 0;
     tell(progress);

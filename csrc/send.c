@@ -3,7 +3,7 @@
 
 #include "collective.h"
 
-void smlt_queue(smlt_engine *engine, int lane, smlt_message *message) {
+void smlt_queue(smlt_engine *engine, smlt_node *node, int kind, smlt_message *message) {
     if (message->head.failed || message->tail.failed) {
         smlt_pool_give(&engine->pool, message);
         smlt_fail_engine(engine, SMLT_NO_MEMORY, "out of memory for commands to the store");
@@ -12,7 +12,7 @@ void smlt_queue(smlt_engine *engine, int lane, smlt_message *message) {
     if (message->head.length == 0) /* it turned out that there was nothing to say */
         smlt_pool_give(&engine->pool, message);
     else
-        smlt_lane_queue(&engine->lanes[lane], message);
+        smlt_lane_queue(&node->lanes[kind], message);
 }
 
 smlt_message *smlt_new_text(smlt_engine *engine) {
@@ -21,19 +21,19 @@ smlt_message *smlt_new_text(smlt_engine *engine) {
     return message;
 }
 
-void smlt_expect(smlt_engine *engine, int lane, smlt_expectation expectation) {
-    if (!smlt_lane_expect(&engine->lanes[lane], expectation))
+void smlt_expect(smlt_engine *engine, smlt_node *node, int kind, smlt_expectation expectation) {
+    if (!smlt_lane_expect(&node->lanes[kind], expectation))
         smlt_fail_engine(engine, SMLT_NO_MEMORY, "out of memory for replies of the store");
 }
 
-static void expect_nothing(smlt_engine *engine) {
-    smlt_expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_IGNORED});
+static void expect_nothing(smlt_engine *engine, smlt_node *node) {
+    smlt_expect(engine, node, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_IGNORED});
 }
 
 /* ---- tokens ---- */
 
 /* Streams live on between collectives; their TTL is renewed now and then, always behind an XADD that made them. */
-static void append_expiry(smlt_engine *engine, resp_buffer *buffer, const char *key, int64_t *set_ms) {
+static void append_expiry(smlt_engine *engine, smlt_node *node, resp_buffer *buffer, const char *key, int64_t *set_ms) {
     int64_t now = smlt_clock_ms();
     if (*set_ms && now - *set_ms < engine->ttl_ms / 4) return;
     *set_ms = now;
@@ -41,19 +41,19 @@ static void append_expiry(smlt_engine *engine, resp_buffer *buffer, const char *
     resp_append_text(buffer, "PEXPIRE");
     resp_append_text(buffer, key);
     resp_append_number(buffer, engine->ttl_ms);
-    expect_nothing(engine);
+    expect_nothing(engine, node);
 }
 
 /* Beside the token a one-shot part, when there is one. */
-static void append_entry(smlt_engine *engine, resp_buffer *buffer, int to_rank, smlt_token token, const char *part,
-                         size_t part_length, smlt_expectation expectation) {
+static void append_entry(smlt_engine *engine, smlt_node *node, resp_buffer *buffer, int to_rank, smlt_token token,
+                         const char *part, size_t part_length, smlt_expectation expectation) {
     char key[SMLT_KEY_MAX], bytes[SMLT_TOKEN_MAX];
     token.rank = (uint16_t)engine->rank;
     token.completed = engine->completed;
     if (to_rank >= 0)
-        smlt_key_inbox(key, engine->prefix, to_rank);
+        smlt_key_inbox(key, node->prefix, to_rank);
     else
-        smlt_key_outbox(key, engine->prefix);
+        smlt_key_outbox(key, node->prefix);
     resp_append_array(buffer, part ? 7 : 5);
     resp_append_text(buffer, "XADD");
     resp_append_text(buffer, key);
@@ -64,29 +64,45 @@ static void append_entry(smlt_engine *engine, resp_buffer *buffer, int to_rank, 
         resp_append_text(buffer, "p");
         resp_append_bulk(buffer, part, part_length);
     }
-    smlt_expect(engine, SMLT_LANE_UP, expectation);
-    append_expiry(engine, buffer, key, &engine->expiry_set_ms[to_rank >= 0 ? to_rank : engine->world_size]);
+    smlt_expect(engine, node, SMLT_LANE_UP, expectation);
+    append_expiry(engine, node, buffer, key, &node->expiry_set_ms[to_rank >= 0 ? to_rank : engine->world_size]);
 }
 
-static void append_token(smlt_engine *engine, resp_buffer *buffer, int to_rank, smlt_token token,
+static void append_token(smlt_engine *engine, smlt_node *node, resp_buffer *buffer, int to_rank, smlt_token token,
                          smlt_expectation expectation) {
-    append_entry(engine, buffer, to_rank, token, NULL, 0, expectation);
+    append_entry(engine, node, buffer, to_rank, token, NULL, 0, expectation);
 }
 
+void smlt_tell(smlt_engine *engine, smlt_node *node, int to_rank, int kind, uint64_t step, uint32_t chunk, uint64_t digest) {
+    smlt_message *message = smlt_new_text(engine);
+    if (!message) return;
+    append_token(engine, node, &message->head, to_rank,
+                 (smlt_token){.kind = (uint8_t)kind, .step = step, .chunk = chunk, .digest = digest},
+                 (smlt_expectation){.kind = EXPECT_IGNORED});
+    smlt_queue(engine, node, SMLT_LANE_UP, message);
+}
+
+/* Whoever waits for anything waits at the first node too. */
 void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length) {
+    smlt_node *node = &engine->nodes[0];
     smlt_message *message = smlt_new_text(engine);
     if (!message) return;
     append_token(
-        engine, &message->head, -1,
+        engine, node, &message->head, -1,
         (smlt_token){.kind = (uint8_t)kind, .status = (uint8_t)status, .step = step, .text = text, .text_length = length},
         (smlt_expectation){.kind = EXPECT_IGNORED});
-    smlt_queue(engine, SMLT_LANE_UP, message);
+    smlt_queue(engine, node, SMLT_LANE_UP, message);
+}
+
+/* Have the XREAD that is under way answered now. */
+void smlt_end_wait(smlt_engine *engine, smlt_node *node, uint64_t step) {
+    smlt_tell(engine, node, -1, SMLT_TOKEN_HELLO, step, 0, 0);
 }
 
 static void compose_hello(smlt_engine *engine, collective *c) {
     smlt_message *message = smlt_new_text(engine);
     if (!message) return;
-    append_token(engine, &message->head, 0,
+    append_token(engine, &engine->nodes[0], &message->head, 0,
                  (smlt_token){.kind = SMLT_TOKEN_HELLO,
                               .step = c->step,
                               .digest = c->digest,
@@ -94,7 +110,7 @@ static void compose_hello(smlt_engine *engine, collective *c) {
                               .text_length = strlen(c->description)},
                  (smlt_expectation){.kind = EXPECT_HELLO_STORED, .step = c->step});
     c->hello_unsent = 0;
-    smlt_queue(engine, SMLT_LANE_UP, message);
+    smlt_queue(engine, &engine->nodes[0], SMLT_LANE_UP, message);
 }
 
 /* ---- the Shard Generator: chunks going up ---- */
@@ -118,6 +134,12 @@ static void begin_set(smlt_engine *engine, collective *c, uint32_t chunk, smlt_m
     resp_append_number(&message->tail, engine->ttl_ms);
 }
 
+static void expect_set(smlt_engine *engine, smlt_node *node, const smlt_message *message, smlt_expectation expectation) {
+    node->upload_outstanding += message->payload_length;
+    expectation.bytes = message->payload_length;
+    smlt_expect(engine, node, SMLT_LANE_UP, expectation);
+}
+
 /* Encode this worker's elements of a chunk, with what earlier encodings lost where there is error feedback. */
 int smlt_encode_contribution(const typed_segment *typed, const smlt_chunk *chunk, void *wire) {
     size_t offset = (size_t)chunk->source * typed->kernel.element_bytes, n = (size_t)chunk->count;
@@ -128,9 +150,10 @@ int smlt_encode_contribution(const typed_segment *typed, const smlt_chunk *chunk
 }
 
 static void compose_part(smlt_engine *engine, collective *c) {
+    smlt_node *node = one_shot_node(engine, c);
     smlt_message *message = smlt_new_text(engine);
     if (!message) return;
-    append_entry(engine, &message->head, -1,
+    append_entry(engine, node, &message->head, -1,
                  (smlt_token){.kind = SMLT_TOKEN_PART,
                               .step = c->step,
                               .digest = c->digest,
@@ -138,11 +161,10 @@ static void compose_part(smlt_engine *engine, collective *c) {
                               .text_length = strlen(c->description)},
                  smlt_own_part(engine, c), c->parts.size, (smlt_expectation){.kind = EXPECT_PART_STORED, .step = c->step});
     c->parts.unsent = 0;
-    smlt_queue(engine, SMLT_LANE_UP, message);
+    smlt_queue(engine, node, SMLT_LANE_UP, message);
 }
 
-static void compose_contribution(smlt_engine *engine, collective *c, uint32_t upload) {
-    uint32_t chunk_index = c->uploads[upload];
+static void compose_contribution(smlt_engine *engine, smlt_node *node, collective *c, uint32_t chunk_index) {
     const smlt_chunk *chunk = &c->chunks[chunk_index];
     const typed_segment *typed = &c->segments[chunk->segment];
     smlt_message *message = smlt_pool_take_bulk(&engine->pool, SMLT_FOR_UPLOADS);
@@ -151,19 +173,19 @@ static void compose_contribution(smlt_engine *engine, collective *c, uint32_t up
     smlt_trace_end(&engine->trace, SMLT_TRACE_ENCODE, began, c->step, chunk_index,
                    (size_t)chunk->count * typed->kernel.element_bytes);
     char key[SMLT_KEY_MAX];
-    size_t key_length = smlt_key_contribution(key, engine->prefix, c->step, chunk_index, engine->rank);
+    size_t key_length = smlt_key_contribution(key, node->prefix, c->step, chunk_index, engine->rank);
     begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
-    engine->upload_outstanding += message->payload_length;
-    smlt_expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_SET, .bytes = message->payload_length});
+    expect_set(engine, node, message, (smlt_expectation){.kind = EXPECT_SET});
+    if (engine->credit) node->credit.contributions += smlt_chunk_stored_bytes(c, chunk_index);
     smlt_token token = {.kind = SMLT_TOKEN_CONTRIBUTION, .step = c->step, .digest = c->digest, .chunk = chunk_index};
     if (chunk_index == 0) { /* rank 0 hears what this worker called */
         token.text = c->description;
         token.text_length = strlen(c->description);
     }
-    append_token(engine, &message->tail, chunk->owner, token,
-                 (smlt_expectation){.kind = EXPECT_CONTRIBUTION_STORED, .step = c->step, .first = upload});
-    c->upload_state[upload] = UPLOAD_SENT;
-    smlt_queue(engine, SMLT_LANE_UP, message);
+    append_token(engine, node, &message->tail, chunk->owner, token,
+                 (smlt_expectation){.kind = EXPECT_CONTRIBUTION_STORED, .step = c->step, .chunk = chunk_index});
+    c->upload_state[chunk_index] = UPLOAD_SENT;
+    smlt_queue(engine, node, SMLT_LANE_UP, message);
 }
 
 /* With an exponent given, the bytes are those of the first time: block headers were kept, what was lost is known. */
@@ -192,12 +214,27 @@ static int encode_aggregate(collective *c, uint32_t chunk_index, char *wire, con
     return exponent;
 }
 
+static void append_aggregate_token(smlt_engine *engine, smlt_node *node, resp_buffer *buffer, const collective *c,
+                                   uint32_t chunk) {
+    append_token(engine, node, buffer, c->chunks[chunk].reader - 1, /* -1: to everyone */
+                 (smlt_token){.kind = SMLT_TOKEN_AGGREGATE, .step = c->step, .digest = c->digest, .chunk = chunk},
+                 (smlt_expectation){.kind = EXPECT_AGGREGATE_STORED, .step = c->step, .chunk = chunk});
+}
+
+/* Whoever has contributed to a chunk that is not for everyone hears by this alone that its contribution is deleted. */
+void smlt_tell_consumed(smlt_engine *engine, const collective *c, uint32_t chunk) {
+    if (engine->credit && c->chunks[chunk].reader)
+        smlt_tell(engine, chunk_node(engine, c, chunk), -1, SMLT_TOKEN_CONSUMED, c->step, chunk,
+                  smlt_chunk_stored_bytes(c, chunk));
+}
+
 /* Publish an own chunk; a bulk message was reserved. What everyone will decode is written to this worker's target too:
  * the same bytes everywhere (invariant 1). With an exponent given, elements decoded before are encoded again. A copy
  * for one reader leaves the target alone. */
 void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, const void *elements, int exponent, int purpose) {
     const smlt_chunk *chunk = &c->chunks[chunk_index];
     const typed_segment *typed = &c->segments[chunk->segment];
+    smlt_node *node = chunk_node(engine, c, chunk_index);
     smlt_message *message = smlt_pool_take_bulk(&engine->pool, purpose);
     char *wire = message->payload + SMLT_HEADER_BYTES;
     char *target = (char *)typed->segment.target + (size_t)chunk->target * typed->kernel.element_bytes;
@@ -208,16 +245,28 @@ void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, cons
     smlt_trace_end(&engine->trace, SMLT_TRACE_PUBLISH, began, c->step, chunk_index,
                    (size_t)chunk->count * typed->kernel.element_bytes);
     c->exponent[chunk_index - c->own_first] = exponent;
+    if (c->chunk_state[chunk_index] != CHUNK_PUBLISHED && !smlt_note_published(engine, node, c, chunk_index))
+        smlt_fail_engine(engine, SMLT_NO_MEMORY, "out of memory for what was published");
     c->chunk_state[chunk_index] = CHUNK_PUBLISHED;
     char key[SMLT_KEY_MAX];
-    size_t key_length = smlt_key_aggregate(key, engine->prefix, c->step, chunk_index);
+    size_t key_length = smlt_key_aggregate(key, node->prefix, c->step, chunk_index);
     begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
-    engine->upload_outstanding += message->payload_length;
-    smlt_expect(engine, SMLT_LANE_UP, (smlt_expectation){.kind = EXPECT_SET, .bytes = message->payload_length});
-    append_token(engine, &message->tail, chunk->reader - 1, /* -1: to everyone */
-                 (smlt_token){.kind = SMLT_TOKEN_AGGREGATE, .step = c->step, .digest = c->digest, .chunk = chunk_index},
-                 (smlt_expectation){.kind = EXPECT_AGGREGATE_STORED, .step = c->step, .chunk = chunk_index});
-    smlt_queue(engine, SMLT_LANE_UP, message);
+    if (c->bounded && c->algorithm == SMLT_HIERARCHICAL) { /* the token behind the UNLINK: others count on that room */
+        expect_set(engine, node, message,
+                   (smlt_expectation){.kind = EXPECT_AGGREGATE_SET, .step = c->step, .chunk = chunk_index});
+    } else {
+        expect_set(engine, node, message, (smlt_expectation){.kind = EXPECT_SET});
+        append_aggregate_token(engine, node, &message->tail, c, chunk_index);
+    }
+    smlt_queue(engine, node, SMLT_LANE_UP, message);
+}
+
+void smlt_publish_token(smlt_engine *engine, collective *c, uint32_t chunk_index) {
+    smlt_node *node = chunk_node(engine, c, chunk_index);
+    smlt_message *message = smlt_new_text(engine);
+    if (!message) return;
+    append_aggregate_token(engine, node, &message->head, c, chunk_index);
+    smlt_queue(engine, node, SMLT_LANE_UP, message);
 }
 
 /* What the owner alone wants is complete: it goes to the target, and nowhere else. */
@@ -225,8 +274,9 @@ void smlt_keep(smlt_engine *engine, collective *c, uint32_t chunk_index) {
     const smlt_chunk *chunk = &c->chunks[chunk_index];
     const typed_segment *typed = &c->segments[chunk->segment];
     char *target = (char *)typed->segment.target + (size_t)chunk->target * typed->kernel.element_bytes;
-    memcpy(target, engine->accumulator, (size_t)chunk->count * typed->kernel.element_bytes);
+    memcpy(target, chunk_node(engine, c, chunk_index)->accumulator, (size_t)chunk->count * typed->kernel.element_bytes);
     smlt_delete_contributions(engine, c, chunk_index);
+    smlt_tell_consumed(engine, c, chunk_index);
     smlt_chunk_complete(engine, c, chunk_index);
 }
 
@@ -237,12 +287,11 @@ static void publish_again(smlt_engine *engine, collective *c, uint32_t chunk_ind
     smlt_publish(engine, c, chunk_index, target, c->exponent[chunk_index - c->own_first], SMLT_FOR_UPLOADS);
 }
 
-static void compose_copy(smlt_engine *engine, collective *c, uint32_t upload) {
-    uint32_t chunk_index = c->uploads[upload];
+static void compose_copy(smlt_engine *engine, collective *c, uint32_t chunk_index) {
     const smlt_chunk *chunk = &c->chunks[chunk_index];
     const typed_segment *typed = &c->segments[chunk->segment];
     const char *source = (const char *)typed->segment.source + (size_t)chunk->source * typed->kernel.element_bytes;
-    c->upload_state[upload] = UPLOAD_SENT;
+    c->upload_state[chunk_index] = UPLOAD_SENT;
     if (c->chunk_state[chunk_index] == CHUNK_PUBLISHED && chunk->reader == 0)
         publish_again(engine, c, chunk_index);
     else
@@ -255,27 +304,42 @@ static int is_aggregated(const collective *c, uint32_t chunk) {
     return c->algorithm == SMLT_HIERARCHICAL && c->aggregated[chunk];
 }
 
-/* One more bulk message for `c`; 0 when it has nothing to send. */
-static int compose_upload(smlt_engine *engine, collective *c) {
-    if (c->republish.first < c->republish.count) {
-        publish_again(engine, c, c->republish.chunks[c->republish.first++]);
-        return 1;
+/* A copy's aggregates are reserved when they are sent; what is published again was before. */
+static int has_credit(smlt_engine *engine, smlt_node *node, const collective *c, uint32_t chunk) {
+    if (!engine->credit || c->chunk_state[chunk] == CHUNK_PUBLISHED) return 1;
+    if (!smlt_may_upload(engine, node, c, chunk)) return 0;
+    return c->algorithm == SMLT_HIERARCHICAL || smlt_reserve_aggregate(engine, node, smlt_chunk_stored_bytes(c, chunk));
+}
+
+typedef enum { NOTHING_TO_SEND, COMPOSED, NO_CREDIT } upload_result;
+
+/* One more bulk message of `c` for `node`. */
+static upload_result compose_upload(smlt_engine *engine, smlt_node *node, collective *c) {
+    node_work *work = &c->work[node->number];
+    chunk_queue *uploads = &work->uploads;
+    if (work->republish.first < work->republish.count) {
+        publish_again(engine, c, work->republish.chunks[work->republish.first++]);
+        return COMPOSED;
     }
-    for (; c->upload_next < c->upload_count; c->upload_next++) {
-        if (c->upload_state[c->upload_next] != UPLOAD_UNSENT) continue;
-        if (!is_aggregated(c, c->uploads[c->upload_next])) break;
-        c->upload_state[c->upload_next] = UPLOAD_STORED;
+    for (; uploads->first < uploads->count; uploads->first++) {
+        uint32_t chunk = uploads->chunks[uploads->first];
+        if (c->upload_state[chunk] != UPLOAD_UNSENT) continue;
+        if (!is_aggregated(c, chunk)) break;
+        c->upload_state[chunk] = UPLOAD_STORED;
         c->uploads_left--;
     }
-    if (c->upload_next == c->upload_count) {
+    if (uploads->first == uploads->count) {
         smlt_end_if_complete(engine, c);
-        return 0;
+        return NOTHING_TO_SEND;
     }
+    uint32_t chunk = uploads->chunks[uploads->first];
+    if (!has_credit(engine, node, c, chunk)) return NO_CREDIT;
+    uploads->first++;
     if (c->algorithm == SMLT_HIERARCHICAL)
-        compose_contribution(engine, c, c->upload_next++);
+        compose_contribution(engine, node, c, chunk);
     else
-        compose_copy(engine, c, c->upload_next++);
-    return 1;
+        compose_copy(engine, c, chunk);
+    return COMPOSED;
 }
 
 /* At the beginning nothing comes down: whatever has been sent waits in the uplink's queue, and commands wait behind it.
@@ -285,18 +349,21 @@ static size_t upload_limit(const smlt_engine *engine) {
     return least + (more < engine->window_bytes - least ? more : engine->window_bytes - least);
 }
 
-static void compose_uploads(smlt_engine *engine) {
-    smlt_lane *lane = &engine->lanes[SMLT_LANE_UP];
+static void compose_uploads(smlt_engine *engine, smlt_node *node) {
+    smlt_lane *lane = &node->lanes[SMLT_LANE_UP];
+    smlt_ask_for_acknowledgements(engine, node);
     for (collective *c = engine->active; c; c = c->next) {
         if (c->result.status != SMLT_ACTIVE) continue;
-        if (c->hello_unsent) compose_hello(engine, c);
-        if (c->parts.unsent) compose_part(engine, c);
-        while (lane->queued_bytes < UPLOAD_QUEUE_BYTES && engine->upload_outstanding < upload_limit(engine) &&
-               smlt_pool_reserve(&engine->pool, SMLT_FOR_UPLOADS))
-            if (!compose_upload(engine, c)) {
-                smlt_pool_unreserve(&engine->pool, SMLT_FOR_UPLOADS);
-                break;
-            }
+        if (c->hello_unsent && node->number == 0) compose_hello(engine, c);
+        if (c->parts.unsent && node == one_shot_node(engine, c)) compose_part(engine, c);
+        while (lane->queued_bytes < UPLOAD_QUEUE_BYTES && node->upload_outstanding < upload_limit(engine) &&
+               smlt_pool_reserve(&engine->pool, SMLT_FOR_UPLOADS)) {
+            upload_result result = compose_upload(engine, node, c);
+            if (result == COMPOSED) continue;
+            smlt_pool_unreserve(&engine->pool, SMLT_FOR_UPLOADS);
+            if (result == NO_CREDIT) return; /* nor for a later collective: all workers keep to one order */
+            break;
+        }
     }
 }
 
@@ -306,25 +373,41 @@ static size_t chunk_wire_bytes(const collective *c, uint32_t chunk) {
     return SMLT_HEADER_BYTES + smlt_wire_size(&c->segments[c->chunks[chunk].segment].kernel, (size_t)c->chunks[chunk].count);
 }
 
-static void compose_contributions_fetch(smlt_engine *engine, collective *c, smlt_message *message) {
-    uint32_t chunk = c->contributions.chunks[c->contributions.first++];
+static void compose_contributions_fetch(smlt_engine *engine, smlt_node *node, collective *c, smlt_message *message) {
+    chunk_queue *ready = &c->work[node->number].contributions;
+    uint32_t chunk = ready->chunks[ready->first++];
     char key[SMLT_KEY_MAX];
     resp_append_array(&message->head, (size_t)engine->world_size); /* MGET and a key for each of the others */
     resp_append_text(&message->head, "MGET");
     for (int rank = 0; rank < engine->world_size; rank++)
         if (rank != engine->rank)
-            resp_append_bulk(&message->head, key, smlt_key_contribution(key, engine->prefix, c->step, chunk, rank));
+            resp_append_bulk(&message->head, key, smlt_key_contribution(key, node->prefix, c->step, chunk, rank));
     c->chunk_state[chunk] = CHUNK_REQUESTED;
     size_t bytes = others(engine) * chunk_wire_bytes(c, chunk);
-    engine->fetch_outstanding += bytes;
-    smlt_expect(engine, SMLT_LANE_DOWN,
-                (smlt_expectation){
-                    .kind = EXPECT_CONTRIBUTIONS, .step = c->step, .chunk = chunk, .count = others(engine), .bytes = bytes});
+    node->fetch_outstanding += bytes;
+    node->credit.asked_bytes += bytes;
+    smlt_expect(engine, node, SMLT_LANE_DOWN,
+                (smlt_expectation){.kind = EXPECT_CONTRIBUTIONS,
+                                   .step = c->step,
+                                   .chunk = chunk,
+                                   .count = others(engine),
+                                   .bytes = bytes,
+                                   .first = is_kept(&c->chunks[chunk]) ? 0 : (uint32_t)smlt_chunk_stored_bytes(c, chunk)});
+}
+
+/* Whether the next contributions may be fetched: there is room for what comes of them, here and in the store. */
+static int reserve_for_aggregate(smlt_engine *engine, smlt_node *node, const collective *c) {
+    const chunk_queue *ready = &c->work[node->number].contributions;
+    if (ready->first == ready->count || !smlt_pool_reserve(&engine->pool, SMLT_FOR_AGGREGATES)) return 0;
+    uint32_t chunk = ready->chunks[ready->first];
+    if (is_kept(&c->chunks[chunk]) || smlt_reserve_aggregate(engine, node, smlt_chunk_stored_bytes(c, chunk))) return 1;
+    smlt_pool_unreserve(&engine->pool, SMLT_FOR_AGGREGATES);
+    return 0;
 }
 
 /* Small aggregates share an MGET; large ones do not, so that the next MGET is under way while one is received. */
-static void compose_aggregates_fetch(smlt_engine *engine, collective *c, smlt_message *message) {
-    fetch_queue *ready = &c->aggregates;
+static void compose_aggregates_fetch(smlt_engine *engine, smlt_node *node, collective *c, smlt_message *message) {
+    chunk_queue *ready = &c->work[node->number].aggregates;
     uint32_t first = ready->first;
     size_t bytes = 0;
     do {
@@ -332,86 +415,104 @@ static void compose_aggregates_fetch(smlt_engine *engine, collective *c, smlt_me
         bytes += chunk_wire_bytes(c, chunk);
         c->chunk_state[chunk] = CHUNK_REQUESTED;
     } while (ready->first < ready->count && bytes < FETCH_TOGETHER_BYTES);
-    engine->fetch_outstanding += bytes;
+    node->fetch_outstanding += bytes;
+    node->credit.asked_bytes += bytes;
     char key[SMLT_KEY_MAX];
     resp_append_array(&message->head, 1 + ready->first - first);
     resp_append_text(&message->head, "MGET");
     for (uint32_t i = first; i < ready->first; i++)
-        resp_append_bulk(&message->head, key, smlt_key_aggregate(key, engine->prefix, c->step, ready->chunks[i]));
-    smlt_expect(engine, SMLT_LANE_DOWN,
+        resp_append_bulk(&message->head, key, smlt_key_aggregate(key, node->prefix, c->step, ready->chunks[i]));
+    smlt_expect(engine, node, SMLT_LANE_DOWN,
                 (smlt_expectation){
                     .kind = EXPECT_AGGREGATES, .step = c->step, .first = first, .count = ready->first - first, .bytes = bytes});
 }
 
+static void unreserve_for_aggregate(smlt_engine *engine, smlt_node *node, const collective *c) {
+    uint32_t chunk = c->work[node->number].contributions.chunks[c->work[node->number].contributions.first];
+    smlt_pool_unreserve(&engine->pool, SMLT_FOR_AGGREGATES);
+    if (!is_kept(&c->chunks[chunk])) smlt_unreserve_aggregate(engine, node, smlt_chunk_stored_bytes(c, chunk));
+}
+
+/* How much the next fetch brings, at most. */
+static size_t next_fetch_bytes(const smlt_engine *engine, const collective *c, const node_work *work, int contributions) {
+    if (contributions) return others(engine) * chunk_wire_bytes(c, work->contributions.chunks[work->contributions.first]);
+    return FETCH_TOGETHER_BYTES + chunk_wire_bytes(c, work->aggregates.chunks[work->aggregates.first]);
+}
+
 /* Contributions first: others wait for what comes of them. */
-static void compose_fetches(smlt_engine *engine) {
+static void compose_fetches(smlt_engine *engine, smlt_node *node) {
     for (collective *c = engine->active; c; c = c->next) {
         if (c->result.status != SMLT_ACTIVE) continue;
-        while (engine->fetch_outstanding < engine->window_bytes) {
-            int contributions =
-                c->contributions.first < c->contributions.count && smlt_pool_reserve(&engine->pool, SMLT_FOR_AGGREGATES);
-            if (!contributions && c->aggregates.first == c->aggregates.count) break;
+        const node_work *work = &c->work[node->number];
+        while (node->fetch_outstanding < engine->window_bytes) {
+            int contributions = reserve_for_aggregate(engine, node, c);
+            if (!contributions && work->aggregates.first == work->aggregates.count) break;
+            if (!smlt_may_fetch(engine, node, c, next_fetch_bytes(engine, c, work, contributions))) {
+                if (contributions) unreserve_for_aggregate(engine, node, c);
+                break;
+            }
             smlt_message *message = smlt_new_text(engine);
             if (!message) return;
             if (contributions)
-                compose_contributions_fetch(engine, c, message);
+                compose_contributions_fetch(engine, node, c, message);
             else
-                compose_aggregates_fetch(engine, c, message);
-            smlt_queue(engine, SMLT_LANE_DOWN, message);
+                compose_aggregates_fetch(engine, node, c, message);
+            smlt_queue(engine, node, SMLT_LANE_DOWN, message);
         }
     }
 }
 
 static int tokens_are_missing(const smlt_engine *engine) {
     for (const collective *c = engine->active; c; c = c->next)
-        if (c->result.status == SMLT_ACTIVE && (c->tokens_left > 0 || c->joined_left > 0)) return 1;
+        if (c->result.status == SMLT_ACTIVE && (c->tokens_left > 0 || c->joined_left > 0 || engine->credit)) return 1;
     return 0;
 }
 
 /* Read again from the first token that was not kept. */
-static void rewind_streams(smlt_engine *engine) {
-    for (int i = 0; i < STREAMS; i++) {
-        if (engine->rewind_id[i][0]) strcpy(engine->stream_id[i], engine->rewind_id[i]);
-        engine->rewind_id[i][0] = 0;
+static void rewind_streams(smlt_node *node) {
+    for (int i = 0; i < node->streams; i++) {
+        if (node->rewind_id[i][0]) strcpy(node->stream_id[i], node->rewind_id[i]);
+        node->rewind_id[i][0] = 0;
     }
-    engine->early_dropped = 0;
-    engine->rewind = 0;
+    node->early_dropped = 0;
+    node->rewind = 0;
 }
 
 /* The wait: blocks in the store until there is a token, or word from the scheduler (invariant 8). */
-static void compose_wait(smlt_engine *engine) {
-    if (engine->waiting_for_tokens || !tokens_are_missing(engine)) return;
+static void compose_wait(smlt_engine *engine, smlt_node *node) {
+    if (node->waiting_for_tokens || !tokens_are_missing(engine)) return;
     smlt_message *message = smlt_new_text(engine);
     if (!message) return;
-    if (engine->rewind) rewind_streams(engine);
+    if (node->rewind) rewind_streams(node);
     resp_buffer *buffer = &message->head;
-    resp_append_array(buffer, 6 + 2 * STREAMS);
+    resp_append_array(buffer, (size_t)(6 + 2 * node->streams));
     resp_append_text(buffer, "XREAD");
     resp_append_text(buffer, "COUNT");
     resp_append_number(buffer, 1000);
     resp_append_text(buffer, "BLOCK");
     resp_append_number(buffer, engine->silence_ms * 2 / 5);
     resp_append_text(buffer, "STREAMS");
-    for (int i = 0; i < STREAMS; i++) resp_append_text(buffer, engine->stream_key[i]);
-    for (int i = 0; i < STREAMS; i++) resp_append_text(buffer, engine->stream_id[i]);
-    engine->waiting_for_tokens = 1;
-    smlt_expect(engine, SMLT_LANE_TOKENS, (smlt_expectation){.kind = EXPECT_TOKENS});
-    smlt_queue(engine, SMLT_LANE_TOKENS, message);
+    for (int i = 0; i < node->streams; i++) resp_append_text(buffer, node->stream_key[i]);
+    for (int i = 0; i < node->streams; i++) resp_append_text(buffer, node->stream_id[i]);
+    node->waiting_for_tokens = 1;
+    smlt_expect(engine, node, SMLT_LANE_TOKENS, (smlt_expectation){.kind = EXPECT_TOKENS});
+    smlt_queue(engine, node, SMLT_LANE_TOKENS, message);
 }
 
-void smlt_compose(smlt_engine *engine, int lane) {
+void smlt_compose(smlt_engine *engine, smlt_node *node, int kind) {
     if (engine->fatal.status != SMLT_OK || smlt_is_frozen(engine)) return;
-    if (lane == SMLT_LANE_UP)
-        compose_uploads(engine);
-    else if (lane == SMLT_LANE_DOWN)
-        compose_fetches(engine);
+    if (kind == SMLT_LANE_UP)
+        compose_uploads(engine, node);
+    else if (kind == SMLT_LANE_DOWN)
+        compose_fetches(engine, node);
     else
-        compose_wait(engine);
+        compose_wait(engine, node);
 }
 
 /* ---- deleting (invariant 6) ---- */
 
 void smlt_delete_contributions(smlt_engine *engine, collective *c, uint32_t chunk) {
+    smlt_node *node = chunk_node(engine, c, chunk);
     smlt_message *message = smlt_new_text(engine);
     if (!message) return;
     char key[SMLT_KEY_MAX];
@@ -419,55 +520,81 @@ void smlt_delete_contributions(smlt_engine *engine, collective *c, uint32_t chun
     resp_append_text(&message->head, "UNLINK");
     for (int rank = 0; rank < engine->world_size; rank++)
         if (rank != engine->rank)
-            resp_append_bulk(&message->head, key, smlt_key_contribution(key, engine->prefix, c->step, chunk, rank));
-    expect_nothing(engine);
-    smlt_queue(engine, SMLT_LANE_UP, message);
+            resp_append_bulk(&message->head, key, smlt_key_contribution(key, node->prefix, c->step, chunk, rank));
+    expect_nothing(engine, node);
+    smlt_queue(engine, node, SMLT_LANE_UP, message);
 }
 
-/* Contributions that nobody may come to fetch: of a collective that ended in error, or sent twice. */
-void smlt_delete_uploads(smlt_engine *engine, collective *c) {
+static void delete_uploads_at(smlt_engine *engine, smlt_node *node, const collective *c) {
+    const chunk_queue *uploads = &c->work[node->number].uploads;
     uint32_t sent = 0;
-    for (uint32_t i = 0; i < c->upload_count; i++) sent += c->upload_state[i] != UPLOAD_UNSENT;
-    smlt_message *message = c->algorithm == SMLT_HIERARCHICAL && sent ? smlt_new_text(engine) : NULL;
+    for (uint32_t i = 0; i < uploads->count; i++) sent += c->upload_state[uploads->chunks[i]] != UPLOAD_UNSENT;
+    smlt_message *message = sent ? smlt_new_text(engine) : NULL;
     if (!message) return;
     char key[SMLT_KEY_MAX];
     resp_append_array(&message->head, 1 + sent);
     resp_append_text(&message->head, "UNLINK");
-    for (uint32_t i = 0; i < c->upload_count; i++)
-        if (c->upload_state[i] != UPLOAD_UNSENT)
+    for (uint32_t i = 0; i < uploads->count; i++)
+        if (c->upload_state[uploads->chunks[i]] != UPLOAD_UNSENT)
             resp_append_bulk(&message->head, key,
-                             smlt_key_contribution(key, engine->prefix, c->step, c->uploads[i], engine->rank));
-    expect_nothing(engine);
-    smlt_queue(engine, SMLT_LANE_UP, message);
+                             smlt_key_contribution(key, node->prefix, c->step, uploads->chunks[i], engine->rank));
+    expect_nothing(engine, node);
+    smlt_queue(engine, node, SMLT_LANE_UP, message);
 }
 
-static void append_trim(smlt_engine *engine, resp_buffer *buffer, int stream, const char *id) {
+/* Contributions that nobody may come to fetch: of a collective that ended in error, or sent twice. */
+void smlt_delete_uploads(smlt_engine *engine, collective *c) {
+    if (c->algorithm != SMLT_HIERARCHICAL) return;
+    if (!c->uploads_deleted) smlt_uploads_deleted(engine, c);
+    c->uploads_deleted = 1;
+    for (int node = 0; node < engine->node_count; node++) delete_uploads_at(engine, &engine->nodes[node], c);
+}
+
+static void append_trim(smlt_engine *engine, smlt_node *node, resp_buffer *buffer, int stream, const char *id) {
     resp_append_array(buffer, 5);
     resp_append_text(buffer, "XTRIM");
-    resp_append_text(buffer, engine->stream_key[stream]);
+    resp_append_text(buffer, node->stream_key[stream]);
     resp_append_text(buffer, "MINID");
     resp_append_text(buffer, "~");
     resp_append_text(buffer, id);
-    expect_nothing(engine);
+    expect_nothing(engine, node);
 }
 
-void smlt_delete_remains(smlt_engine *engine, const remains *past) {
+void smlt_delete_aggregates(smlt_engine *engine, smlt_node *node, const published_chunk *published, size_t count) {
     smlt_message *message = smlt_new_text(engine);
     if (!message) return;
     char key[SMLT_KEY_MAX];
-    resp_append_array(&message->head, 1 + past->own_end - past->own_first);
+    resp_append_array(&message->head, 1 + count);
     resp_append_text(&message->head, "UNLINK");
-    for (uint32_t chunk = past->own_first; chunk < past->own_end; chunk++)
-        resp_append_bulk(&message->head, key, smlt_key_aggregate(key, engine->prefix, past->step, chunk));
-    expect_nothing(engine);
-    smlt_queue(engine, SMLT_LANE_UP, message);
+    for (size_t i = 0; i < count; i++)
+        resp_append_bulk(&message->head, key, smlt_key_aggregate(key, node->prefix, published[i].step, published[i].chunk));
+    expect_nothing(engine, node);
+    smlt_queue(engine, node, SMLT_LANE_UP, message);
+}
+
+/* Own chunks lie on the nodes in turn, beginning with the one of this rank's number. */
+void smlt_delete_remains(smlt_engine *engine, const remains *past) {
+    uint32_t chunks = past->own_end - past->own_first, nodes = (uint32_t)engine->node_count;
+    for (uint32_t first = 0; first < nodes && first < chunks; first++) {
+        smlt_node *node = &engine->nodes[node_of(engine, engine->rank, first)];
+        smlt_message *message = smlt_new_text(engine);
+        if (!message) return;
+        char key[SMLT_KEY_MAX];
+        resp_append_array(&message->head, 1 + (chunks - first + nodes - 1) / nodes);
+        resp_append_text(&message->head, "UNLINK");
+        for (uint32_t position = first; position < chunks; position += nodes)
+            resp_append_bulk(&message->head, key,
+                             smlt_key_aggregate(key, node->prefix, past->step, past->own_first + position));
+        expect_nothing(engine, node);
+        smlt_queue(engine, node, SMLT_LANE_UP, message);
+    }
 }
 
 /* What all workers have read: tokens of collectives that all have completed. */
-void smlt_trim_streams(smlt_engine *engine) {
+void smlt_trim_streams(smlt_engine *engine, smlt_node *node) {
     smlt_message *message = smlt_new_text(engine);
     if (!message) return;
-    append_trim(engine, &message->head, INBOX, engine->trim.inbox_id);
-    if (engine->rank == 0) append_trim(engine, &message->head, OUTBOX, engine->trim.outbox_id);
-    smlt_queue(engine, SMLT_LANE_UP, message);
+    append_trim(engine, node, &message->head, INBOX, node->trim.inbox_id);
+    if (engine->rank == 0) append_trim(engine, node, &message->head, OUTBOX, node->trim.outbox_id);
+    smlt_queue(engine, node, SMLT_LANE_UP, message);
 }

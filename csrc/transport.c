@@ -59,10 +59,9 @@ static smlt_exchange_result receive_lane(smlt_engine *engine, int lane, int fd, 
     return result;
 }
 
-smlt_exchange_result smlt_transport_exchange(smlt_engine *engine, struct pollfd polled[SMLT_LANES], int *lost_lane,
-                                             int *lost_errno) {
+smlt_exchange_result smlt_transport_exchange(smlt_engine *engine, struct pollfd *polled, int *lost_lane, int *lost_errno) {
     smlt_exchange_result moved = SMLT_IDLE;
-    for (int lane = 0; lane < SMLT_LANES; lane++) {
+    for (int lane = 0; lane < smlt_engine_lanes(engine); lane++) {
         int pending, fd = polled[lane].fd;
         smlt_exchange_result result = SMLT_IDLE;
         if (polled[lane].revents & (POLLIN | POLLHUP | POLLERR)) result = receive_lane(engine, lane, fd, lost_errno);

@@ -102,6 +102,6 @@ int smlt_token_parse(const char *bytes, size_t length, smlt_token *token) {
     token->rank = (uint16_t)get(bytes + 32, 2);
     token->text_length = get(bytes + 34, 2);
     token->text = bytes + SMLT_TOKEN_BYTES;
-    return token->kind >= SMLT_TOKEN_CONTRIBUTION && token->kind <= SMLT_TOKEN_PART && get(bytes + 36, 4) == 0 &&
+    return token->kind >= SMLT_TOKEN_CONTRIBUTION && token->kind <= SMLT_TOKEN_HAVE_READ && get(bytes + 36, 4) == 0 &&
            token->text_length == length - SMLT_TOKEN_BYTES;
 }

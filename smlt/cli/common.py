@@ -38,8 +38,8 @@ def resolved(store: str | None) -> str | None:
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the run folders.")]
 _STORE: dict[str, Any] = {
     "envvar": "SMLT_STORE",
-    "help": "Parameter store: redis://, rediss:// or unix:// URL, or a secret URL that leads to it. Its password: see "
-    "`smlt doctor --help`.",
+    "help": "Parameter store: redis://, rediss:// or unix:// URL, several with commas between them, redis+cluster:// or "
+    "rediss+cluster://, or a secret URL that leads to it. Its password: see `smlt doctor --help`.",
     "show_default": "embedded",
 }
 StoreUrl = Annotated[str | None, typer.Option("--store", callback=resolved, **_STORE)]

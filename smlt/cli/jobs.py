@@ -159,7 +159,9 @@ def train(
     ] = None,
     store_tunnel: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Where this machine reaches the store of the functions, when not by --store."),
+        typer.Option(
+            metavar="HOST:PORT[,...]", help="Where this machine reaches the store of the functions, when not by --store."
+        ),
     ] = None,
     store_node: Annotated[
         str | None, typer.Option(metavar="NODE", help="What that store runs on, for the bill: cache.t4g.small, t4g.small, ...")

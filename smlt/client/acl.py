@@ -38,6 +38,7 @@ COMMANDS = (
     "evalsha",
     "get",
     "hdel",
+    "hexists",
     "hget",
     "hgetall",
     "hincrby",
@@ -51,6 +52,8 @@ COMMANDS = (
     # smlt doctor.
     "ping",
     "time",
+    # Where a cluster's slots are (smlt/store/cluster.py).
+    "cluster|slots",
 )
 
 #: Commands that a run may or may not come to, and when it does.
@@ -58,12 +61,14 @@ RARE = {
     "exists": "chunks that may be missing after a lost connection; workers that have stopped reporting",
     "xtrim": "the token streams of a long run",
     "xrange": "who is missing when a collective has timed out",
+    "hexists": "a worker whose list of nodes is not the others'",
     "hgetall": "the roster, for diagnosis",
     "select": "a URL with a database number",
     "evalsha": "scripts by their hash, when the store knows them already",
     "script|load": "the same",
     "ping": "smlt doctor and its --tune",
     "time": "smlt doctor",
+    "cluster|slots": "a cluster",
 }
 
 
@@ -105,7 +110,8 @@ def acl_user(name: str, jobs: Sequence[str], run_prefixes: Sequence[str], passwo
         raise ConfigError("give --job or --run-prefix: the user is limited to their keys")
     if not password:
         raise ConfigError("the password is empty")
-    # A job's keys are smlt:{JOB.0}:... and no job's name holds a dot: "JOB." is that job alone.
+    # A job's keys are smlt:{JOB.0}:..., on further nodes {JOB.1} or {JOB.1-a}; no job's name holds a dot: "JOB." is that
+    # job alone.
     patterns = (*(f"smlt:{{{job}.*" for job in jobs), *(f"smlt:{{{prefix}*" for prefix in run_prefixes))
     return AclUser(name, patterns, sha256(password.encode()).hexdigest())
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
-import ipaddress
 import os
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from smlt.errors import SmltError
 from smlt.store.coordination import Coordination
 from smlt.store.embedded import EmbeddedStore, find_server
-from smlt.store.parameter import ParameterStore, ServerInfo, redact, translated
+from smlt.store.parameter import ParameterStore, ServerInfo, translated
 from smlt.store.secrets import StoreAddress, find_store, resolve_store_url
+from smlt.store.url import endpoints, is_cluster, is_local
 
 BANDWIDTH_BYTES = 8 << 20
 ROOM_BYTES = 256_000_000
@@ -115,9 +117,9 @@ def secrecy(address: StoreAddress, *, in_process_list: bool = False) -> list[Fin
     if not origin:
         password = Finding(
             "store password",
-            "warn" if not _is_local(address.url) else "ok",
+            "warn" if not is_local(address.url) else "ok",
             "none",
-            "" if _is_local(address.url) else "give the store a password, and a user of its own (smlt acl)",
+            "" if is_local(address.url) else "give the store a password, and a user of its own (smlt acl)",
         )
     elif in_process_list and origin == "the URL":
         password = Finding(
@@ -136,11 +138,16 @@ def secrecy(address: StoreAddress, *, in_process_list: bool = False) -> list[Fin
 
 
 def _encryption(address: StoreAddress) -> Finding:
-    parts = urlsplit(address.url)
+    found = [_encryption_of(part, bool(address.password_from)) for part in endpoints(address.url)]
+    return next((finding for finding in found if finding.status != "ok"), found[0])  # one node in plain text is enough
+
+
+def _encryption_of(url: str, has_password: bool) -> Finding:
+    parts = urlsplit(url)
     options = parse_qs(parts.query)
     if parts.scheme == "unix":
         return Finding("store TLS", "ok", "not needed: a unix socket")
-    if parts.scheme == "rediss":
+    if parts.scheme.startswith("rediss"):
         if options.get("ssl_cert_reqs", ["required"])[-1].lower() == "none":
             return Finding(
                 "store TLS",
@@ -150,27 +157,19 @@ def _encryption(address: StoreAddress) -> Finding:
             )
         authority = options.get("ssl_ca_certs", ["the system's authorities"])[-1]
         return Finding("store TLS", "ok", f"on, verified by {authority}")
-    if _is_local(address.url):
+    if is_local(url):
         return Finding("store TLS", "ok", "off: the store is on this machine")
-    what = "the password and all gradients travel" if address.password_from else "all gradients travel"
+    what = "the password and all gradients travel" if has_password else "all gradients travel"
     return Finding("store TLS", "warn", f"off: {what} in plain text", "use rediss://, or a network that only you can read")
-
-
-def _is_local(url: str) -> bool:
-    parts = urlsplit(url)
-    if parts.scheme == "unix" or parts.hostname in (None, "localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(str(parts.hostname)).is_loopback
-    except ValueError:
-        return False
 
 
 def _store(url: str) -> list[Finding]:
     parameters = ParameterStore(url, job=f"doctor-{os.urandom(4).hex()}", ttl_s=60)
     try:
-        server = parameters.check()
+        servers = parameters.survey()
+        places = parameters.propose_places()
     except SmltError as error:
+        parameters.close()
         return [
             Finding(
                 "store",
@@ -181,12 +180,11 @@ def _store(url: str) -> list[Finding]:
         ]
     try:
         findings = [
-            Finding("store", "ok", f"{server.product} {'.'.join(map(str, server.version))} at {redact(url)}"),
-            *_memory(server),
+            *_servers(servers, url, len(places)),
+            *(finding for j, server in enumerate(servers) for finding in _memory(server, _name(j, servers))),
         ]
         try:
-            with translated(url):
-                findings += _speed(parameters)
+            findings += _speed(parameters, places)
         except SmltError as error:
             findings.append(Finding("store speed", "fail", str(error), "the store refuses what SMLT needs to do"))
         return findings
@@ -198,11 +196,36 @@ def _store(url: str) -> list[Finding]:
         parameters.close()
 
 
-def _memory(server: ServerInfo) -> list[Finding]:
+def _name(j: int, servers: Sequence[ServerInfo]) -> str:
+    """What the findings about server j begin with."""
+    return "store" if len(servers) == 1 else f"store {j}"
+
+
+def _servers(servers: Sequence[ServerInfo], url: str, groups: int) -> list[Finding]:
+    lines = [
+        Finding(_name(j, servers), "ok", f"{server.product} {'.'.join(map(str, server.version))} at {server.address}")
+        for j, server in enumerate(servers)
+    ]
+    if is_cluster(url):
+        lines.append(
+            Finding("store cluster", "ok", f"{len(servers)} primar{'y' if len(servers) == 1 else 'ies'}, {groups} groups")
+        )
+        return lines
+    known: dict[str, int] = {}
+    for j, server in enumerate(servers):
+        first = known.setdefault(server.run_id or str(j), j)
+        if first != j:
+            lines.append(
+                Finding("store nodes", "warn", f"nodes {first} and {j} are the same server", "list each server once in --store")
+            )
+    return lines
+
+
+def _memory(server: ServerInfo, name: str) -> list[Finding]:
     used = f"{server.used_memory_bytes / 1e6:.0f} MB used"
     if server.maxmemory_bytes == 0:
         limit = Finding(
-            "store memory",
+            f"{name} memory",
             "warn",
             f"no limit, {used}",
             "set maxmemory below the machine's memory, lest the kernel kill the store",
@@ -210,27 +233,37 @@ def _memory(server: ServerInfo) -> list[Finding]:
     else:
         enough = server.maxmemory_bytes - server.used_memory_bytes > ROOM_BYTES
         limit = Finding(
-            "store memory",
+            f"{name} memory",
             "ok" if enough else "warn",
             f"{server.maxmemory_bytes / 1e6:.0f} MB, {used}",
             "" if enough else "a job needs about its encoded gradient times the number of workers",
         )
     if server.maxmemory_bytes and server.maxmemory_policy not in ("noeviction", ""):
         policy = Finding(
-            "store memory policy",
+            f"{name} memory policy",
             "warn",
             f"{server.maxmemory_policy}: when memory runs short the store deletes chunks that workers wait for",
             "CONFIG SET maxmemory-policy noeviction",
         )
     else:
-        policy = Finding("store memory policy", "ok", server.maxmemory_policy or "not told")
+        policy = Finding(f"{name} memory policy", "ok", server.maxmemory_policy or "not told")
     return [limit, policy]
 
 
-def _speed(parameters: ParameterStore) -> list[Finding]:
-    """Round trip and bandwidth, through redis-py: a floor of what the native transport reaches."""
-    client, key = parameters.client, parameters.key("doctor")
+def _speed(parameters: ParameterStore, places: Sequence[str]) -> list[Finding]:
+    """Round trip and bandwidth of each node, through redis-py: a floor of what the native transport reaches."""
     Coordination(parameters).open_generation(1, "doctor")  # the permissions that a worker needs, errors translated
+    findings = []
+    servers = dict(zip(reversed(parameters.locate(places)), reversed(places), strict=True))  # the first place on each
+    for j, (url, place) in enumerate(reversed(servers.items())):
+        told = parameters.url if is_cluster(parameters.url) else url
+        with parameters.nodes.connected(url) as client, translated(told):
+            findings += _speed_of(client, f"smlt:{{{place}}}:doctor", "" if len(servers) == 1 else f" {j}")
+    return findings
+
+
+def _speed_of(client: Any, key: str, number: str) -> list[Finding]:
+    client.ping()  # connects
     trips = []
     for _ in range(50):
         start = time.perf_counter()
@@ -247,14 +280,14 @@ def _speed(parameters: ParameterStore) -> list[Finding]:
         down.append(BANDWIDTH_BYTES / (time.perf_counter() - middle))
     skew = abs(float(client.time()[0]) - time.time())
     return [
-        Finding("round trip", "ok", f"{statistics.median(trips) * 1e6:.0f} us"),
+        Finding(f"round trip{number}", "ok", f"{statistics.median(trips) * 1e6:.0f} us"),
         Finding(
-            "bandwidth",
+            f"bandwidth{number}",
             "ok",
             f"{max(up) * 8 / 1e6:.0f} Mbit/s up, {max(down) * 8 / 1e6:.0f} Mbit/s down (redis-py, one connection)",
         ),
         Finding(
-            "clock",
+            f"clock{number}",
             "ok" if skew < 5 else "warn",
             f"{skew:.0f} s from the store's",
             "" if skew < 5 else "set this machine's clock (NTP)",

@@ -16,6 +16,7 @@ from smlt.client.runs import Run
 from smlt.errors import ConfigError
 from smlt.store.parameter import redact
 from smlt.store.secrets import resolve_store_url
+from smlt.store.url import endpoints, is_cluster
 
 #: More connections at once are kept for workers that the run begins with only.
 CONNECTIONS_MAX = 1000
@@ -29,6 +30,11 @@ def functions_run_here() -> bool:
 
 def check_reference(url: str) -> None:
     """ConfigError when a store URL cannot be given to functions: it has a password, or leads to this machine's files."""
+    for part in endpoints(url):
+        _check_reference(part)
+
+
+def _check_reference(url: str) -> None:
     parts = urlsplit(url)
     advice = "put the password into Secrets Manager and write ?password_secret=aws-secretsmanager://NAME"
     if parts.password or "password=" in parts.query:
@@ -41,7 +47,22 @@ def check_reference(url: str) -> None:
 
 
 def through(url: str, tunnel: str) -> str:
-    """The store's URL as this machine reaches it, at `tunnel` ("localhost:6379"). ConfigError when that is no host:port."""
+    """The store's URL as this machine reaches it, at `tunnel`: "localhost:6379", with commas between those of several nodes.
+
+    ConfigError when that is no HOST:PORT for each node, and for a cluster, whose nodes say themselves where they are.
+    """
+    if is_cluster(url):
+        raise ConfigError(
+            "--store-tunnel leads to single servers, and a cluster's tell their own addresses: route to its network (a VPN), "
+            "or run smlt train there"
+        )
+    nodes, tunnels = endpoints(url), tunnel.split(",")
+    if len(nodes) != len(tunnels):
+        raise ConfigError(f"--store-tunnel {tunnel!r}: give HOST:PORT for each of the {len(nodes)} nodes of --store, in order")
+    return ",".join(_through(node, end) for node, end in zip(nodes, tunnels, strict=True))
+
+
+def _through(url: str, tunnel: str) -> str:
     host, colon, port = tunnel.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
         raise ConfigError(f"--store-tunnel {tunnel!r}: give HOST:PORT")

@@ -25,8 +25,8 @@ class _Line:
     """A blocking connection with the native transport's options, and no client library's time in what it measures."""
 
     def __init__(self, url: str) -> None:
-        self._connections = Connections(url, timeout_s=30.0)
-        self._socket: socket.socket = self._connections.connect_one()
+        self._connections = Connections(timeout_s=30.0)
+        self._socket: socket.socket = self._connections.connect_one(url)
         self._decoder = _native.Decoder()
 
     def ask(self, commands: bytes, replies: int) -> float:
@@ -71,7 +71,8 @@ def measure(url: str) -> Tuning:
     lines: list[_Line] = []
     try:
         parameters.check()
-        lines += [_Line(url) for _ in range(READERS)]
+        node = parameters.locate(parameters.propose_places())[0]  # one stands for all
+        lines += [_Line(node) for _ in range(READERS)]
         line, key = lines[0], parameters.key("tune").encode()
         trips = [line.ask(_native.encode_command(b"PING"), 1) for _ in range(TRIPS)]
         small = _native.encode_command(b"SET", key, b"x" * 64, b"PX", b"60000")

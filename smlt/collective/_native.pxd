@@ -59,7 +59,9 @@ cdef extern from "aggregate.h" nogil:
     ctypedef enum smlt_status:
         SMLT_OK, SMLT_ACTIVE, SMLT_NO_MEMORY, SMLT_PROTOCOL, SMLT_STORE_ERROR, SMLT_STORE_FULL, SMLT_STORE_DENIED
         SMLT_VANISHED, SMLT_MISMATCH, SMLT_LOST, SMLT_ABORTED, SMLT_FENCED, SMLT_STORE_REFUSES
-    int SMLT_LANES
+    int SMLT_LANE_KINDS
+    int SMLT_NODES_MAX
+    int SMLT_LANES_MAX
     ctypedef struct smlt_error:
         smlt_status status
         char message[1100]
@@ -93,8 +95,10 @@ cdef extern from "aggregate.h" nogil:
         int chunk_count
     ctypedef struct smlt_engine:
         pass
-    smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, const char *prefix, const char *control_key,
-                                 int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes, size_t window_bytes)
+    smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, int nodes, const char *const *prefixes,
+                                 const char *control_key, int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes,
+                                 size_t window_bytes, size_t store_window_bytes)
+    int smlt_engine_lanes(const smlt_engine *engine)
     void smlt_engine_free(smlt_engine *engine)
     smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint64_t *step)
     smlt_status smlt_engine_state(smlt_engine *engine, uint64_t step, smlt_error *error)
@@ -122,7 +126,7 @@ cdef extern from "aggregate.h" nogil:
     void smlt_engine_set_silence(smlt_engine *engine, int64_t silence_ms)
     int smlt_engine_is_silent(smlt_engine *engine, int64_t now_ms, const int *unsent)
     int64_t smlt_clock_ms()
-    void smlt_engine_data_lost(smlt_engine *engine)
+    void smlt_engine_data_lost(smlt_engine *engine, int node)
     void smlt_engine_reconnected(smlt_engine *engine)
     smlt_trace *smlt_engine_trace(smlt_engine *engine)
 

@@ -1,7 +1,8 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 LANES: Final[int]
+NODES_MAX: Final[int]
 COPY: Final[int]
 HIERARCHICAL: Final[int]
 ONE_SHOT: Final[int]
@@ -34,12 +35,13 @@ class Engine:
         rank: int,
         world_size: int,
         generation: int,
-        prefix: bytes,
+        prefixes: Sequence[bytes],
         control_key: bytes,
         ttl_ms: int,
         chunk_elements: int,
         chunk_bytes: int,
         window_bytes: int,
+        store_window_bytes: int = 0,
     ) -> None: ...
     def submit(
         self,
@@ -82,7 +84,7 @@ class Engine:
     def flushed(self) -> bool: ...
     def missing_owner(self, step: int) -> int: ...
     def has_joined(self, step: int, rank: int) -> bool: ...
-    def reconnected(self, data_lost: bool = False) -> None: ...
+    def reconnected(self, data_lost: Iterable[int] = ()) -> None: ...
     def start_trace(self, capacity: int) -> None: ...
     def take_trace(self) -> list[tuple[int, int, int, int, int, int]]: ...
     def output(self, lane: int) -> list[memoryview]: ...

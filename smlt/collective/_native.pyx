@@ -13,7 +13,8 @@ cdef extern from "Python.h":
     int PyBUF_READ
     int PyBUF_WRITE
 
-LANES = SMLT_LANES
+LANES = SMLT_LANE_KINDS  # to each node
+NODES_MAX = SMLT_NODES_MAX
 COPY = SMLT_COPY
 HIERARCHICAL = SMLT_HIERARCHICAL
 ONE_SHOT = SMLT_ONE_SHOT
@@ -99,15 +100,24 @@ cdef class Engine:
 
     cdef smlt_engine *engine
     cdef smlt_progress *progress
+    cdef int lanes
     cdef dict held
 
-    def __cinit__(self, int rank, int world_size, uint64_t generation, bytes prefix, bytes control_key, int64_t ttl_ms,
-                  size_t chunk_elements, size_t chunk_bytes, size_t window_bytes):
+    def __cinit__(self, int rank, int world_size, uint64_t generation, prefixes, bytes control_key, int64_t ttl_ms,
+                  size_t chunk_elements, size_t chunk_bytes, size_t window_bytes, size_t store_window_bytes=0):
+        cdef const char *names[64]
+        cdef int nodes = len(prefixes)
+        cdef list kept = list(prefixes)
         self.held = {}
-        self.engine = smlt_engine_new(rank, world_size, generation, prefix, control_key, ttl_ms, chunk_elements, chunk_bytes,
-                                      window_bytes)
+        if not 1 <= nodes <= SMLT_NODES_MAX:
+            raise ValueError(f"{nodes} store nodes: 1 to {SMLT_NODES_MAX} can be used")
+        for i in range(nodes):
+            names[i] = <bytes?>kept[i]
+        self.engine = smlt_engine_new(rank, world_size, generation, nodes, names, control_key, ttl_ms, chunk_elements,
+                                      chunk_bytes, window_bytes, store_window_bytes)
         if self.engine == NULL:
             raise MemoryError("no memory for the collective's buffers, or arguments out of range")
+        self.lanes = smlt_engine_lanes(self.engine)
         self.progress = smlt_progress_new(self.engine)
         if self.progress == NULL:
             raise OSError("no memory or no pipe for the collective's progress")
@@ -172,10 +182,15 @@ cdef class Engine:
         return step
 
     def connected(self, sockets):
-        """New connections: one non-blocking descriptor a lane, or None when the caller moves the bytes (TLS)."""
-        cdef int fds[3]
+        """New connections: one non-blocking descriptor a lane, or None when the caller moves the bytes (TLS).
+
+        LANES descriptors for each node, node by node.
+        """
+        cdef int fds[3 * 64]
         if sockets is not None:
-            for i in range(SMLT_LANES):
+            if len(sockets) != self.lanes:
+                raise ValueError(f"{len(sockets)} connections for {self.lanes} lanes")
+            for i in range(self.lanes):
                 fds[i] = sockets[i]
         cdef const int *given = NULL if sockets is None else fds
         with nogil:
@@ -195,13 +210,18 @@ cdef class Engine:
             lost = smlt_progress_is_lost(self.progress)
         return lost
 
-    def reconnected(self, bint data_lost=False):
-        """Forget what the connections before had under way, and with `data_lost` what the store had; before `connected`."""
-        with nogil:
-            smlt_progress_lock(self.progress)
-            if data_lost:
-                smlt_engine_data_lost(self.engine)
+    def reconnected(self, data_lost=()):
+        """Forget what the connections before had under way, and what the nodes in `data_lost` had; before `connected`."""
+        cdef int node
+        cdef list lost = list(data_lost)
+        if not all(0 <= node < self.lanes // SMLT_LANE_KINDS for node in lost):
+            raise IndexError(lost)
+        smlt_progress_lock(self.progress)
+        try:
+            for node in lost:
+                smlt_engine_data_lost(self.engine, node)
             smlt_engine_reconnected(self.engine)
+        finally:
             smlt_progress_unlock(self.progress)
 
     def run(self, uint64_t step, int timeout_ms, bint flush=False):
@@ -456,7 +476,7 @@ cdef class Engine:
         """What the lane has to send: memoryviews."""
         cdef iovec vectors[24]
         cdef int count
-        if not 0 <= lane < SMLT_LANES:
+        if not 0 <= lane < self.lanes:
             raise IndexError(lane)
         with nogil:
             smlt_progress_lock(self.progress)
@@ -475,7 +495,7 @@ cdef class Engine:
         """Where to put received bytes: a writable memoryview."""
         cdef size_t capacity = 0
         cdef char *room
-        if not 0 <= lane < SMLT_LANES:
+        if not 0 <= lane < self.lanes:
             raise IndexError(lane)
         with nogil:
             smlt_progress_lock(self.progress)

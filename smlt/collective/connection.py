@@ -1,4 +1,4 @@
-"""The data plane's connections: one authenticated socket for each lane of the engine.
+"""The data plane's connections: one authenticated socket for each lane of the engine, three to each node of the store.
 
 Plain sockets are driven by the native transport without the GIL. TLS goes through Python's `ssl`, which reads into and
 sends from the engine's own buffers, so no second OpenSSL is linked.
@@ -11,7 +11,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis.connection
@@ -32,36 +32,34 @@ _parse_url: Callable[[str], dict[str, Any]] = redis.connection.parse_url
 
 
 class Connections:
-    """The engine's lanes as sockets to the store at `url` (redis://, rediss:// or unix://)."""
+    """The engine's lanes as sockets to the store's nodes (redis://, rediss:// or unix://)."""
 
-    def __init__(self, url: str, *, timeout_s: float, silence_s: float = 10.0, name: str = "smlt") -> None:
-        self._url, self._name, self._silence_s = url, name, silence_s
-        self._options: dict[str, Any] = dict(_parse_url(url))
-        self._tls = self._options.get("connection_class") is redis.connection.SSLConnection
+    def __init__(self, *, timeout_s: float, silence_s: float = 10.0, name: str = "smlt") -> None:
+        self._name, self._silence_s = name, silence_s
+        self._tls = False
         self._timeout_s = timeout_s
         self._sockets: list[socket.socket] = []
         self._looked = 0.0
 
-    def open(self, deadline: float | None = None) -> None:
-        """Connect every lane anew. StoreUnavailable or StoreAuthError when that fails before `deadline` (monotonic)."""
+    def open(self, urls: Sequence[str], deadline: float | None = None) -> None:
+        """Connect every lane anew, to the node at each of `urls`.
+
+        StoreUnavailable or StoreAuthError when that fails before `deadline` (monotonic).
+        """
         self.close()
-        limit = self._timeout_s if deadline is None else min(self._silence_s, max(deadline - time.monotonic(), 0.1))
+        self._tls = any(_is_tls(_parse_url(url)) for url in urls)
         try:
-            for _ in range(_native.LANES):
-                self._sockets.append(self._connect(limit))
-        except OSError as error:
-            self.close()
-            raise StoreUnavailable(f"cannot reach the store at {redact(self._url)}: {error}") from error
+            for url in urls:
+                for _ in range(_native.LANES):
+                    left_s = self._timeout_s if deadline is None else max(deadline - time.monotonic(), 0.1)
+                    self._sockets.append(self._connect(url, left_s if deadline is None else min(self._silence_s, left_s)))
         except BaseException:
             self.close()
             raise
 
-    def connect_one(self) -> socket.socket:
+    def connect_one(self, url: str) -> socket.socket:
         """A connection of the same kind for other uses, blocking, the caller's to close."""
-        try:
-            sock = self._connect(self._timeout_s)
-        except OSError as error:
-            raise StoreUnavailable(f"cannot reach the store at {redact(self._url)}: {error}") from error
+        sock = self._connect(url, self._timeout_s)
         sock.settimeout(self._timeout_s)
         return sock
 
@@ -95,8 +93,16 @@ class Connections:
             engine.release(lost)
         return outcome
 
-    def _connect(self, timeout_s: float) -> socket.socket:
-        options = self._options
+    def _connect(self, url: str, timeout_s: float) -> socket.socket:
+        try:
+            return self._connect_socket(url, timeout_s)
+        except StoreUnavailable:  # which is an OSError
+            raise
+        except OSError as error:
+            raise StoreUnavailable(f"cannot reach the store at {redact(url)}: {error}") from error
+
+    def _connect_socket(self, url: str, timeout_s: float) -> socket.socket:
+        options: dict[str, Any] = dict(_parse_url(url))
         if "path" in options:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.settimeout(timeout_s)
@@ -112,17 +118,17 @@ class Connections:
             if "path" in options:  # TCP buffers are sized by the kernel as the connection's speed shows
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
-            if self._tls:
+            if _is_tls(options):
                 sock = _tls_context(options).wrap_socket(sock, server_hostname=options.get("host", "localhost"))
-            self._handshake(sock)
+            self._handshake(sock, url, options)
             sock.setblocking(False)
         except BaseException:
             sock.close()
             raise
         return sock
 
-    def _handshake(self, sock: socket.socket) -> None:
-        options, commands = self._options, []
+    def _handshake(self, sock: socket.socket, url: str, options: dict[str, Any]) -> None:
+        commands = []
         if options.get("password"):
             user = [options["username"]] if options.get("username") else []
             commands.append(["AUTH", *user, options["password"]])
@@ -136,16 +142,16 @@ class Connections:
         while answered < len(commands):
             data = sock.recv(4096)
             if not data:
-                raise StoreUnavailable(f"{redact(self._url)} closed the connection during the handshake")
+                raise StoreUnavailable(f"{redact(url)} closed the connection during the handshake")
             try:
                 replies = decoder.feed(data)
             except ValueError as error:
-                raise StoreUnavailable(f"{redact(self._url)} does not speak the Redis protocol") from error
+                raise StoreUnavailable(f"{redact(url)} does not speak the Redis protocol") from error
             # Each as it comes: who refuses one command may not answer the next.
             for reply, command in zip(replies, asked, strict=False):
                 answered += 1
                 if isinstance(reply, _native.ReplyError):
-                    failure = handshake_failure(self._url, command[0], str(reply))
+                    failure = handshake_failure(url, command[0], str(reply))
                     if failure is not None:
                         raise failure
 
@@ -186,7 +192,7 @@ def _send(engine: _native.Engine, lane: int, sock: socket.socket, waiting_to_wri
             # The first view only: a send that must be repeated begins with the same bytes.
             engine.sent(lane, sock.send(views[0][:TLS_SEND_BYTES]))
             moved = True
-        except ssl.SSLWantWriteError:
+        except (ssl.SSLWantWriteError, BlockingIOError):  # the latter from a node without TLS beside others with it
             waiting_to_write.append(sock)
             break
         except ssl.SSLWantReadError:
@@ -199,7 +205,7 @@ def _receive(engine: _native.Engine, lane: int, sock: socket.socket, waiting_to_
     while True:
         try:
             count = sock.recv_into(engine.input(lane))
-        except ssl.SSLWantReadError:
+        except (ssl.SSLWantReadError, BlockingIOError):
             return moved
         except ssl.SSLWantWriteError:
             waiting_to_write.append(sock)
@@ -212,6 +218,10 @@ def _receive(engine: _native.Engine, lane: int, sock: socket.socket, waiting_to_
             raise ConnectionResetError(0, "refused by the store")
         if status != _native.OK:
             return moved
+
+
+def _is_tls(options: dict[str, Any]) -> bool:
+    return options.get("connection_class") is redis.connection.SSLConnection
 
 
 def _notice_death(sock: socket.socket, silence_s: float) -> None:

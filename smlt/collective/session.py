@@ -17,8 +17,10 @@ from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_TUNED_MIN, CHUNK_ELEME
 from smlt.collective.tuning import Tuning, window_bytes
 from smlt.collective.tuning import chunk_bytes as tuned_chunk_bytes
 from smlt.collective.tuning import load as load_tuning
-from smlt.errors import CollectiveError, FencedError, StoreDataLost, StoreError, StoreUnavailable
+from smlt.collective.window import Terms, automatic_window_bytes, check_unbounded, check_window, fitting_chunk_bytes
+from smlt.errors import CollectiveError, ConfigError, FencedError, StoreDataLost, StoreError, StoreUnavailable
 from smlt.store.parameter import ParameterStore, redact
+from smlt.store.url import is_cluster
 
 if TYPE_CHECKING:
     from smlt.collective.work import Work
@@ -44,6 +46,7 @@ class Session:
         timeout_s: float,
         chunk_bytes: int | None,
         tuning: Tuning | None,
+        store_window_bytes: int | None,
         on_data_loss: str,
     ) -> None:
         self.parameters, self.job = parameters, parameters.job
@@ -64,17 +67,22 @@ class Session:
         self._closing = threading.Event()  # pauses end
         self._patience = Patience(timeout_s)
         self._background: threading.Thread | None = None
-        self._run_id = parameters.check().run_id
-        proposed = tuning or load_tuning(parameters.url)
-        self.number, agreed = parameters.register(
-            rank=rank, world_size=world_size, generation=generation, worker_id=worker_id, tuning=proposed.to_json()
+        self.servers = parameters.survey()
+        self._proposed = self._propose(tuning, store_window_bytes)
+        self.number, agreed, self.places = parameters.register(
+            rank=rank,
+            world_size=world_size,
+            generation=generation,
+            worker_id=worker_id,
+            tuning=self._proposed.to_json(),
+            places=parameters.propose_places(),
         )
-        self.tuning = Tuning.from_json(agreed)
-        self.chunk_bytes = chunk_bytes or tuned_chunk_bytes(self.tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
         self._refreshed = time.monotonic()
         try:
+            self.terms = self._agree(Terms.from_json(agreed), store_window_bytes)
+            self.chunk_bytes = self._choose_chunk_bytes(chunk_bytes)
+            self._run_ids = [self.servers[0].run_id] if len(self.places) == 1 else parameters.run_ids(self.places)
             self._connections = Connections(
-                parameters.url,
                 timeout_s=min(10.0, timeout_s),
                 silence_s=silence_s(timeout_s),
                 name=f"smlt-{parameters.job}-{rank}",
@@ -83,19 +91,51 @@ class Session:
                 rank,
                 world_size,
                 generation,
-                parameters.session_prefix(self.number).encode(),
+                [parameters.session_prefix(self.number, place).encode() for place in self.places],
                 parameters.key("ctl").encode(),
                 int(parameters.ttl_s * 1000),
                 CHUNK_ELEMENTS,
                 self.chunk_bytes,
-                window_bytes(self.tuning),
+                window_bytes(self.tuning, len(self.places)),
+                self.terms.store_window_bytes,
             )
             self._engine.set_silence(int(silence_s(timeout_s) * 1000))
-            self._connections.open()
+            self._connections.open(parameters.locate(self.places))
             self._engine.connected(self._connections.descriptors())
         except BaseException:
             self._leave_roster(impatient=False)
             raise
+
+    def _propose(self, tuning: Tuning | None, store_window_bytes: int | None) -> Terms:
+        if store_window_bytes:
+            window = check_window(store_window_bytes, self.world_size, self.servers)
+        else:
+            window = automatic_window_bytes(self.world_size, self.servers) if store_window_bytes is None else 0
+        return Terms(tuning or load_tuning(self.parameters.url), window)
+
+    def _agree(self, terms: Terms, asked: int | None) -> Terms:
+        if asked is not None and asked != terms.store_window_bytes:
+            raise ConfigError(
+                f"job {self.job}: store_window_bytes is {asked} here (rank {self.rank}) and {terms.store_window_bytes} with "
+                "the workers already there: give all the same"
+            )
+        return terms
+
+    def _choose_chunk_bytes(self, asked: int | None) -> int:
+        chunk_bytes = asked or tuned_chunk_bytes(self.tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
+        if not self.terms.store_window_bytes:
+            return chunk_bytes
+        return min(chunk_bytes, fitting_chunk_bytes(self.terms.store_window_bytes, self.world_size))
+
+    @property
+    def tuning(self) -> Tuning:
+        """What a message costs, as the worker who joined first has it."""
+        return self.terms.tuning
+
+    def check_memory(self, encoded_bytes: int) -> None:
+        """ConfigError when the store's memory has no room for a collective of so many bytes a worker."""
+        if not self.terms.store_window_bytes:
+            check_unbounded(encoded_bytes, self.world_size, self.servers)
 
     @property
     def usable(self) -> bool:
@@ -279,7 +319,8 @@ class Session:
                 return  # another thread has done it, or has ended the collective
             status, reply = self._engine.refusal()
             if status != _native.OK:
-                if not self._patience.refused(status, reply, self._engine.ends()):
+                elsewhere = reply.startswith(("MOVED ", "ASK ")) and not is_cluster(self.parameters.url)
+                if elsewhere or not self._patience.refused(status, reply, self._engine.ends()):
                     self._engine.give_up()
                     return
                 self._pause(self._patience.attempt - 1, deadline, f"the store at {self._where} answered: {reply}")
@@ -287,7 +328,7 @@ class Session:
                 if self._closing.is_set():
                     return
                 try:
-                    self._connections.open(deadline)
+                    self._connections.open(self.parameters.locate(self.places), deadline)
                     data_lost = self._look_after_data()
                     break
                 except StoreDataLost:
@@ -297,8 +338,8 @@ class Session:
             self._engine.reconnected(data_lost)
             self._engine.connected(self._connections.descriptors())
 
-    def _look_after_data(self) -> bool:
-        """On new connections: whether the store has lost data, so that all under way is to be done again.
+    def _look_after_data(self) -> list[int]:
+        """On new connections: which nodes have lost data, so that all that is under way there is to be done again.
 
         StoreDataLost when that is not wanted, StoreUnavailable when the store cannot be asked.
         """
@@ -307,26 +348,29 @@ class Session:
         parameters = self.parameters.impatient()
         try:
             run_id, registered, generation = parameters.look(**who)
+            run_ids = [run_id] if len(self.places) == 1 else parameters.run_ids(self.places)
             if not registered and generation <= self.generation:
                 if self.on_data_loss == "raise":
                     raise StoreDataLost(
                         f"the store at {self._where} was restarted or failed over and has lost the data of job {self.job} "
                         f"(rank {self.rank}); what was under way can be done again by whoever holds the gradients"
                     )
-                size, tuning = self.world_size, self.tuning.to_json()
-                if not parameters.restore(world_size=size, generation=self.generation, tuning=tuning, **who):
+                size, tuning = self.world_size, self.terms.to_json()
+                if not parameters.restore(
+                    world_size=size, generation=self.generation, tuning=tuning, places=self.places, **who
+                ):
                     _, _, generation = parameters.look(**who)
         finally:
             parameters.close()
         if generation > self.generation:
             self._engine.fence(generation)
-            return False
-        if registered and run_id == self._run_id:
-            return False
-        self._run_id = run_id
-        first, _ = self._engine.standing()
-        self._lost_in = range(first, self.calls + 1) if first else range(0)
-        return True
+            return []
+        lost = [node for node, run_id in enumerate(run_ids) if run_id != self._run_ids[node] or (node == 0 and not registered)]
+        self._run_ids = run_ids
+        if lost:
+            first, _ = self._engine.standing()
+            self._lost_in = range(first, self.calls + 1) if first else range(0)
+        return lost
 
     def loss_in(self, step: int) -> str:
         """For the message when collective `step` does not complete: that the store has lost data in it, if so."""

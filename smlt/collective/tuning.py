@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from smlt.errors import ConfigError
+from smlt.store.url import addresses, is_local
 
 ALGORITHMS = ("auto", "one-shot", "hierarchical", "centralised")
 
@@ -24,6 +25,8 @@ CHUNK_S = 1e-3
 #: How much of the link's time may be under way each way (`window_bytes`), and its limits.
 WINDOW_S = 8e-3
 WINDOW_BYTES_MIN, WINDOW_BYTES_MAX = 512 << 10, 4 << 20
+#: With several nodes, to each; together twice the window for one, because not all have something to do all the time.
+WINDOW_BYTES_NODE_MIN = 256 << 10
 #: Encoded bytes that a worker adds or encodes (`python -m bench.kernels`, a round figure).
 COMPUTE_BYTES_PER_S = 4e9
 #: Bytes of command, token and reply around a chunk on its way.
@@ -91,14 +94,8 @@ def cache_path() -> Path:
 
 
 def _place(url: str) -> str:
-    """What the constants depend on: the store's host and port; all sockets of this machine are alike."""
-    parts = urlsplit(url)
-    return "local" if _is_local(url) else f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}"
-
-
-def _is_local(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme == "unix" or parts.hostname in (None, "localhost", "127.0.0.1", "::1")
+    """What the constants depend on: hosts and ports of the store; all sockets of this machine are alike."""
+    return "local" if is_local(url) else f"{urlsplit(url).scheme}://{','.join(addresses(url))}"
 
 
 def load(url: str) -> Tuning:
@@ -115,7 +112,7 @@ def load(url: str) -> Tuning:
         raise ConfigError(f"{path} cannot be read ({error}): delete it, or measure again with smlt doctor --tune") from error
     if isinstance(measured, dict) and (found := measured.get(_place(url))):
         return Tuning.from_json(json.dumps(found))
-    return LOCAL if _is_local(url) else NETWORK
+    return LOCAL if is_local(url) else NETWORK
 
 
 def save(url: str, tuning: Tuning) -> Path:
@@ -181,11 +178,12 @@ def chunk_bytes(tuning: Tuning, smallest: int, largest: int) -> int:
     return max(smallest, min(largest, fitting))
 
 
-def window_bytes(tuning: Tuning) -> int:
-    """How many bytes a worker keeps under way in each direction.
+def window_bytes(tuning: Tuning, nodes: int = 1) -> int:
+    """How many bytes a worker keeps under way in each direction between it and one of `nodes` store nodes.
 
     Enough to fill the link while a reply is on its way; no more, because tokens and commands wait behind them in the
     network's queues: with 4 MB under way on a link of 600 Mbit/s, for 50 ms.
     """
     wanted = tuning.link_bytes_per_s * (WINDOW_S + 2 * tuning.round_trip_s)
-    return int(max(WINDOW_BYTES_MIN, min(WINDOW_BYTES_MAX, wanted)))
+    whole = max(WINDOW_BYTES_MIN, min(WINDOW_BYTES_MAX, wanted))
+    return int(whole if nodes == 1 else max(WINDOW_BYTES_NODE_MIN, whole * 2 / nodes))

@@ -86,7 +86,7 @@ class EmbeddedStore:
     It listens on a unix socket (`url`) and on loopback TCP (`tcp_url`), wants a random password, writes nothing to disk,
     and refuses writes (never evicts) beyond `memory_bytes`. Its log goes to `log_path`, or a temporary file. With `bind`,
     addresses of this machine, other hosts reach it there too (`tcp_url_at`), with the same password but without TLS.
-    `settings` are lines of its configuration file that come last.
+    `settings` are lines of its configuration file that come last; `password` is one that several servers share.
     Raises ConfigError when there is no server to start, StoreUnavailable with the end of its log when it does not come up.
     """
 
@@ -97,11 +97,12 @@ class EmbeddedStore:
         log_path: Path | None = None,
         bind: Sequence[str] = (),
         settings: Mapping[str, str] | None = None,
+        password: str | None = None,
     ) -> None:
         self._bind = ("127.0.0.1", *bind)
         self._settings = dict(settings or {})
-        self._password = secrets.token_urlsafe(24)
-        self._memory = memory = default_memory_bytes() if memory_bytes is None else memory_bytes
+        self._password = password or new_password()
+        self.memory_bytes = memory = default_memory_bytes() if memory_bytes is None else memory_bytes
         if memory <= 0:
             raise ConfigError(f"the embedded store's memory must be more than 0 bytes, not {memory}")
         self._folder = _private_folder()
@@ -114,7 +115,7 @@ class EmbeddedStore:
         try:
             self._server = server = find_server()
             for attempt in range(5):  # another process may take the free port before the server does
-                self._port = _free_port()
+                self._choose_ports()
                 self._start(server, memory)
                 if self._wait_until_it_answers():
                     return
@@ -168,7 +169,7 @@ class EmbeddedStore:
         self._stop()
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._socket.unlink(missing_ok=True)
-        self._start(self._server, self._memory)
+        self._start(self._server, self.memory_bytes)
         if not self._wait_until_it_answers():
             raise StoreUnavailable(f"the embedded store did not start again:\n{self.log_tail()}")
 
@@ -187,8 +188,12 @@ class EmbeddedStore:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _start(self, server: str, memory_bytes: int) -> None:
-        settings = {
+    def _choose_ports(self) -> None:
+        self._port = free_port()
+
+    def _configuration(self, memory_bytes: int) -> dict[str, object]:
+        """The lines of the configuration file, by name."""
+        return {
             "bind": self._bind,
             "port": self._port,
             "unixsocket": self._socket,
@@ -204,6 +209,9 @@ class EmbeddedStore:
             "lazyfree-lazy-user-del": "yes",
             **self._settings,
         }
+
+    def _start(self, server: str, memory_bytes: int) -> None:
+        settings = self._configuration(memory_bytes)
         # In a file that only this user reads: arguments are seen by everyone in the process list.
         config = self._folder / "conf"
         config.touch(mode=0o600)
@@ -267,7 +275,13 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _free_port() -> int:
+def new_password() -> str:
+    """A random password that needs no quoting in a URL."""
+    return secrets.token_urlsafe(24)
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody has now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

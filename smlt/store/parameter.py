@@ -5,10 +5,10 @@ workers say to each other: `smlt.store.coordination`. Keys:
 
     smlt:{J.0}:session:<g>       name of the session of generation g that workers may still join
     smlt:{J.0}:roster:<g>.<s>    hash: rank -> who holds it; world_size; left, how many have left again;
-                                 tuning, of whoever joined first
+                                 tuning and nodes, of whoever joined first
     smlt:{J.0}:generation        the membership's version
     smlt:{J.0}:ctl               stream that wakes blocked workers: kind ("abort" | "generation"), text
-    smlt:{J.0}:<g>.<s>:...       the collectives of session s (csrc/wire.h)
+    smlt:{J.j...}:<g>.<s>:...    the collectives of session s (csrc/wire.h), on node j (`smlt.store.nodes`)
 
 A session is one meeting of the workers of a generation. When the first worker leaves, the session is closed: who joins
 later (the same handler invoked again, say) opens the next one, whose keys are others. The last to leave deletes them.
@@ -22,17 +22,20 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import redis
-from redis.backoff import ExponentialBackoff
-from redis.retry import Retry
-
-from smlt.errors import ConfigError, FencedError, StoreAuthError, StoreError, StoreFull, StoreUnavailable
+from smlt.errors import ConfigError, FencedError, StoreError
+from smlt.store.cluster import ClusterNodes
+from smlt.store.nodes import Nodes
+from smlt.store.roster import LEAVE, REGISTER, RESTORE, WITHDRAW
 from smlt.store.secrets import resolve_store_url
+from smlt.store.server import ServerInfo as ServerInfo
+from smlt.store.server import inspect
+from smlt.store.sweeping import count_keys, delete_keys
+from smlt.store.translation import PASSING as PASSING
+from smlt.store.translation import translated as translated
+from smlt.store.url import is_cluster
 from smlt.store.url import redact as redact
 
 #: Of control keys and of a session's keys: the generation they belong to.
@@ -40,124 +43,18 @@ _OF_A_GENERATION = re.compile(rb"^smlt:\{[^}]*\}:(?:(?:roster:|session:|acks:)?)
 REPORTS_KEPT = 10_000
 #: What a worker's entry in the roster has (`_holder`).
 ENTRY = {"worker_id", "pid", "host", "time"}
-#: What a store answers while it starts, fails over, is busy or short of something: it passes (as in csrc/receive.c).
-PASSING = (
-    "LOADING ",
-    "READONLY ",
-    "BUSY ",
-    "MASTERDOWN ",
-    "CLUSTERDOWN ",
-    "TRYAGAIN ",
-    "MISCONF ",
-    "NOREPLICAS ",
-    "UNBLOCKED ",
-    "ERR max number of clients",
-)
-
-# KEYS: session pointer, roster prefix, current generation.
-# ARGV: rank, world size, worker id, holder (JSON), fresh session name, ttl ms, the worker's generation, its tuning.
-# The generation is compared here, not before: one opened in between must fence this worker too (invariant 4).
-_REGISTER = """
-local current = redis.call('GET', KEYS[3])
-if current and tonumber(current) > tonumber(ARGV[7]) then return {'fenced', current} end
-local session = redis.call('GET', KEYS[1])
-local roster = session and KEYS[2] .. session
-if not session or (tonumber(redis.call('HGET', roster, 'left') or '0') > 0) then
-  session = ARGV[5]
-  roster = KEYS[2] .. session
-end
-local size = redis.call('HGET', roster, 'world_size')
-if size and size ~= ARGV[2] then return {'size', size} end
-local holder = redis.call('HGET', roster, ARGV[1])
-if holder and cjson.decode(holder)['worker_id'] ~= ARGV[3] then return {'taken', holder} end
-redis.call('HSET', roster, 'world_size', ARGV[2], ARGV[1], ARGV[4])
-redis.call('HSETNX', roster, 'tuning', ARGV[8])
-redis.call('PEXPIRE', roster, ARGV[6])
-redis.call('SET', KEYS[1], session, 'PX', ARGV[6])
-return {'ok', session, redis.call('HGET', roster, 'tuning')}
-"""
-
-# KEYS: session pointer, roster. ARGV: rank, worker id, session. Returns 1 when nobody is left.
-_LEAVE = """
-local holder = redis.call('HGET', KEYS[2], ARGV[1])
-if not holder or cjson.decode(holder)['worker_id'] ~= ARGV[2] then return 0 end
-redis.call('HDEL', KEYS[2], ARGV[1])
-redis.call('HINCRBY', KEYS[2], 'left', 1)
-if redis.call('HLEN', KEYS[2]) > 3 then return 0 end
-redis.call('DEL', KEYS[2])
-if redis.call('GET', KEYS[1]) == ARGV[3] then redis.call('DEL', KEYS[1]) end
-return 1
-"""
-
-
-# After the store has lost its data: this worker's entry as it was. KEYS: session pointer, roster, current generation.
-# ARGV: rank, world size, holder (JSON), session, ttl ms, the worker's generation, tuning.
-# The pointer is never set over another session: who joins there has nothing to do with this one.
-_RESTORE = """
-local current = redis.call('GET', KEYS[3])
-if current and tonumber(current) > tonumber(ARGV[6]) then return 0 end
-redis.call('HSET', KEYS[2], 'world_size', ARGV[2], ARGV[1], ARGV[3])
-redis.call('HSETNX', KEYS[2], 'tuning', ARGV[7])
-redis.call('PEXPIRE', KEYS[2], ARGV[5])
-redis.call('SET', KEYS[1], ARGV[4], 'NX', 'PX', ARGV[5])
-return 1
-"""
-
-
-@dataclass(frozen=True)
-class ServerInfo:
-    """What the store says of itself. Memory is in bytes; a `maxmemory_bytes` of 0 means no limit.
-
-    `run_id` is another after each restart and on each replica.
-    """
-
-    product: str
-    version: tuple[int, int, int]
-    cluster: bool
-    maxmemory_bytes: int
-    maxmemory_policy: str
-    used_memory_bytes: int
-    run_id: str = ""
-
-
-@contextmanager
-def translated(url: str) -> Iterator[None]:
-    """Turn what redis-py raises into what SMLT promises; no message holds the password."""
-    where = f"the store at {redact(url)}"
-    try:
-        yield
-    except StoreError:  # translated already; one of them is an OSError
-        raise
-    except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
-        raise StoreAuthError(f"{where} refused the user, the password or a permission: {error}") from error
-    except redis.exceptions.OutOfMemoryError as error:
-        raise StoreFull(f"{where} is full: {error}; raise its maxmemory") from error
-    except redis.exceptions.MaxConnectionsError as error:
-        raise StoreUnavailable(f"{where} takes no more connections: {error}") from error
-    except redis.exceptions.InvalidResponse as error:
-        raise StoreUnavailable(f"{where} does not speak the Redis protocol: {error}") from error
-    except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-        raise StoreUnavailable(f"{where} cannot be reached: {error}") from error
-    except (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError, redis.exceptions.TryAgainError) as error:
-        raise StoreUnavailable(f"{where} takes no commands for now: {error}") from error
-    except redis.ResponseError as error:
-        text = str(error)
-        reply = re.sub(r"^Command # \d+ \(.*?\) of pipeline caused error: ", "", text, flags=re.DOTALL)
-        if reply.startswith(PASSING):
-            raise StoreUnavailable(f"{where} takes no commands for now: {text}") from error
-        if reply.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
-            raise StoreAuthError(f"{where} refused the user, the password or a permission: {text}") from error
-        raise StoreError(f"{where} answered: {text}") from error
-    except redis.RedisError as error:
-        raise StoreError(f"{where}: {error}") from error
 
 
 def _holder(worker_id: str) -> str:
     return json.dumps({"worker_id": worker_id, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()})
 
 
+def _nodes_row(places: Sequence[str], run_ids: Sequence[str]) -> str:
+    return json.dumps({"places": list(places), "run_ids": list(run_ids)})
+
+
 class ParameterStore:
-    """The control plane of job `job` in the store at `url` (redis://, rediss://, unix://, as redis-py takes them).
+    """The control plane of job `job` in the store at `url` (`smlt.store.url`), and where its nodes are.
 
     The URL may leave the password to a file, a variable or a secret manager: see `smlt.store.secrets`.
     Connects when first used. `ttl_s`: how long a key lives that nobody renews. `timeout_s`: for one
@@ -165,68 +62,65 @@ class ParameterStore:
     Raises ConfigError for a URL or job name that cannot work; every method raises StoreError or one of its children.
     """
 
-    def __init__(self, url: str, *, job: str, ttl_s: float = 1800.0, timeout_s: float = 10.0, retries: int = 3) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        job: str,
+        ttl_s: float = 1800.0,
+        timeout_s: float = 10.0,
+        retries: int = 3,
+        nodes: Nodes | None = None,
+    ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", job):
             raise ConfigError(f"job name {job!r}: use 1 to 64 letters, digits, '_' and '-'")
         url = resolve_store_url(url)  # here and nowhere else for the data plane, which takes `self.url`
         self.url, self.job, self.ttl_s, self.timeout_s = url, job, ttl_s, timeout_s
-        try:
-            # redis-py's own annotations differ from release to release
-            self.client: Any = redis.Redis.from_url(
-                url,
-                protocol=2,
-                socket_timeout=timeout_s,
-                socket_connect_timeout=timeout_s,
-                client_name="smlt",
-                retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), retries),
-            )
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"store {redact(url)}: {error}") from error
-        # Options in the URL win over the arguments above: these two would change what the methods below are given.
-        self.client.connection_pool.connection_kwargs.update(protocol=2, decode_responses=False)
+        self.nodes = nodes or (ClusterNodes if is_cluster(url) else Nodes)(url, job, timeout_s=timeout_s, retries=retries)
+        self.client: Any = self.nodes.control
 
     def __repr__(self) -> str:
         return f"<ParameterStore job={self.job!r} at {redact(self.url)}>"
 
     def impatient(self) -> ParameterStore:
         """The same store for last words: one second, one try. For a worker that is about to give up."""
-        return ParameterStore(self.url, job=self.job, ttl_s=self.ttl_s, timeout_s=1.0, retries=0)
+        nodes = self.nodes.impatient(1.0)
+        return ParameterStore(self.url, job=self.job, ttl_s=self.ttl_s, timeout_s=1.0, retries=0, nodes=nodes)
 
-    # ---- the server ----
+    # ---- the servers ----
 
     def check(self) -> ServerInfo:
-        """Reach the server and see that it will do: ServerInfo, or the error that says why not."""
-        with translated(self.url):
-            info: dict[str, Any] = self.client.info()
-        if "redis_version" not in info:
-            raise StoreUnavailable(f"the store at {redact(self.url)} is no Redis or Valkey: its INFO names no version")
-        product = "Valkey" if info.get("server_name") == "valkey" or "valkey_version" in info else "Redis"
-        text = str(info["valkey_version"] if "valkey_version" in info else info["redis_version"])
-        numbers = [int(n) for n in re.findall(r"\d+", text)[:3]]
-        major, minor, patch = [*numbers, 0, 0, 0][:3]
-        oldest = (7, 2) if product == "Valkey" else (6, 2)
-        if (major, minor) < oldest:
-            raise ConfigError(
-                f"the store at {redact(self.url)} is {product} {text}; SMLT needs {product} {oldest[0]}.{oldest[1]} or newer"
-            )
-        cluster = bool(int(info.get("cluster_enabled", 0)))
-        if cluster:
-            raise ConfigError(
-                f"the store at {redact(self.url)} is a cluster, which SMLT does not support yet: use a single node"
-            )
-        return ServerInfo(
-            product,
-            (major, minor, patch),
-            cluster,
-            int(info.get("maxmemory", 0)),
-            str(info.get("maxmemory_policy", "")),
-            int(info.get("used_memory", 0)),
-            str(info.get("run_id", "")),
-        )
+        """Reach every node and see that it will do: ServerInfo of the first, or the error that says why not."""
+        return self.survey()[0]
+
+    def survey(self) -> list[ServerInfo]:
+        """Reach every node (of a cluster every primary) and see that it will do: what each says of itself, the first first.
+
+        Raises StoreError's children, and ConfigError for a server that is too old or a URL of the wrong kind.
+        """
+        found = []
+        for url in self.nodes.servers():
+            with self.nodes.connected(url) as client:
+                found.append(inspect(client, url, self.url))
+        return found
 
     def close(self) -> None:
         """Close the connection."""
-        self.client.close()
+        self.nodes.close()
+
+    # ---- the nodes ----
+
+    def propose_places(self) -> list[str]:
+        """A hash tag, without braces, for each node: "J.0" first. What the workers agree on is what `register` returns."""
+        return self.nodes.propose()
+
+    def locate(self, places: Sequence[str]) -> list[str]:
+        """For each place the URL (redis://, rediss:// or unix://) of the server that has it now; a cluster is asked anew."""
+        return self.nodes.locate(places)
+
+    def run_ids(self, places: Sequence[str]) -> list[str]:
+        """For each place the run id of the server that has it now: another one has not, or may not have, what that had."""
+        return self.nodes.run_ids(places)
 
     # ---- keys ----
 
@@ -234,9 +128,9 @@ class ParameterStore:
         """The full name of a control key."""
         return f"smlt:{{{self.job}.0}}:{name}"
 
-    def session_prefix(self, session: str) -> str:
-        """What the keys of a session's collectives begin with."""
-        return self.key(f"{session}:")
+    def session_prefix(self, session: str, place: str | None = None) -> str:
+        """What the keys of a session's collectives begin with, at a place (`propose_places`); by default the first."""
+        return f"smlt:{{{place or f'{self.job}.0'}}}:{session}:"
 
     @property
     def _ttl_ms(self) -> int:
@@ -247,36 +141,21 @@ class ParameterStore:
 
         With `derived`, also of jobs whose names are this one's, a dash and more, as process groups have (`smlt.torch`).
         """
-        return self._delete(f"smlt:{{{self.job}.*") + (self._delete(f"smlt:{{{self.job}-*") if derived else 0)
+        patterns = [f"smlt:{{{self.job}.*", *([f"smlt:{{{self.job}-*"] if derived else [])]
+        return sum(delete_keys(self.nodes, pattern) for pattern in patterns)
 
     def count_keys(self, pattern: str = "*") -> int:
         """How many keys the job has in the store; with a pattern, of those names."""
-        with translated(self.url):
-            return sum(1 for _ in self.client.scan_iter(match=f"smlt:{{{self.job}.[0-9]*}}:{pattern}", count=1000))
-
-    def _delete(self, pattern: str) -> int:
-        deleted = 0
-        with translated(self.url):
-            batch: list[bytes] = []
-            for key in self.client.scan_iter(match=pattern, count=1000):
-                batch.append(key)
-                if len(batch) == 500:
-                    deleted += int(self.client.unlink(*batch))
-                    batch = []
-            if batch:
-                deleted += int(self.client.unlink(*batch))
-        return deleted
+        return count_keys(self.nodes, f"smlt:{{{self.job}.[0-9]*}}:{pattern}")
 
     def delete_generations_before(self, generation: int) -> None:
         """Delete the sessions, rosters and acknowledgements of older generations."""
-        older: list[bytes] = []
-        with translated(self.url):
-            for key in self.client.scan_iter(match=f"smlt:{{{self.job}.*", count=1000):
-                found = _OF_A_GENERATION.search(key)
-                if found is not None and int(found[1]) < generation:
-                    older.append(key)
-            for start in range(0, len(older), 500):
-                self.client.unlink(*older[start : start + 500])
+
+        def is_older(key: bytes) -> bool:
+            found = _OF_A_GENERATION.search(key)
+            return found is not None and int(found[1]) < generation
+
+        delete_keys(self.nodes, f"smlt:{{{self.job}.*", is_older)
 
     def read_streams(self, last_ids: Mapping[str | bytes, str], block_ms: int) -> list[tuple[bytes, list[Any]]]:
         """Entries (id, fields) of streams, by key, behind the last ids, waiting up to `block_ms` for one."""
@@ -288,19 +167,31 @@ class ParameterStore:
 
     # ---- membership ----
 
-    def register(self, *, rank: int, world_size: int, generation: int, worker_id: str, tuning: str = "{}") -> tuple[str, str]:
-        """Take `rank` in the roster; returns the session's name, and the `tuning` of whoever joined first.
+    def register(
+        self,
+        *,
+        rank: int,
+        world_size: int,
+        generation: int,
+        worker_id: str,
+        tuning: str = "{}",
+        places: Sequence[str] | None = None,
+    ) -> tuple[str, str, list[str]]:
+        """Take `rank` in the roster; returns the session's name, and the `tuning` and `places` of whoever joined first.
 
-        The same worker may ask again: nothing changes.
+        The same worker may ask again: nothing changes. `places`, by default `propose_places()`, is this worker's proposal.
 
         FencedError when another worker holds the rank or a newer generation has begun; ConfigError when the workers that
-        are there expect another world size.
+        are there expect another world size, or were given another list of nodes.
         """
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of the {world_size} workers: 0 to {world_size - 1}")
+        proposed = list(places) if places is not None else self.propose_places()
+        # Who is who matters for a list only: a cluster says itself who has which place.
+        run_ids = self.run_ids(proposed) if len(proposed) > 1 and not is_cluster(self.url) else []
         with translated(self.url):
             answer: list[bytes] = self.client.eval(
-                _REGISTER,
+                REGISTER,
                 3,
                 self.key(f"session:{generation}"),
                 self.key(f"roster:{generation}."),
@@ -313,6 +204,7 @@ class ParameterStore:
                 self._ttl_ms,
                 generation,
                 tuning,
+                _nodes_row(proposed, run_ids),
             )
         kind, value = answer[0].decode(), answer[1].decode()
         if kind == "fenced":
@@ -326,7 +218,54 @@ class ParameterStore:
                 f"rank {rank} of job {self.job} is held by another worker (process {other['pid']} on {other['host']}, for "
                 f"{since:.0f} s); give each worker its own rank, and each new run its own job name"
             )
-        return f"{generation}.{value}", answer[2].decode()
+        session = f"{generation}.{value}"
+        try:
+            agreed = self._agreed_places(answer[3], proposed, run_ids)
+            self._check_first_node(generation)
+        except ConfigError:
+            self._withdraw(rank, generation, session)
+            raise
+        return session, answer[2].decode(), agreed
+
+    def _withdraw(self, rank: int, generation: int, session: str) -> None:
+        """As if this worker had never been here: to leave would close the session to those who are to come."""
+        keys = self.key(f"session:{generation}"), self.key(f"roster:{session}")
+        with translated(self.url):
+            self.client.eval(WITHDRAW, 2, *keys, rank, session.partition(".")[2])
+
+    def _agreed_places(self, text: bytes, proposed: list[str], run_ids: list[str]) -> list[str]:
+        """The places in the roster. ConfigError when this worker's list of nodes is not the one that they were made for."""
+        try:
+            row = json.loads(text)
+            agreed, theirs = [str(place) for place in row["places"]], [str(run_id) for run_id in row["run_ids"]]
+        except (ValueError, LookupError, TypeError) as error:
+            raise StoreError(f"the store at {redact(self.url)} gave no nodes of job {self.job}, but {text[:100]!r}") from error
+        if not is_cluster(self.url) and len(agreed) != len(proposed):
+            raise ConfigError(self.nodes.another_number(len(agreed)))
+        for mine, (j, other) in zip(run_ids, enumerate(theirs), strict=False):
+            # A node that was restarted meanwhile has a run id that is nowhere in the others' list.
+            if mine != other and mine in theirs:
+                raise ConfigError(self._another_order(j, theirs.index(mine)))
+        return agreed
+
+    def _check_first_node(self, generation: int) -> None:
+        """ConfigError when other workers of the generation have registered at another node of the list than the first.
+
+        To be called when this worker has registered itself: of two who do so at once, one at least sees the other.
+        """
+        if is_cluster(self.url):
+            return
+        for j, url in enumerate(self.nodes.servers()):
+            if j > 0:
+                with self.nodes.connected(url) as client, translated(url):
+                    if client.exists(self.key(f"session:{generation}")):
+                        raise ConfigError(self._another_order(j, 0))
+
+    def _another_order(self, mine: int, theirs: int) -> str:
+        return (
+            f"job {self.job}: the nodes of the store stand in another order in this worker's URL ({redact(self.url)}) than in "
+            f"that of the workers already there: its node {mine} is their node {theirs}; give every worker the same URL"
+        )
 
     def _entry(self, text: str | bytes) -> dict[str, Any]:
         """A worker's entry in the roster. StoreError when the store gives something else."""
@@ -334,7 +273,7 @@ class ParameterStore:
             entry = json.loads(text)
             if isinstance(entry, dict) and entry.keys() >= ENTRY:
                 return entry
-        except ValueError:
+        except (ValueError, TypeError):
             pass
         raise StoreError(f"the store at {redact(self.url)} gave no entry of job {self.job}'s roster, but {text[:100]!r}")
 
@@ -343,24 +282,43 @@ class ParameterStore:
 
         FencedError when the rank is another worker's.
         """
+        nonsense = f"the store at {redact(self.url)} answered wrongly: INFO or GET gave no such thing"
         with translated(self.url), self.client.pipeline(transaction=False) as pipe:
             pipe.info("server")
             pipe.hget(self.key(f"roster:{session}"), rank)
             pipe.get(self.key("generation"))
-            info, holder, generation = pipe.execute()
+            try:
+                info, holder, generation = pipe.execute()
+            except (AttributeError, TypeError, ValueError) as error:  # redis-py's, of a reply that is no text
+                raise StoreError(nonsense) from error
         if holder is not None and self._entry(holder)["worker_id"] != worker_id:
             raise FencedError(f"rank {rank} of job {self.job} is held by another worker now")
         try:
             return str(info.get("run_id", "")), holder is not None, int(generation or 0)
         except (AttributeError, TypeError, ValueError) as error:
-            raise StoreError(f"the store at {redact(self.url)} answered wrongly: INFO or GET gave no such thing") from error
+            raise StoreError(nonsense) from error
 
-    def restore(self, *, rank: int, world_size: int, generation: int, worker_id: str, session: str, tuning: str) -> bool:
-        """Write this worker's entry in the roster again, after the store has lost it. False: a newer generation has begun."""
+    def restore(
+        self,
+        *,
+        rank: int,
+        world_size: int,
+        generation: int,
+        worker_id: str,
+        session: str,
+        tuning: str,
+        places: Sequence[str] | None = None,
+    ) -> bool:
+        """Write this worker's entry in the roster again, after the store has lost it. False: a newer generation has begun.
+
+        `tuning` and `places` are what `register` returned.
+        """
+        agreed = list(places) if places is not None else [f"{self.job}.0"]
+        run_ids = self.run_ids(agreed) if len(agreed) > 1 and not is_cluster(self.url) else []
         with translated(self.url):
             return bool(
                 self.client.eval(
-                    _RESTORE,
+                    RESTORE,
                     3,
                     self.key(f"session:{generation}"),
                     self.key(f"roster:{session}"),
@@ -372,6 +330,7 @@ class ParameterStore:
                     self._ttl_ms,
                     generation,
                     tuning,
+                    _nodes_row(agreed, run_ids),
                 )
             )
 
@@ -379,7 +338,7 @@ class ParameterStore:
         """Give the rank back. The last worker to leave deletes the session's keys; True for that one."""
         with translated(self.url):
             last = self.client.eval(
-                _LEAVE,
+                LEAVE,
                 2,
                 self.key(f"session:{generation}"),
                 self.key(f"roster:{session}"),
@@ -388,7 +347,7 @@ class ParameterStore:
                 session.partition(".")[2],
             )
         if int(last):
-            self._delete(f"smlt:{{{self.job}.[0-9]*}}:{session}:*")
+            delete_keys(self.nodes, f"smlt:{{{self.job}.[0-9]*}}:{session}:*")
         return bool(last)
 
     def refresh(self, generation: int, session: str) -> None:

@@ -16,6 +16,8 @@ the URL. A secret URL is one of
     aws-secretsmanager://NAME[?region=eu-west-1&key=password]   key: of a secret that is a JSON object
     aws-ssm://NAME[?region=eu-west-1&key=password]              Parameter Store, decrypted
 
+Of several nodes each is looked up for itself; of a cluster's, the first one's user, password and options hold for all.
+
     ?ssl_ca_secret=aws-secretsmanager://NAME%3Fkey=ca
 
 is where a rediss:// URL finds the certificate of a private authority as PEM text: for functions, which have no file of it.
@@ -41,7 +43,7 @@ from typing import Any, overload
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from smlt.errors import ConfigError, StoreAuthError, StoreUnavailable
-from smlt.store.url import SCHEMES, check_url, redact
+from smlt.store.url import SCHEMES, SCHEMES_TOLD, check_url, endpoints, redact
 
 SECRET_SCHEMES = ("file", "env", "aws-secretsmanager", "aws-ssm")
 #: What AWS answered is kept so long, as its own caching clients do: a warm function does not ask at every call.
@@ -98,9 +100,11 @@ def find_store(url: str | None) -> StoreAddress | None:
     elif _scheme(url) in SECRET_SCHEMES:
         where, url = f"the URL in {_shown(url)}", read_secret(url, warnings)
     if where != "the URL" and _scheme(url) not in SCHEMES:  # not shown: it may be the password alone
-        raise ConfigError(f"{where} must begin with redis://, rediss:// or unix://; it may hold nothing but the URL")
+        raise ConfigError(f"{where} must begin with {SCHEMES_TOLD}; it may hold nothing but the URL")
     check_url(url)
-    return _resolved(url, where, warnings)
+    nodes = [_resolved(part, where, warnings) for part in endpoints(url)]
+    origins = list(dict.fromkeys(node.password_from for node in nodes if node.password_from))
+    return StoreAddress(",".join(node.url for node in nodes), " and ".join(origins), tuple(dict.fromkeys(warnings)))
 
 
 def _resolved(url: str, where: str, warnings: list[str]) -> StoreAddress:
@@ -134,7 +138,7 @@ def _resolved(url: str, where: str, warnings: list[str]) -> StoreAddress:
     if "ssl_ca_secret" in options:
         kept.append(_authority(url, parts.scheme, options))
         options["ssl_ca_certs"] = ""
-    if parts.scheme == "rediss":
+    if parts.scheme.startswith("rediss"):
         kept += _tls_options(options)
     # Not geturl(): it drops the // of unix:///path.
     query = f"?{'&'.join(kept)}" if kept else ""
@@ -170,8 +174,8 @@ def _tls_options(options: Mapping[str, str]) -> list[str]:
 
 def _authority(url: str, scheme: str, options: Mapping[str, str]) -> str:
     """The option that names a file with the certificate that `ssl_ca_secret` leads to."""
-    if scheme != "rediss" or "ssl_ca_certs" in options:
-        why = "is for rediss:// URLs" if scheme != "rediss" else "and ssl_ca_certs: leave one of them"
+    if not scheme.startswith("rediss") or "ssl_ca_certs" in options:
+        why = "is for rediss:// URLs" if not scheme.startswith("rediss") else "and ssl_ca_certs: leave one of them"
         raise ConfigError(f"store {redact(url)!r}: ssl_ca_secret {why}")
     secret = options["ssl_ca_secret"]
     text = read_secret(secret)

@@ -1,6 +1,6 @@
 """How the workers of a job find each other: in the parameter store, by URL or by environment variables.
 
-`init_method` may be a URL of the parameter store (redis://, rediss://, unix://). Its query may hold `rank`, `world_size`
+`init_method` may be a URL of the parameter store (`smlt.store.url`). Its query may hold `rank`, `world_size`
 and `job`; what is not there comes from the arguments, from RANK and WORLD_SIZE, or from SMLT_RANK and SMLT_WORLD_SIZE. The
 job's name comes from `job`, SMLT_JOB or TORCHELASTIC_RUN_ID, else it is "torch".
 
@@ -31,10 +31,10 @@ from torch.distributed.constants import default_pg_timeout
 from smlt.errors import ConfigError, FencedError, SmltError, StoreError, WorkerLostError
 from smlt.store.parameter import ParameterStore, redact, translated
 from smlt.store.secrets import resolve_store_url
+from smlt.store.url import SCHEMES, endpoints
 from smlt.torch.errors import as_torch
 from smlt.torch.store import Store
 
-SCHEMES = ("redis", "rediss", "unix")
 #: A worker who waits says so this often at least; one who has said nothing for STALE_MS has gone.
 PAUSE_S, PAUSE_MAX_S, STALE_MS = 0.01, 0.25, 3000
 #: So long another process may hold this worker's rank in a meeting: it may be a predecessor that has just died.
@@ -161,22 +161,37 @@ def _number(name: str, given: str | None, *variables: str) -> int:
 
 def _parted(url: str) -> tuple[str, dict[str, str]]:
     """The store's own URL, and what the query says of this worker."""
+    ours = dict[str, str]()
+    parts = endpoints(url)
+    return ",".join(_without(part, ours, listed=len(parts) > 1) for part in parts), ours
+
+
+def _without(url: str, ours: dict[str, str], *, listed: bool) -> str:
+    """One node's URL less what its query says of this worker, which goes into `ours`."""
     base, _, query = url.partition("?")
     if base.startswith("unix:/") and not base.startswith("unix://"):  # as urllib puts it together
         base = f"unix://{base.removeprefix('unix:')}"
-    ours, rest = {}, []
+    rest = []
     for option in filter(None, query.split("&")):
-        name, _, value = option.partition("=")
+        name, equals, value = option.partition("=")
+        if listed and not equals:  # PyTorch, adding rank and world_size, reads a list of URLs as one, and cuts the rest off
+            raise ConfigError(
+                f"option {name.partition(',')[0]!r} in the URL has no value; nodes that have options of their own are listed "
+                "in SMLT_STORE, with init_method='env://'"
+            )
         if name in ("rank", "world_size", "job"):
             ours[name] = unquote(value)
         else:
             rest.append(option)
-    return base + (f"?{'&'.join(rest)}" if rest else ""), ours
+    return base + (f"?{'&'.join(rest)}" if rest else "")
 
 
 def store_rendezvous(url: str, timeout: timedelta = default_pg_timeout, **_: Any) -> Iterator[tuple[Store, int, int]]:
     """For `torch.distributed`: meet in the store at `url`."""
-    base, ours = _parted(url)
+    try:
+        base, ours = _parted(url)
+    except SmltError as error:
+        raise as_torch(error) from error
     yield _met(base, ours, timeout)
     raise RuntimeError("a meeting takes place once: call init_process_group again")
 

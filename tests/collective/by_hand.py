@@ -30,15 +30,16 @@ class ByHand:
             rank,
             world_size,
             1,
-            self.prefix.encode(),
+            [self.prefix.encode()],
             f"smlt:{{{job}.0}}:ctl".encode(),
             60_000,
             CHUNK_ELEMENTS,
             chunk_bytes,
             1 << 20,
         )
-        self._connections = Connections(store.url, timeout_s=5)
-        self._connections.open()
+        self._urls = [store.url]
+        self._connections = Connections(timeout_s=5)
+        self._connections.open(self._urls)
 
     def reduce(
         self,
@@ -106,7 +107,7 @@ class ByHand:
 
     def cut(self) -> None:
         """The connections are lost, with all that was under way; new ones take their place."""
-        self._connections.open()
+        self._connections.open(self._urls)
         self.engine.reconnected()
 
     def status(self, step: int) -> int:

@@ -234,8 +234,8 @@ def test_data_lost_at_any_moment_is_sent_again(own: EmbeddedStore, algorithm: st
     with redis.Redis.from_url(own.url) as client:
         client.flushall()
     for worker in workers:
-        worker._connections.open()
-        worker.engine.reconnected(True)
+        worker._connections.open(worker._urls)
+        worker.engine.reconnected([0])
     finish(workers, 1)
     for mine in x:
         np.testing.assert_array_equal(mine, x[0])

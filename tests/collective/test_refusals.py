@@ -184,8 +184,8 @@ def test_every_error_that_passes_is_survived(store: EmbeddedStore, job: str, rep
 @pytest.mark.parametrize(
     ("reply", "kind", "words"),
     [
-        (b"-MOVED 3999 127.0.0.1:6381\r\n", StoreError, "is a cluster"),
-        (b"-ASK 3999 127.0.0.1:6381\r\n", StoreError, "give a single node"),
+        (b"-MOVED 3999 127.0.0.1:6381\r\n", StoreError, "is of a cluster"),
+        (b"-ASK 3999 127.0.0.1:6381\r\n", StoreError, "write redis+cluster://"),
         (b"-NOAUTH Authentication required.\r\n", StoreAuthError, "refused a command"),
         (b"-NOPERM this user has no permissions\r\n", StoreAuthError, "refused a command"),
     ],

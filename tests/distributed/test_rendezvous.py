@@ -228,3 +228,24 @@ def test_torchs_own_rendezvous_carries_the_group_too(store: EmbeddedStore, name:
 
 def test_a_script_that_just_ends_leaves_no_keys(store: EmbeddedStore, name: str) -> None:
     summed(f'"smlt", init_method="{store.tcp_url}"', end="", SMLT_JOB=name)
+
+
+@pytest.mark.parametrize(
+    ("given", "store"),
+    [
+        ("redis://:x@a:1,redis://b?job=j&rank=0&world_size=2", "redis://:x@a:1,redis://b"),
+        ("unix:/a,unix:///b?rank=0&job=j&world_size=2", "unix:///a,unix:///b"),  # as urllib puts it together
+        (
+            "redis+cluster://a?groups=2&job=j&rank=0,redis+cluster://b?world_size=2",
+            "redis+cluster://a?groups=2,redis+cluster://b",
+        ),
+    ],
+)
+def test_several_nodes_are_given_as_init_method(given: str, store: str) -> None:
+    assert rendezvous._parted(given) == (store, {"job": "j", "rank": "0", "world_size": "2"})
+
+
+def test_options_that_torch_cuts_off_are_told() -> None:
+    cut = "redis://a?password=x,redis://b?password&rank=0&world_size=2"  # it was ?password=y: torch reads one query, to the "="
+    with pytest.raises(ConfigError, match="option 'password' in the URL has no value"):
+        rendezvous._parted(cut)

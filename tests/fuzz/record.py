@@ -63,7 +63,7 @@ class Recorded(ByHand):
 
     def cut(self, what: int = 0) -> None:
         self._connections.open()
-        self.engine.reconnected(what == DATA_LOST)
+        self.engine.reconnected([0] if what == DATA_LOST else [])
         self.records += bytes([LOST, what, 0])
 
     def begin(self, algorithm: int, codec: int) -> int:

@@ -112,7 +112,7 @@ class OldServer:
     [
         ("redis_version:6.0.16\r\n", r"is Redis 6\.0\.16; SMLT needs Redis 6\.2 or newer"),
         ("redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:7.0.1\r\n", r"Valkey 7\.0\.1; SMLT needs Valkey 7\.2"),
-        ("redis_version:7.4.0\r\ncluster_enabled:1\r\n", "is a cluster, which SMLT does not support yet"),
+        ("redis_version:7.4.0\r\ncluster_enabled:1\r\n", r"is a node of a cluster: write redis\+cluster://127\.0\.0\.1:"),
         ("uptime:3\r\n", "no Redis or Valkey"),
     ],
 )
@@ -156,7 +156,7 @@ def test_a_real_clustered_server_is_refused(tmp_path: Path) -> None:
         deadline = time.monotonic() + 10
         while not (tmp_path / "s").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        with pytest.raises(ConfigError, match="is a cluster"):
+        with pytest.raises(ConfigError, match="is a node of a cluster: write redis"):
             parameters.check()
     finally:
         process.terminate()
@@ -246,7 +246,7 @@ def test_the_last_to_leave_deletes_the_session(parameters: ParameterStore) -> No
 def test_what_an_older_generation_has_left_is_deleted_and_nothing_of_the_current_one(parameters: ParameterStore) -> None:
     kept, names = [], []
     for generation in (1, 2, 10):
-        session, _ = parameters.register(rank=0, world_size=2, generation=generation, worker_id=f"w{generation}")
+        session, _, _ = parameters.register(rank=0, world_size=2, generation=generation, worker_id=f"w{generation}")
         parameters.client.hset(parameters.key(f"acks:{generation}"), "w", "{}")
         parameters.client.set(parameters.session_prefix(session) + "1:u:0:1", b"chunk")
         names.append(session)

@@ -257,7 +257,7 @@ def test_no_error_of_the_store_has_the_password_in_its_chain(store: EmbeddedStor
     url = url.format(address=store.tcp_url.partition("@")[2])
     for attempt in (
         lambda: ParameterStore(url, job="x", timeout_s=1, retries=0).check(),
-        lambda: smlt.collective.connection.Connections(url, timeout_s=1).open(),
+        lambda: smlt.collective.connection.Connections(timeout_s=1).open([url]),
     ):
         with pytest.raises(SmltError) as caught:
             attempt()

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from smlt.client.deployment.names import Place, RoleName, check_function_name
 from smlt.errors import ConfigError
-from smlt.store.url import check_url, redact
+from smlt.store.url import check_url, endpoints, is_local, redact
 
 #: https://docs.aws.amazon.com/lambda/latest/dg/lambda-runtimes.html, of these the ones that SMLT runs on.
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
@@ -151,7 +151,7 @@ def parse_environment(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def store_secrets(store: str) -> tuple[Secret, ...]:
-    """The secrets that a store's URL leads to from within a function: none or one.
+    """The secrets that a store's URL leads to from within a function: of each node none or one.
 
     ConfigError when the URL holds a password itself (everybody who may read the function's configuration would see it), or
     leads to a place that a function does not have.
@@ -159,6 +159,10 @@ def store_secrets(store: str) -> tuple[Secret, ...]:
     if urlsplit(store).scheme in SECRETS:
         return (_secret(store),)
     check_url(store)
+    return tuple(dict.fromkeys(secret for node in endpoints(store) for secret in _node_secrets(node)))
+
+
+def _node_secrets(store: str) -> tuple[Secret, ...]:
     parts = urlsplit(store)
     options = {name: unquote(value) for name, _, value in (option.partition("=") for option in parts.query.split("&"))}
     if parts.password or options.get("password"):
@@ -166,7 +170,7 @@ def store_secrets(store: str) -> tuple[Secret, ...]:
             f"--store {redact(store)}: a password in the URL would stand in the function's configuration; keep it in a "
             "secret and write ?password_secret=aws-secretsmanager://NAME"
         )
-    if parts.scheme == "unix" or parts.hostname in ("localhost", "127.0.0.1", "::1"):
+    if is_local(store):
         raise ConfigError(f"--store {redact(store)}: a function cannot reach that; give the store's address in its network")
     for name in ("password_file", "password_env"):
         if name in options:

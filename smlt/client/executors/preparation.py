@@ -9,7 +9,6 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from smlt._version import __version__
 from smlt.client.deployment.lookup import Deployment, find_deployment
@@ -17,7 +16,7 @@ from smlt.client.executors.invocation import Invoker
 from smlt.client.invocations import Invocation
 from smlt.errors import ConfigError, DeployError
 from smlt.store.aws import aws_client, aws_errors
-from smlt.store.parameter import redact
+from smlt.store.url import addresses
 from smlt.worker.processors import threads_of
 
 HANDLER = "smlt.worker.handler.handler"
@@ -194,8 +193,7 @@ def check_reach(invoker: Invoker, target: Target, store_url: str, object_store_u
 
 
 def _store_advice(target: Target, store_url: str, said: str) -> str:
-    function, parts = target.deployment.function, urlsplit(store_url)
-    where = f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else redact(store_url)
+    function, where = target.deployment.function, ", ".join(addresses(store_url))
     if not said.startswith("StoreUnavailable"):
         return f"function {function} cannot use the store at {where}; it says: {said}"
     if target.deployment.vpc:
