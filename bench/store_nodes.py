@@ -156,7 +156,8 @@ def main() -> None:
         low, middle, high = row["speed_up"]
         quartiles = f"{row['quartiles_ms'][0]:.0f} to {row['quartiles_ms'][1]:.0f}"
         print(
-            f"  {row['nodes']} nodes: {row['median_ms']:6.0f} ms ({quartiles}), speed-up {middle:.2f} ({low:.2f} to {high:.2f}); "
+            f"  {row['nodes']} nodes: {row['median_ms']:6.0f} ms ({quartiles}), "
+            f"speed-up {middle:.2f} ({low:.2f} to {high:.2f}); "
             f"{row['median_ms'] / row['workers_bound_ms']:.3f} times the workers' bound of {row['workers_bound_ms']:.0f} ms, "
             f"{row['median_ms'] / row['nodes_bound_ms']:.3f} times the nodes' bound of {row['nodes_bound_ms']:.0f} ms"
         )

@@ -27,8 +27,7 @@ static int init_node(smlt_engine *engine, smlt_node *node, const char *prefix, c
     node->expiry_set_ms = calloc((size_t)engine->world_size + 1, sizeof *node->expiry_set_ms);
     node->accumulator = malloc(engine->chunk_elements * 16); /* the widest: 128-bit sums of a mean of int64 */
     int complete = node->expiry_set_ms && node->accumulator;
-    for (int kind = 0; kind < SMLT_LANE_KINDS; kind++)
-        complete = smlt_lane_init(&node->lanes[kind], INPUT_BYTES) && complete;
+    for (int kind = 0; kind < SMLT_LANE_KINDS; kind++) complete = smlt_lane_init(&node->lanes[kind], INPUT_BYTES) && complete;
     return complete;
 }
 

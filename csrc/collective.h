@@ -14,7 +14,7 @@
 #define UPLOAD_QUEUE_BYTES (64u << 10)   /* encoded and not sent: an aggregate waits behind so much */
 #define BULK_FOR_UPLOADS 4
 #define BULK_FOR_AGGREGATES 8
-#define BULK_FOR_EACH_NODE 2 /* of each, behind the first node */
+#define BULK_FOR_EACH_NODE 2       /* of each, behind the first node */
 #define STREAMING_BYTES (1u << 20) /* a larger target leaves a core's caches before anyone reads it */
 #define INPUT_BYTES (256u << 10)
 #define SILENCE_MS 10000
@@ -51,18 +51,18 @@ typedef struct collective {
     struct collective *next; /* by step */
     uint64_t step, digest;
     smlt_algorithm algorithm;
-    int recovered;     /* a connection was lost on the way */
+    int recovered;       /* a connection was lost on the way */
     int uploads_deleted; /* their credit was given back */
-    int bounded;       /* larger than the credit: sent in the same order by all */
-    smlt_error result; /* status SMLT_ACTIVE until it ends */
+    int bounded;         /* larger than the credit: sent in the same order by all */
+    smlt_error result;   /* status SMLT_ACTIVE until it ends */
     char *description;
 
     typed_segment *segments;
     const smlt_chunk *chunks;
     uint32_t chunk_count, own_first, own_end;
 
-    uint8_t *node;   /* by chunk: where it lies */
-    node_work *work; /* by node */
+    uint8_t *node;         /* by chunk: where it lies */
+    node_work *work;       /* by node */
     uint8_t *upload_state; /* by chunk */
     uint32_t uploads_left; /* not UPLOAD_STORED */
     uint32_t hello_left;   /* 1: a token that only says that this worker takes part is not confirmed yet */
@@ -127,9 +127,10 @@ typedef struct {
 /* How much of this worker's lies at a node, when that is bounded (credit.c). */
 typedef struct {
     size_t contributions, aggregates; /* bytes; of aggregates also what is reserved */
+    size_t asked_bytes;               /* asked for since nothing was outstanding */
     published_chunk *published;       /* [first, count): in the order of publication, not known to be read by all */
     size_t first, count, capacity;
-    place_read asked;                        /* everyone, when they would have read up to there; step 0: nothing */
+    place_read asked;                  /* everyone, when they would have read up to there; step 0: nothing */
     place_read *acked, *wanted, *told; /* by rank: what it has read; what it asked; what it was answered */
 } node_credit;
 
@@ -261,6 +262,7 @@ void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status sta
 void smlt_delete_aggregates(smlt_engine *engine, smlt_node *node, const published_chunk *published, size_t count);
 /* A token to one worker, or to everyone (-1). */
 void smlt_tell(smlt_engine *engine, smlt_node *node, int to_rank, int kind, uint64_t step, uint32_t chunk, uint64_t digest);
+void smlt_tell_consumed(smlt_engine *engine, const collective *c, uint32_t chunk);
 void smlt_publish_token(smlt_engine *engine, collective *c, uint32_t chunk);
 void smlt_end_wait(smlt_engine *engine, smlt_node *node, uint64_t step);
 
@@ -276,6 +278,7 @@ void smlt_credit_free(smlt_node *node);
 void smlt_credit_reconnected(smlt_engine *engine, smlt_node *node);
 size_t smlt_stored_bytes(size_t bytes);
 size_t smlt_chunk_stored_bytes(const collective *c, uint32_t chunk);
+int smlt_may_fetch(const smlt_engine *engine, smlt_node *node, const collective *c, size_t bytes);
 int smlt_may_upload(const smlt_engine *engine, const smlt_node *node, const collective *c, uint32_t chunk);
 void smlt_contribution_consumed(smlt_node *node, size_t bytes);
 void smlt_uploads_deleted(smlt_engine *engine, const collective *c);

@@ -1,12 +1,12 @@
 /* A bound on what lies in the store (invariant 6): of each node's window every worker has its part, a third each for its
  * contributions, its aggregates, and what it has asked for (replies lie in the server's buffers).
  *
- *   contributions  count from their SET until the owner says that it has deleted them: an aggregate's token comes behind
- *                  the UNLINK, and a chunk with one reader has a token of its own for it.
+ *   contributions  count from their SET until the owner says that it has deleted them: by the aggregate's token, which in a
+ *                  collective larger than its part comes behind the UNLINK; of a chunk for one reader by a token of its own.
  *   aggregates     count from the MGET of the contributions until their UNLINK. Past the half an owner asks, by a token
  *                  to everyone: tell me when you have read up to this chunk. Who has, answers into its inbox.
  *
- * Nothing blocks for ever: a collective that is larger than its part has its contributions sent in an order that is the same on
+ * Nothing blocks for ever: such a collective has its contributions sent in an order that is the same on
  * all workers, so the first chunk that is not aggregated is the next one that each of them may send; and readers need no
  * credit.
  */
@@ -29,11 +29,6 @@ int smlt_credit_init(smlt_engine *engine, size_t store_window_bytes) {
     size_t ranks = (size_t)engine->world_size;
     if (!store_window_bytes) return 1;
     engine->credit = store_window_bytes / ranks / PARTS;
-    size_t owner_asks = others(engine) * (SMLT_HEADER_BYTES + engine->chunk_bytes);
-    size_t reader_asks = FETCH_TOGETHER_BYTES + SMLT_HEADER_BYTES + engine->chunk_bytes;
-    size_t largest = owner_asks > reader_asks ? owner_asks : reader_asks;
-    size_t window = engine->credit > largest ? engine->credit - largest : 1; /* one request may go beyond */
-    if (window < engine->window_bytes) engine->window_bytes = window;
     for (int i = 0; i < engine->node_count; i++) {
         node_credit *credit = &engine->nodes[i].credit;
         credit->acked = calloc(ranks, sizeof *credit->acked);
@@ -53,6 +48,13 @@ void smlt_credit_free(smlt_node *node) {
 
 static int fits(const smlt_engine *engine, size_t live, size_t more) {
     return !engine->credit || live == 0 || live + more <= engine->credit;
+}
+
+/* Replies lie in the server's buffers. Valkey may refer there to the values themselves, and lets go of those that are sent only
+ * when the buffer is empty: what was asked for since then counts. */
+int smlt_may_fetch(const smlt_engine *engine, smlt_node *node, const collective *c, size_t bytes) {
+    if (node->fetch_outstanding == 0) node->credit.asked_bytes = 0;
+    return !c->bounded || fits(engine, node->credit.asked_bytes, bytes);
 }
 
 /* ---- contributions ---- */
@@ -209,8 +211,7 @@ void smlt_credit_reconnected(smlt_engine *engine, smlt_node *node) {
     for (size_t i = credit->first; i < credit->count; i++) credit->aggregates += credit->published[i].bytes;
     for (const collective *c = engine->active; c; c = c->next)
         for (uint32_t chunk = 0; c->result.status == SMLT_ACTIVE && chunk < c->chunk_count; chunk++)
-            if (c->node[chunk] == node->number && is_live(c, chunk))
-                credit->contributions += smlt_chunk_stored_bytes(c, chunk);
+            if (c->node[chunk] == node->number && is_live(c, chunk)) credit->contributions += smlt_chunk_stored_bytes(c, chunk);
     for (int owner = 0; owner < engine->world_size; owner++)
         if (credit->told[owner].step)
             smlt_tell(engine, node, owner, SMLT_TOKEN_HAVE_READ, credit->told[owner].step, credit->told[owner].chunk, 0);

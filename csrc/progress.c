@@ -18,9 +18,9 @@
 
 struct smlt_progress {
     smlt_engine *engine;
-    pthread_mutex_t mutex, gate; /* whoever waits for the mutex holds the gate: the driver cannot overtake it */
-    pthread_cond_t changed;      /* a collective has ended, the driver has left, the connections are new or lost */
-    int fds[SMLT_LANES_MAX], lanes, plain;  /* plain: this transport moves the bytes */
+    pthread_mutex_t mutex, gate;           /* whoever waits for the mutex holds the gate: the driver cannot overtake it */
+    pthread_cond_t changed;                /* a collective has ended, the driver has left, the connections are new or lost */
+    int fds[SMLT_LANES_MAX], lanes, plain; /* plain: this transport moves the bytes */
     int driving, polling, lost;
     int64_t looked_ms;
     int flushing; /* how many wait until everything is sent and answered */

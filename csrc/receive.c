@@ -22,8 +22,9 @@ static int starts_with(const resp_item *item, const char *text) {
 }
 
 /* What a store says while it starts, fails over, is busy or short of something: it passes. */
-static const char *const REFUSALS[] = {"LOADING ",  "READONLY ", "BUSY ",       "MASTERDOWN ", "CLUSTERDOWN ",
-                                       "TRYAGAIN ", "MOVED ",    "ASK ", "MISCONF ",  "NOREPLICAS ", "UNBLOCKED ",  "ERR max number of clients"};
+static const char *const REFUSALS[] = {"LOADING ",     "READONLY ",   "BUSY ",      "MASTERDOWN ",
+                                       "CLUSTERDOWN ", "TRYAGAIN ",   "MOVED ",     "ASK ",
+                                       "MISCONF ",     "NOREPLICAS ", "UNBLOCKED ", "ERR max number of clients"};
 
 static smlt_status kind_of_error(const resp_item *item) {
     if (starts_with(item, "OOM")) return SMLT_STORE_FULL;
@@ -67,8 +68,8 @@ static void add_own(smlt_engine *engine, collective *c, uint32_t chunk_index) {
     const smlt_chunk *chunk = &c->chunks[chunk_index];
     const typed_segment *typed = &c->segments[chunk->segment];
     const char *source = (const char *)typed->segment.source + (size_t)chunk->source * typed->kernel.element_bytes;
-    typed->kernel.reduce_own(chunk_node(engine, c, chunk_index)->accumulator, source, (size_t)chunk->count, 0, c->shift[chunk_index - c->own_first],
-                             engine->rank == 0);
+    typed->kernel.reduce_own(chunk_node(engine, c, chunk_index)->accumulator, source, (size_t)chunk->count, 0,
+                             c->shift[chunk_index - c->own_first], engine->rank == 0);
 }
 
 static smlt_status chunk_bulk_begins(smlt_engine *engine, smlt_node *node, collective *c, const smlt_expectation *expected,
@@ -84,7 +85,8 @@ static smlt_status chunk_bulk_begins(smlt_engine *engine, smlt_node *node, colle
     return SMLT_OK;
 }
 
-static smlt_status check_header(smlt_engine *engine, smlt_node *node, const collective *c, const smlt_expectation *expected, const char *bytes) {
+static smlt_status check_header(smlt_engine *engine, smlt_node *node, const collective *c, const smlt_expectation *expected,
+                                const char *bytes) {
     smlt_header *header = &node->reading.header;
     uint32_t chunk = element_chunk(node, c, expected);
     if (!smlt_header_parse(bytes, SMLT_HEADER_BYTES, header) || header->step != c->step || header->digest != c->digest ||
@@ -96,8 +98,8 @@ static smlt_status check_header(smlt_engine *engine, smlt_node *node, const coll
 }
 
 /* Content of a chunk has arrived: use what is whole of it. `*taken` receives how many bytes that were. */
-static smlt_status chunk_data(smlt_engine *engine, smlt_node *node, collective *c, const smlt_expectation *expected, const resp_item *item,
-                              size_t *taken) {
+static smlt_status chunk_data(smlt_engine *engine, smlt_node *node, collective *c, const smlt_expectation *expected,
+                              const resp_item *item, size_t *taken) {
     if (!c) {
         *taken = item->length; /* of a collective that has ended */
         return SMLT_OK;
@@ -225,8 +227,7 @@ static void copy_text(char *target, size_t capacity, const char *text, size_t le
 static smlt_status stream_value(smlt_engine *engine, smlt_node *node, const char *bytes, size_t length) {
     const char *field = node->tokens.field;
     if (node->tokens.stream == CONTROL) {
-        if (strcmp(field, "kind") == 0)
-            copy_text(node->tokens.control_kind, sizeof node->tokens.control_kind, bytes, length);
+        if (strcmp(field, "kind") == 0) copy_text(node->tokens.control_kind, sizeof node->tokens.control_kind, bytes, length);
         return strcmp(field, "text") == 0 ? control_event(engine, node, bytes, length) : SMLT_OK;
     }
     smlt_token token;
@@ -277,8 +278,7 @@ static smlt_status stream_string(smlt_engine *engine, smlt_node *node, const res
 
 #define STREAM_VALUE_MAX (SMLT_ONE_SHOT_BYTES_MAX + 4 * SMLT_TOKEN_MAX)
 
-static smlt_status tokens_event(smlt_engine *engine, smlt_node *node, resp_event event, const resp_item *item,
-                                size_t *taken) {
+static smlt_status tokens_event(smlt_engine *engine, smlt_node *node, resp_event event, const resp_item *item, size_t *taken) {
     const resp_decoder *decoder = &node->lanes[SMLT_LANE_TOKENS].decoder;
     smlt_status status = SMLT_OK;
     if (event == RESP_DATA) {
@@ -286,7 +286,8 @@ static smlt_status tokens_event(smlt_engine *engine, smlt_node *node, resp_event
         *taken = item->length;
         status = stream_string(engine, node, item);
     } else if (event == RESP_BULK) {
-        if (item->integer > STREAM_VALUE_MAX || item->depth < 2) status = not_as_asked(engine, node, SMLT_LANE_TOKENS, "not a token");
+        if (item->integer > STREAM_VALUE_MAX || item->depth < 2)
+            status = not_as_asked(engine, node, SMLT_LANE_TOKENS, "not a token");
     } else if (event != RESP_ARRAY && event != RESP_BULK_END && event != RESP_NIL) {
         status = not_as_asked(engine, node, SMLT_LANE_TOKENS, "not the entries of a stream");
     }
@@ -308,7 +309,10 @@ static void aggregate_stored(smlt_engine *engine, const smlt_expectation *expect
     collective *c = smlt_find(engine, expected->step);
     if (!c || c->result.status != SMLT_ACTIVE) return;
     if (c->algorithm == SMLT_HIERARCHICAL) {
-        if (!engine->credit) smlt_delete_contributions(engine, c, expected->chunk); /* else they are gone already */
+        if (!c->bounded) { /* else it has been done */
+            smlt_delete_contributions(engine, c, expected->chunk);
+            smlt_tell_consumed(engine, c, expected->chunk);
+        }
     } else {
         uint8_t *state = &c->upload_state[expected->chunk];
         if (*state != UPLOAD_STORED) c->uploads_left--;
@@ -321,6 +325,7 @@ static void aggregate_set(smlt_engine *engine, const smlt_expectation *expected)
     collective *c = smlt_find(engine, expected->step);
     if (!c || c->result.status != SMLT_ACTIVE) return;
     smlt_delete_contributions(engine, c, expected->chunk);
+    smlt_tell_consumed(engine, c, expected->chunk);
     smlt_publish_token(engine, c, expected->chunk);
 }
 
@@ -341,7 +346,8 @@ static void part_stored(smlt_engine *engine, const smlt_expectation *expected) {
 static smlt_status confirmation(smlt_engine *engine, smlt_node *node, int kind, const smlt_expectation *expected,
                                 resp_event event, const resp_item *item, size_t *taken) {
     if (event == RESP_DATA) *taken = item->length; /* an XADD's entry name */
-    if (!item->last) return event == RESP_ARRAY ? not_as_asked(engine, node, kind, "a list where a confirmation must be") : SMLT_OK;
+    if (!item->last)
+        return event == RESP_ARRAY ? not_as_asked(engine, node, kind, "a list where a confirmation must be") : SMLT_OK;
     collective *c = smlt_find(engine, expected->step);
     switch (expected->kind) {
     case EXPECT_SET:

@@ -221,16 +221,11 @@ static void append_aggregate_token(smlt_engine *engine, smlt_node *node, resp_bu
                  (smlt_expectation){.kind = EXPECT_AGGREGATE_STORED, .step = c->step, .chunk = chunk});
 }
 
-/* Whoever has contributed to a chunk that is not for everyone hears of its end by this alone. */
-static void tell_consumed(smlt_engine *engine, const collective *c, uint32_t chunk) {
-    if (engine->credit)
+/* Whoever has contributed to a chunk that is not for everyone hears by this alone that its contribution is deleted. */
+void smlt_tell_consumed(smlt_engine *engine, const collective *c, uint32_t chunk) {
+    if (engine->credit && c->chunks[chunk].reader)
         smlt_tell(engine, chunk_node(engine, c, chunk), -1, SMLT_TOKEN_CONSUMED, c->step, chunk,
                   smlt_chunk_stored_bytes(c, chunk));
-}
-
-/* The token of an aggregate comes behind the UNLINK of the contributions, so that others may count on their room. */
-static int is_token_later(const smlt_engine *engine, const collective *c) {
-    return engine->credit && c->algorithm == SMLT_HIERARCHICAL;
 }
 
 /* Publish an own chunk; a bulk message was reserved. What everyone will decode is written to this worker's target too:
@@ -256,7 +251,7 @@ void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk_index, cons
     char key[SMLT_KEY_MAX];
     size_t key_length = smlt_key_aggregate(key, node->prefix, c->step, chunk_index);
     begin_set(engine, c, chunk_index, message, key, key_length, smlt_wire_size(&typed->kernel, (size_t)chunk->count), exponent);
-    if (is_token_later(engine, c)) {
+    if (c->bounded && c->algorithm == SMLT_HIERARCHICAL) { /* the token behind the UNLINK: others count on that room */
         expect_set(engine, node, message,
                    (smlt_expectation){.kind = EXPECT_AGGREGATE_SET, .step = c->step, .chunk = chunk_index});
     } else {
@@ -271,7 +266,6 @@ void smlt_publish_token(smlt_engine *engine, collective *c, uint32_t chunk_index
     smlt_message *message = smlt_new_text(engine);
     if (!message) return;
     append_aggregate_token(engine, node, &message->head, c, chunk_index);
-    if (c->chunks[chunk_index].reader) tell_consumed(engine, c, chunk_index);
     smlt_queue(engine, node, SMLT_LANE_UP, message);
 }
 
@@ -282,7 +276,7 @@ void smlt_keep(smlt_engine *engine, collective *c, uint32_t chunk_index) {
     char *target = (char *)typed->segment.target + (size_t)chunk->target * typed->kernel.element_bytes;
     memcpy(target, chunk_node(engine, c, chunk_index)->accumulator, (size_t)chunk->count * typed->kernel.element_bytes);
     smlt_delete_contributions(engine, c, chunk_index);
-    tell_consumed(engine, c, chunk_index);
+    smlt_tell_consumed(engine, c, chunk_index);
     smlt_chunk_complete(engine, c, chunk_index);
 }
 
@@ -357,6 +351,7 @@ static size_t upload_limit(const smlt_engine *engine) {
 
 static void compose_uploads(smlt_engine *engine, smlt_node *node) {
     smlt_lane *lane = &node->lanes[SMLT_LANE_UP];
+    smlt_ask_for_acknowledgements(engine, node);
     for (collective *c = engine->active; c; c = c->next) {
         if (c->result.status != SMLT_ACTIVE) continue;
         if (c->hello_unsent && node->number == 0) compose_hello(engine, c);
@@ -390,10 +385,14 @@ static void compose_contributions_fetch(smlt_engine *engine, smlt_node *node, co
     c->chunk_state[chunk] = CHUNK_REQUESTED;
     size_t bytes = others(engine) * chunk_wire_bytes(c, chunk);
     node->fetch_outstanding += bytes;
+    node->credit.asked_bytes += bytes;
     smlt_expect(engine, node, SMLT_LANE_DOWN,
-                (smlt_expectation){
-                    .kind = EXPECT_CONTRIBUTIONS, .step = c->step, .chunk = chunk, .count = others(engine), .bytes = bytes,
-                    .first = is_kept(&c->chunks[chunk]) ? 0 : (uint32_t)smlt_chunk_stored_bytes(c, chunk)});
+                (smlt_expectation){.kind = EXPECT_CONTRIBUTIONS,
+                                   .step = c->step,
+                                   .chunk = chunk,
+                                   .count = others(engine),
+                                   .bytes = bytes,
+                                   .first = is_kept(&c->chunks[chunk]) ? 0 : (uint32_t)smlt_chunk_stored_bytes(c, chunk)});
 }
 
 /* Whether the next contributions may be fetched: there is room for what comes of them, here and in the store. */
@@ -417,6 +416,7 @@ static void compose_aggregates_fetch(smlt_engine *engine, smlt_node *node, colle
         c->chunk_state[chunk] = CHUNK_REQUESTED;
     } while (ready->first < ready->count && bytes < FETCH_TOGETHER_BYTES);
     node->fetch_outstanding += bytes;
+    node->credit.asked_bytes += bytes;
     char key[SMLT_KEY_MAX];
     resp_append_array(&message->head, 1 + ready->first - first);
     resp_append_text(&message->head, "MGET");
@@ -427,15 +427,30 @@ static void compose_aggregates_fetch(smlt_engine *engine, smlt_node *node, colle
                     .kind = EXPECT_AGGREGATES, .step = c->step, .first = first, .count = ready->first - first, .bytes = bytes});
 }
 
+static void unreserve_for_aggregate(smlt_engine *engine, smlt_node *node, const collective *c) {
+    uint32_t chunk = c->work[node->number].contributions.chunks[c->work[node->number].contributions.first];
+    smlt_pool_unreserve(&engine->pool, SMLT_FOR_AGGREGATES);
+    if (!is_kept(&c->chunks[chunk])) smlt_unreserve_aggregate(engine, node, smlt_chunk_stored_bytes(c, chunk));
+}
+
+/* How much the next fetch brings, at most. */
+static size_t next_fetch_bytes(const smlt_engine *engine, const collective *c, const node_work *work, int contributions) {
+    if (contributions) return others(engine) * chunk_wire_bytes(c, work->contributions.chunks[work->contributions.first]);
+    return FETCH_TOGETHER_BYTES + chunk_wire_bytes(c, work->aggregates.chunks[work->aggregates.first]);
+}
+
 /* Contributions first: others wait for what comes of them. */
 static void compose_fetches(smlt_engine *engine, smlt_node *node) {
-    smlt_ask_for_acknowledgements(engine, node);
     for (collective *c = engine->active; c; c = c->next) {
         if (c->result.status != SMLT_ACTIVE) continue;
         const node_work *work = &c->work[node->number];
         while (node->fetch_outstanding < engine->window_bytes) {
             int contributions = reserve_for_aggregate(engine, node, c);
             if (!contributions && work->aggregates.first == work->aggregates.count) break;
+            if (!smlt_may_fetch(engine, node, c, next_fetch_bytes(engine, c, work, contributions))) {
+                if (contributions) unreserve_for_aggregate(engine, node, c);
+                break;
+            }
             smlt_message *message = smlt_new_text(engine);
             if (!message) return;
             if (contributions)

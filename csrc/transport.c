@@ -59,8 +59,7 @@ static smlt_exchange_result receive_lane(smlt_engine *engine, int lane, int fd, 
     return result;
 }
 
-smlt_exchange_result smlt_transport_exchange(smlt_engine *engine, struct pollfd *polled, int *lost_lane,
-                                             int *lost_errno) {
+smlt_exchange_result smlt_transport_exchange(smlt_engine *engine, struct pollfd *polled, int *lost_lane, int *lost_errno) {
     smlt_exchange_result moved = SMLT_IDLE;
     for (int lane = 0; lane < smlt_engine_lanes(engine); lane++) {
         int pending, fd = polled[lane].fd;

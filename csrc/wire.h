@@ -43,19 +43,19 @@ int smlt_header_parse(const char *bytes, size_t length, smlt_header *header);
 #define SMLT_TOKEN_MAX (SMLT_TOKEN_BYTES + SMLT_TOKEN_TEXT_MAX)
 
 typedef enum {
-    SMLT_TOKEN_CONTRIBUTION = 1, /* `rank` has uploaded its contribution to `chunk` */
-    SMLT_TOKEN_AGGREGATE = 2,    /* `rank` has published the aggregated `chunk` */
-    SMLT_TOKEN_HELLO = 3,        /* `rank` takes part in `step`; nothing uploaded */
-    SMLT_TOKEN_ABORT = 4,        /* `step` ends in error for everyone: `status` and `text` say why */
-    SMLT_TOKEN_PART = 5,         /* `rank`'s contribution to a one-shot reduction lies beside this token */
-    SMLT_TOKEN_CONSUMED = 6,     /* `rank` has deleted the contributions to `chunk`; `digest`: bytes that each took */
+    SMLT_TOKEN_CONTRIBUTION = 1,  /* `rank` has uploaded its contribution to `chunk` */
+    SMLT_TOKEN_AGGREGATE = 2,     /* `rank` has published the aggregated `chunk` */
+    SMLT_TOKEN_HELLO = 3,         /* `rank` takes part in `step`; nothing uploaded */
+    SMLT_TOKEN_ABORT = 4,         /* `step` ends in error for everyone: `status` and `text` say why */
+    SMLT_TOKEN_PART = 5,          /* `rank`'s contribution to a one-shot reduction lies beside this token */
+    SMLT_TOKEN_CONSUMED = 6,      /* `rank` has deleted the contributions to `chunk`; `digest`: bytes that each took */
     SMLT_TOKEN_HAVE_YOU_READ = 7, /* `rank` wants to hear when its aggregates up to `chunk` are read */
-    SMLT_TOKEN_HAVE_READ = 8     /* the answer: `rank` has read them */
+    SMLT_TOKEN_HAVE_READ = 8      /* the answer: `rank` has read them */
 } smlt_token_kind;
 
 typedef struct {
     uint64_t step, digest; /* digest: of the call */
-    uint64_t completed; /* every collective up to this one is complete at `rank` */
+    uint64_t completed;    /* every collective up to this one is complete at `rank` */
     uint32_t chunk;
     uint16_t rank;
     uint8_t kind, status;

@@ -15,7 +15,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from smlt.collective.codecs import EXACT_OPERATIONS, OPERATIONS, WIRE_DTYPES, check_codec, check_operation, wire_codec
+from smlt.collective.codecs import (
+    EXACT_OPERATIONS,
+    OPERATIONS,
+    WIRE_DTYPES,
+    check_codec,
+    check_operation,
+    wire_codec,
+    wire_size,
+)
 from smlt.collective.feedback import ErrorFeedback, Residual
 from smlt.collective.plan import (
     CHUNK_BYTES,
@@ -84,7 +92,10 @@ class Communicator:
     tuning
         What a message costs (see `smlt.collective.tuning`); by default what `smlt doctor --tune` has measured. All
         workers use that of whoever joined first.
-
+    store_window_bytes
+        How much of each store node's memory all workers together may take, whatever the size of what is reduced; the same on
+        all workers. 0: as much as it comes to. By default SMLT_STORE_WINDOW_BYTES, else six tenths of the
+        smallest node's maxmemory, where that is set and leaves room for chunks of 16 KiB.
     on_data_loss
         What to do when the store was restarted or failed over and this worker's entry in it is gone: "redo" what is under
         way from the gradients that the workers still hold, or "raise" StoreDataLost at once.
@@ -112,6 +123,7 @@ class Communicator:
         chunk_bytes: int | None = None,
         algorithm: str = "auto",
         tuning: Tuning | None = None,
+        store_window_bytes: int | None = None,
         on_data_loss: Literal["redo", "raise"] = "redo",
     ) -> None:
         if world_size < 1 or world_size > 65535:
@@ -151,6 +163,7 @@ class Communicator:
                 timeout_s=self.timeout_s,
                 chunk_bytes=chunk_bytes,
                 tuning=tuning,
+                store_window_bytes=_window(store_window_bytes),
                 on_data_loss=on_data_loss,
             )
             self.tuning, self.chunk_bytes = self._session.tuning, self._session.chunk_bytes
@@ -453,6 +466,7 @@ class Communicator:
                 if segment.target is not segment.source:
                     segment.target[...] = segment.source
             return Work(None, self._alone, give)
+        session.check_memory(sum(wire_size(s.type.dtype, s.type.codec, s.type.count) for s in segments))
         digest, description = describe_call(kind, detail, self.world_size, self.chunk_bytes, plan.algorithm, signature)
         call = {
             "algorithm": plan.algorithm,
@@ -484,6 +498,15 @@ class Communicator:
         """From now on a native thread moves what is under way while nobody waits."""
         if self._session is not None:
             self._session.start_progress()
+
+
+def _window(asked: int | None) -> int | None:
+    text = os.environ.get("SMLT_STORE_WINDOW_BYTES", "") if asked is None else str(asked)
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise ConfigError(f"store_window_bytes {text!r} is no number of bytes")
+    return int(text)
 
 
 def _plain_key(x: Any, op: str, codec: Any) -> PlainKey | None:

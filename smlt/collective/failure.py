@@ -54,11 +54,9 @@ def failure(session: Session, status: int, message: str, step: int) -> Exception
         return StoreAuthError(f"{where}: the store at {store} refused a command: {message}")
     if status == _native.NO_MEMORY:
         return MemoryError(f"{where}: {message}")
-    if status == _native.STORE_ERROR and message.startswith(("MOVED ", "ASK ")):
-        return StoreError(
-            f"{where}: {message}: the store at {store} is a cluster, which SMLT does not support yet: give a single node"
-        )
-    if status in (_native.PROTOCOL, _native.VANISHED, _native.STORE_ERROR):
+    if status == _native.STORE_REFUSES and message.startswith(("MOVED ", "ASK ")):
+        return StoreError(f"{where}: {message}: the store at {store} is of a cluster: write redis+cluster://")
+    if status in (_native.PROTOCOL, _native.VANISHED, _native.STORE_ERROR, _native.STORE_REFUSES):
         return StoreError(f"{where}: {message} (store {store})")
     return CollectiveError(f"{where}: {message}")
 
@@ -68,8 +66,6 @@ def handshake_failure(url: str, command: str, reply: str) -> StoreError | None:
     said = f"the store at {redact(url)} refused {command}: {reply}"
     if reply.startswith((*PASSING, "OOM ")):
         return StoreUnavailable(said)
-    if reply.startswith(("MOVED ", "ASK ")):
-        return StoreError(f"{said}: it is a cluster, which SMLT does not support yet: give a single node")
     if command == "AUTH" or reply.startswith(("NOAUTH", "WRONGPASS")):
         return StoreAuthError(said)
     if command == "CLIENT":

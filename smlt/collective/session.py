@@ -17,8 +17,10 @@ from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_TUNED_MIN, CHUNK_ELEME
 from smlt.collective.tuning import Tuning, window_bytes
 from smlt.collective.tuning import chunk_bytes as tuned_chunk_bytes
 from smlt.collective.tuning import load as load_tuning
-from smlt.errors import CollectiveError, FencedError, StoreDataLost, StoreError, StoreUnavailable
+from smlt.collective.window import Terms, automatic_window_bytes, check_unbounded, check_window, fitting_chunk_bytes
+from smlt.errors import CollectiveError, ConfigError, FencedError, StoreDataLost, StoreError, StoreUnavailable
 from smlt.store.parameter import ParameterStore, redact
+from smlt.store.url import is_cluster
 
 if TYPE_CHECKING:
     from smlt.collective.work import Work
@@ -44,6 +46,7 @@ class Session:
         timeout_s: float,
         chunk_bytes: int | None,
         tuning: Tuning | None,
+        store_window_bytes: int | None,
         on_data_loss: str,
     ) -> None:
         self.parameters, self.job = parameters, parameters.job
@@ -64,21 +67,21 @@ class Session:
         self._closing = threading.Event()  # pauses end
         self._patience = Patience(timeout_s)
         self._background: threading.Thread | None = None
-        first = parameters.check()
-        proposed = tuning or load_tuning(parameters.url)
+        self.servers = parameters.survey()
+        self._proposed = self._propose(tuning, store_window_bytes)
         self.number, agreed, self.places = parameters.register(
             rank=rank,
             world_size=world_size,
             generation=generation,
             worker_id=worker_id,
-            tuning=proposed.to_json(),
+            tuning=self._proposed.to_json(),
             places=parameters.propose_places(),
         )
-        self.tuning = Tuning.from_json(agreed)
-        self.chunk_bytes = chunk_bytes or tuned_chunk_bytes(self.tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
         self._refreshed = time.monotonic()
         try:
-            self._run_ids = [first.run_id] if len(self.places) == 1 else parameters.run_ids(self.places)
+            self.terms = self._agree(Terms.from_json(agreed), store_window_bytes)
+            self.chunk_bytes = self._choose_chunk_bytes(chunk_bytes)
+            self._run_ids = [self.servers[0].run_id] if len(self.places) == 1 else parameters.run_ids(self.places)
             self._connections = Connections(
                 timeout_s=min(10.0, timeout_s),
                 silence_s=silence_s(timeout_s),
@@ -94,6 +97,7 @@ class Session:
                 CHUNK_ELEMENTS,
                 self.chunk_bytes,
                 window_bytes(self.tuning, len(self.places)),
+                self.terms.store_window_bytes,
             )
             self._engine.set_silence(int(silence_s(timeout_s) * 1000))
             self._connections.open(parameters.locate(self.places))
@@ -101,6 +105,37 @@ class Session:
         except BaseException:
             self._leave_roster(impatient=False)
             raise
+
+    def _propose(self, tuning: Tuning | None, store_window_bytes: int | None) -> Terms:
+        if store_window_bytes:
+            window = check_window(store_window_bytes, self.world_size, self.servers)
+        else:
+            window = automatic_window_bytes(self.world_size, self.servers) if store_window_bytes is None else 0
+        return Terms(tuning or load_tuning(self.parameters.url), window)
+
+    def _agree(self, terms: Terms, asked: int | None) -> Terms:
+        if asked is not None and asked != terms.store_window_bytes:
+            raise ConfigError(
+                f"job {self.job}: store_window_bytes is {asked} here (rank {self.rank}) and {terms.store_window_bytes} with "
+                "the workers already there: give all the same"
+            )
+        return terms
+
+    def _choose_chunk_bytes(self, asked: int | None) -> int:
+        chunk_bytes = asked or tuned_chunk_bytes(self.tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
+        if not self.terms.store_window_bytes:
+            return chunk_bytes
+        return min(chunk_bytes, fitting_chunk_bytes(self.terms.store_window_bytes, self.world_size))
+
+    @property
+    def tuning(self) -> Tuning:
+        """What a message costs, as the worker who joined first has it."""
+        return self.terms.tuning
+
+    def check_memory(self, encoded_bytes: int) -> None:
+        """ConfigError when the store's memory has no room for a collective of so many bytes a worker."""
+        if not self.terms.store_window_bytes:
+            check_unbounded(encoded_bytes, self.world_size, self.servers)
 
     @property
     def usable(self) -> bool:
@@ -284,7 +319,8 @@ class Session:
                 return  # another thread has done it, or has ended the collective
             status, reply = self._engine.refusal()
             if status != _native.OK:
-                if not self._patience.refused(status, reply, self._engine.ends()):
+                elsewhere = reply.startswith(("MOVED ", "ASK ")) and not is_cluster(self.parameters.url)
+                if elsewhere or not self._patience.refused(status, reply, self._engine.ends()):
                     self._engine.give_up()
                     return
                 self._pause(self._patience.attempt - 1, deadline, f"the store at {self._where} answered: {reply}")
@@ -319,7 +355,7 @@ class Session:
                         f"the store at {self._where} was restarted or failed over and has lost the data of job {self.job} "
                         f"(rank {self.rank}); what was under way can be done again by whoever holds the gradients"
                     )
-                size, tuning = self.world_size, self.tuning.to_json()
+                size, tuning = self.world_size, self.terms.to_json()
                 if not parameters.restore(
                     world_size=size, generation=self.generation, tuning=tuning, places=self.places, **who
                 ):

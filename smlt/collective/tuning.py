@@ -25,6 +25,8 @@ CHUNK_S = 1e-3
 #: How much of the link's time may be under way each way (`window_bytes`), and its limits.
 WINDOW_S = 8e-3
 WINDOW_BYTES_MIN, WINDOW_BYTES_MAX = 512 << 10, 4 << 20
+#: With several nodes, to each; together twice the window for one, because not all have something to do all the time.
+WINDOW_BYTES_NODE_MIN = 256 << 10
 #: Encoded bytes that a worker adds or encodes (`python -m bench.kernels`, a round figure).
 COMPUTE_BYTES_PER_S = 4e9
 #: Bytes of command, token and reply around a chunk on its way.
@@ -184,4 +186,4 @@ def window_bytes(tuning: Tuning, nodes: int = 1) -> int:
     """
     wanted = tuning.link_bytes_per_s * (WINDOW_S + 2 * tuning.round_trip_s)
     whole = max(WINDOW_BYTES_MIN, min(WINDOW_BYTES_MAX, wanted))
-    return int(whole if nodes == 1 else max(whole / 2, whole * 2 / nodes))
+    return int(whole if nodes == 1 else max(WINDOW_BYTES_NODE_MIN, whole * 2 / nodes))

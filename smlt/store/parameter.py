@@ -273,7 +273,7 @@ class ParameterStore:
             entry = json.loads(text)
             if isinstance(entry, dict) and entry.keys() >= ENTRY:
                 return entry
-        except ValueError:
+        except (ValueError, TypeError):
             pass
         raise StoreError(f"the store at {redact(self.url)} gave no entry of job {self.job}'s roster, but {text[:100]!r}")
 
@@ -282,17 +282,21 @@ class ParameterStore:
 
         FencedError when the rank is another worker's.
         """
+        nonsense = f"the store at {redact(self.url)} answered wrongly: INFO or GET gave no such thing"
         with translated(self.url), self.client.pipeline(transaction=False) as pipe:
             pipe.info("server")
             pipe.hget(self.key(f"roster:{session}"), rank)
             pipe.get(self.key("generation"))
-            info, holder, generation = pipe.execute()
+            try:
+                info, holder, generation = pipe.execute()
+            except (AttributeError, TypeError, ValueError) as error:  # redis-py's, of a reply that is no text
+                raise StoreError(nonsense) from error
         if holder is not None and self._entry(holder)["worker_id"] != worker_id:
             raise FencedError(f"rank {rank} of job {self.job} is held by another worker now")
         try:
             return str(info.get("run_id", "")), holder is not None, int(generation or 0)
         except (AttributeError, TypeError, ValueError) as error:
-            raise StoreError(f"the store at {redact(self.url)} answered wrongly: INFO or GET gave no such thing") from error
+            raise StoreError(nonsense) from error
 
     def restore(
         self,
