@@ -14,7 +14,6 @@ import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import pytest
 import redis
 
 from smlt.store.embedded import EmbeddedStore
@@ -35,11 +34,6 @@ def make_store() -> AnyStore:
     if KIND == "cluster":
         return EmbeddedCluster(SERVERS)
     return EmbeddedStore()
-
-
-def only_on_one_server(why: str) -> pytest.MarkDecorator:
-    """For a test that cannot be on several servers, for the reason given."""
-    return pytest.mark.skipif(bool(KIND), reason=why)
 
 
 def servers_of(store: AnyStore) -> list[EmbeddedStore]:
@@ -64,6 +58,13 @@ class Everywhere:
     def scan_iter(self, match: str | None = None, count: int | None = None) -> Iterator[bytes]:
         for client in self._clients:
             yield from client.scan_iter(match=match, count=count)
+
+    def unlink_all(self, match: str) -> None:
+        """Delete all keys of a pattern."""
+        for client in self._clients:
+            for key in client.scan_iter(match=match, count=1000):
+                with contextlib.suppress(redis.ResponseError):  # its slot has moved meanwhile
+                    client.unlink(key)
 
     def dbsize(self) -> int:
         return sum(int(client.dbsize()) for client in self._clients)

@@ -198,7 +198,7 @@ def test_a_store_that_is_down(tmp_path: Any) -> None:
 
 def test_a_wrong_password_is_named_but_not_shown(store: EmbeddedStore) -> None:
     with pytest.raises(StoreAuthError) as caught:
-        Communicator(store.tcp_url.replace(":", ":wrong-", 2).replace("redis:wrong-//", "redis://"), rank=0, world_size=2)
+        Communicator(store.tcp_url.replace("://:", "://:wrong-"), rank=0, world_size=2)
     assert "wrong-" not in str(caught.value)
 
 
@@ -317,7 +317,7 @@ def test_hostile_replies_end_in_a_clear_error(
         outcomes = in_parallel([lambda: honest.allreduce(np.ones(1000)), lambda: victim.allreduce(np.ones(1000))])
         proxy.change_down(None)
         assert isinstance(outcomes[1].error, StoreError), outcomes[1].error
-        assert message in str(outcomes[1].error)
+        assert message.casefold() in str(outcomes[1].error).casefold()
         in_parallel([honest.close, victim.close])
 
 
@@ -355,8 +355,7 @@ def test_a_chunk_that_vanished_is_named(store: EmbeddedStore, group: Callable[..
     def evict() -> None:
         with Everywhere(store) as client:
             while not ended.is_set():
-                for key in client.scan_iter(match=f"smlt:{{{job}.*}}:*:[au]:*", count=1000):
-                    client.at(key).unlink(key)
+                client.unlink_all(f"smlt:{{{job}.*}}:*:[au]:*")
 
     evictor = threading.Thread(target=evict)
     evictor.start()
