@@ -33,6 +33,11 @@ _ConnectionPool: Any = redis.connection.ConnectionPool
 _Connection: Any = redis.Connection
 _SSLConnection: Any = redis.SSLConnection
 
+
+class Elsewhere(redis.ResponseError):
+    """MOVED and its like, from releases of redis-py (5.0) whose plain clients know no such errors."""
+
+
 #: Another try, on a new connection that asks who has the slot, may go well.
 _AGAIN = [
     redis.ConnectionError,
@@ -43,7 +48,9 @@ _AGAIN = [
     TryAgainError,
     ClusterDownError,
     ReadOnlyError,
+    Elsewhere,
 ]
+_ELSEWHERE = ("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN ", "READONLY ")
 #: For a node that is asked for the slot map while others may be asked instead.
 ASK_TIMEOUT_S = 2.0
 #: While nodes tell different things of a slot: tries, and the pause between them.
@@ -148,10 +155,10 @@ class ClusterNodes(Nodes):
         with self.connected(url) as client, translated(self.url):
             try:
                 client.exists(f"smlt:{{{place}}}:")
-            except MovedError:
-                raise
-            except AskError:  # on its way to another one, and here until then
-                pass
+            except redis.ResponseError as error:
+                # On its way to another one, and here until then.
+                if isinstance(error, MovedError) or not (isinstance(error, AskError) or str(error).startswith("ASK ")):
+                    raise
             return str(client.info("server").get("run_id", ""))
 
     @contextmanager
@@ -195,6 +202,14 @@ class _ToPlace(_Connection):  # type: ignore[misc]
     def _connect(self) -> Any:
         self.host, self.port = self._nodes.address_of(self._place)
         return super()._connect()
+
+    def read_response(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*arguments, **options)
+        except redis.ResponseError as error:
+            if type(error) is redis.ResponseError and str(error).startswith(_ELSEWHERE):
+                raise Elsewhere(str(error)) from error
+            raise
 
 
 class _SecureToPlace(_ToPlace, _SSLConnection):  # type: ignore[misc]
