@@ -247,7 +247,6 @@ smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint6
     if (engine->fenced_by) return SMLT_FENCED;
     collective *c = smlt_collective_new(engine, plan), **last = &engine->active;
     if (!c) return SMLT_NO_MEMORY;
-    c->step = engine->last_step + 1;
     if (!remember(engine, c)) {
         smlt_collective_free(engine, c);
         return SMLT_NO_MEMORY;
@@ -446,20 +445,12 @@ smlt_status smlt_take_token(smlt_engine *engine, smlt_node *node, const smlt_tok
         engine->completed_by[token->rank] = token->completed;
         delete_what_everyone_has_read(engine);
     }
-    if (token->kind == SMLT_TOKEN_HAVE_READ || token->kind == SMLT_TOKEN_CONSUMED) {
-        if (token->rank == engine->rank) return SMLT_OK;
-        if (token->kind == SMLT_TOKEN_HAVE_READ)
-            smlt_take_acknowledgement(engine, node, token);
-        else
-            smlt_contribution_consumed(node, (size_t)token->digest);
+    if (token->kind >= SMLT_TOKEN_CONSUMED) {
+        if (token->rank != engine->rank) smlt_take_word_of_credit(engine, node, token);
         return SMLT_OK;
     }
     if (token->step > engine->last_step)
         return token->kind == SMLT_TOKEN_PART ? SMLT_OK : keep_for_later(engine, node, token, bytes, length, NULL, 0);
-    if (token->kind == SMLT_TOKEN_HAVE_YOU_READ) {
-        if (token->rank != engine->rank) smlt_take_question(engine, node, token);
-        return SMLT_OK;
-    }
     collective *c = smlt_find(engine, token->step);
     if (!c || c->result.status != SMLT_ACTIVE) return SMLT_OK;
     if (token->kind == SMLT_TOKEN_ABORT) {

@@ -24,7 +24,8 @@ from smlt.cli.common import (
 )
 from smlt.cli.listening import Log, MetricsHost, MetricsPort, listened_to
 from smlt.client.artifacts import local_modules
-from smlt.client.lambda_runs import place, through
+from smlt.client.executors.registry import find, parse_options
+from smlt.client.lambda_runs import through
 from smlt.client.loggers import check_log
 from smlt.client.optimizer.goals import parse_duration, parse_usd
 from smlt.client.request import FUNCTION, RunRequest, check_request, check_workers, smallest_batch, with_schedule
@@ -48,6 +49,7 @@ from smlt.store.parameter import ParameterStore
         "SMLT_STORE_PASSWORD=... smlt train task.py --store rediss://store.example:6380",
         "smlt train task.py --store 'rediss://store.example:6380?password_file=/run/secrets/store' --json",
         "smlt train task.py --on lambda --function digits --workers 32 --memory 1769",
+        "smlt train task.py --on ray --on-option address=auto --on-option num_cpus=2 --workers 8",
         "smlt train task.py --on lambda --deadline 2h --max-workers 64",
         "smlt train task.py --on lambda --budget 5.00 --on-miss stop",
         "smlt train task.py --deadline 10m --json",
@@ -153,7 +155,19 @@ def train(
     keep_checkpoints: Annotated[
         int | None, typer.Option(metavar="K", help="How many checkpoints are kept.", show_default="3")
     ] = None,
-    on: Annotated[str | None, typer.Option("--on", help="Where workers run: local or lambda.", show_default="local")] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="EXECUTOR",
+            help="Where workers run: local, lambda, or what `smlt executors` lists.",
+            show_default="local",
+        ),
+    ] = None,
+    on_option: Annotated[
+        list[str] | None,
+        typer.Option("--on-option", metavar="KEY=VALUE", help="What the executor wants to know; may be repeated."),
+    ] = None,
     function: Annotated[
         str | None, typer.Option(metavar="NAME", help="The function that `smlt deploy` has made.", show_default=FUNCTION)
     ] = None,
@@ -165,6 +179,9 @@ def train(
     ] = None,
     store_node: Annotated[
         str | None, typer.Option(metavar="NODE", help="What that store runs on, for the bill: cache.t4g.small, t4g.small, ...")
+    ] = None,
+    store_nodes: Annotated[
+        int | None, typer.Option(metavar="K", min=1, help="How many of them.", show_default="as many as the store's URL lists")
     ] = None,
     deadline: Annotated[
         str | None,
@@ -199,7 +216,7 @@ def train(
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="As `smlt resume RUN`.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the task in SCRIPT with n workers, on this machine or as Lambda functions.
+    """Train the task in SCRIPT with n workers, on this machine, as Lambda functions, or by another executor.
 
     Workers average their gradients through the parameter store: the embedded one, which needs no setting up, or --store.
     A worker that is lost is replaced, and training goes on where it was. Ctrl-C stops all workers behind the same step
@@ -235,9 +252,11 @@ def train(
         "warm": warm,
         "keep_checkpoints": keep_checkpoints,
         "on": on,
+        "on_options": None if on_option is None else parse_options(on_option),
         "function": function,
         "store_tunnel": store_tunnel,
         "store_node": store_node,
+        "store_nodes": store_nodes,
         "deadline_s": None if deadline is None else parse_duration(deadline),
         "budget_usd": None if budget is None else parse_usd(budget),
         "tune": tune or deadline is not None or budget is not None or None,
@@ -280,7 +299,7 @@ def train(
 
 def _placed(request: RunRequest, store: str | None) -> tuple[RunRequest, str | None]:
     """The request as it is carried out, and the store as this machine reaches it; None: the embedded one."""
-    return place(request, store) if request.on == "lambda" else (request, resolved(store))
+    return find(request.on).place(request, store)
 
 
 def _resume(run: Run, chosen: dict[str, Any], store: str | None, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, fields, replace
 
 from smlt.client.bill import ARCHITECTURES, FREE_EPHEMERAL_MB, LONGEST_INVOCATION_S
@@ -166,6 +167,19 @@ class Platform:
     def changed(self, **values: object) -> Platform:
         """The same with something else."""
         return replace(self, **values)  # type: ignore[arg-type]
+
+
+def nodes_of(store: str | None) -> int:
+    """How many nodes a store's URL lists (of a cluster: its `groups`), 1 when it does not say.
+
+    A comma parts two nodes where a scheme follows: a password may hold others.
+    """
+    if not store:
+        return 1
+    if "+cluster://" in store:  # what it lists are nodes to begin with
+        groups = re.search(r"[?&]groups=(\d+)", store)
+        return max(1, int(groups[1])) if groups else 1
+    return len(re.split(r",(?=[a-z+]+://)", store))
 
 
 def node_rate(node: str) -> float:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from smlt.client.artifacts import local_modules
-from smlt.client.executors.local import this_package, threads_per_worker
+from smlt.client.executors.local import threads_per_worker
 from smlt.client.workload import Workload
 from smlt.errors import ConfigError, SmltError, TaskError
 from smlt.store.secrets import without_store_secrets
 from smlt.worker.buckets import BUCKET_MB
+from smlt.worker.process import this_package
 from smlt.worker.processors import VARIABLES
 
 #: What measuring takes, beside importing and loading: each local batch gets its part of it.

@@ -94,8 +94,8 @@ class Communicator:
         workers use that of whoever joined first.
     store_window_bytes
         How much of each store node's memory all workers together may take, whatever the size of what is reduced; the same on
-        all workers. 0: as much as it comes to. By default SMLT_STORE_WINDOW_BYTES, else six tenths of the
-        smallest node's maxmemory, where that is set and leaves room for chunks of 16 KiB.
+        all workers. 0: as much as it comes to. By default SMLT_STORE_WINDOW_BYTES, else six tenths of what
+        the fullest node has free of its maxmemory, where that is set and leaves room for chunks of 16 KiB.
     on_data_loss
         What to do when the store was restarted or failed over and this worker's entry in it is gone: "redo" what is under
         way from the gradients that the workers still hold, or "raise" StoreDataLost at once.
@@ -175,6 +175,11 @@ class Communicator:
     def step(self) -> int:
         """How many collectives this worker has begun."""
         return self._session.calls if self._session is not None else self._alone
+
+    @property
+    def node_count(self) -> int:
+        """How many nodes the store has, as the collectives use it."""
+        return len(self._session.places) if self._session is not None else 1
 
     @property
     def session_number(self) -> str | None:
@@ -306,7 +311,7 @@ class Communicator:
     def barrier(self) -> None:
         """Return when every worker has called it. Errors as for `allreduce`."""
         segments = fuse([], None)
-        plan = reduce_plan((segments[0].type,), self.world_size, self.chunk_bytes, self.tuning, self.algorithm)
+        plan = reduce_plan((segments[0].type,), self.world_size, self.chunk_bytes, self.tuning, self.algorithm, self.node_count)
         self._begin("barrier", "", [], segments, plan, lambda: None).wait()
 
     @property
@@ -391,7 +396,12 @@ class Communicator:
             check_outs(leaves, outs)
         segments = fuse(leaves, outs)
         plan = reduce_plan(
-            tuple(segment.type for segment in segments), self.world_size, self.chunk_bytes, self.tuning, self.algorithm
+            tuple(segment.type for segment in segments),
+            self.world_size,
+            self.chunk_bytes,
+            self.tuning,
+            self.algorithm,
+            self.node_count,
         )
         if feedback is None or self._session is None:  # alone, nothing is encoded
             return self._begin(

@@ -15,13 +15,11 @@ from itertools import pairwise
 
 from smlt.collective import _native
 from smlt.collective.codecs import block_elements, wire_bytes, wire_size
+from smlt.collective.tuning import CHUNK_BYTES as CHUNK_BYTES  # who cuts asks here
+from smlt.collective.tuning import CHUNK_BYTES_TUNED_MIN as CHUNK_BYTES_TUNED_MIN
 from smlt.collective.tuning import Tuning, choose
 
-#: A chunk's content on the wire, at most: an encoded chunk, its source and the accumulator fit in a core's cache together.
-CHUNK_BYTES = 256 * 1024
 CHUNK_BYTES_MIN, CHUNK_BYTES_MAX = 64, 8 << 20
-#: What `tuning` chooses from.
-CHUNK_BYTES_TUNED_MIN = 64 * 1024
 CHUNK_ELEMENTS = 131_072
 #: Beside each chunk of a one-shot contribution (csrc/one_shot.c).
 PART_HEADER_BYTES = 4
@@ -64,14 +62,19 @@ class Plan:
 
 @lru_cache(maxsize=256)
 def reduce_plan(
-    segments: tuple[SegmentType, ...], world_size: int, chunk_bytes: int, tuning: Tuning, algorithm: str = "auto"
+    segments: tuple[SegmentType, ...],
+    world_size: int,
+    chunk_bytes: int,
+    tuning: Tuning,
+    algorithm: str = "auto",
+    nodes: int = 1,
 ) -> Plan:
-    """How to reduce `segments` over `world_size` workers."""
+    """How to reduce `segments` over `world_size` workers through `nodes` store nodes."""
     size = sum(wire_size(s.dtype, s.codec, s.count) for s in segments)
     headers = PART_HEADER_BYTES * len(segments)
     fits = all(wire_size(s.dtype, s.codec, s.count) <= chunk_bytes and s.count <= CHUNK_ELEMENTS for s in segments)
     limit = _native.ONE_SHOT_BYTES_MAX - headers if fits else -1
-    name, shards = choose(tuning, algorithm, world_size, size, limit)
+    name, shards = choose(tuning, algorithm, world_size, size, limit, nodes)
     if name == "one-shot":
         rows = [(index, 0, 0, 0, segment.count) for index, segment in enumerate(segments)]
         return Plan(_native.ONE_SHOT, _native.ChunkTable(rows))
@@ -157,16 +160,23 @@ def reduce_scatter_plan(segments: tuple[SegmentType, ...], chunk_bytes: int) -> 
 
 @lru_cache(maxsize=256)
 def reduce_to_plan(
-    segment: SegmentType, root: int, rank: int, world_size: int, chunk_bytes: int, tuning: Tuning, algorithm: str = "auto"
+    segment: SegmentType,
+    root: int,
+    rank: int,
+    world_size: int,
+    chunk_bytes: int,
+    tuning: Tuning,
+    algorithm: str = "auto",
+    nodes: int = 1,
 ) -> tuple[Plan, int]:
     """How to reduce `segment` for `root` alone; how many elements of its own shard `rank` needs room for.
 
     As in `reduce_plan` several workers aggregate a shard each, so that not all contributions go down one link.
     """
-    whole = reduce_plan((segment,), world_size, chunk_bytes, tuning, algorithm)
+    whole = reduce_plan((segment,), world_size, chunk_bytes, tuning, algorithm, nodes)
     if whole.algorithm == _native.ONE_SHOT:
         return whole, segment.count
-    _, shards = choose(tuning, algorithm, world_size, wire_size(segment.dtype, segment.codec, segment.count), -1)
+    _, shards = choose(tuning, algorithm, world_size, wire_size(segment.dtype, segment.codec, segment.count), -1, nodes)
     rows, room = [], 0
     for index, owner, source, target, count in _shard_rows((segment,), shards, chunk_bytes):
         if owner == rank != root:

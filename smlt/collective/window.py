@@ -13,7 +13,7 @@ from smlt.store.server import ServerInfo, smallest_memory_bytes
 
 #: A worker's part of the window is for its contributions, its aggregates, and what it has asked for: so many equal parts.
 PARTS = 3
-#: Without being asked, this part of a node's memory is the window; the rest is for the server's buffers and other jobs.
+#: Without being asked, this part of a node's free memory is the window; the rest is for the server's buffers and other jobs.
 AUTOMATIC_PART = 0.6
 #: Chunks that a window may ask for; smaller ones are more commands than data. Not less than the second unless it was asked for.
 CHUNK_BYTES_LEAST, CHUNK_BYTES_LEAST_AUTOMATIC = 4 << 10, 16 << 10
@@ -76,8 +76,9 @@ def check_window(asked: int, world_size: int, servers: Sequence[ServerInfo]) -> 
 
 
 def automatic_window_bytes(world_size: int, servers: Sequence[ServerInfo]) -> int:
-    """A window that follows from the nodes' memory; 0 where that has no limit, or has no room for chunks of a fair size."""
-    window = int(smallest_memory_bytes(servers) * AUTOMATIC_PART)
+    """A window that follows from the nodes' free memory; 0 where that has no limit, or no room for chunks of a fair size."""
+    free = min((s.maxmemory_bytes - s.used_memory_bytes for s in servers if s.maxmemory_bytes), default=0)
+    window = int(max(free, 0) * AUTOMATIC_PART)
     return window if fitting_chunk_bytes(window, world_size) >= CHUNK_BYTES_LEAST_AUTOMATIC else 0
 
 
