@@ -23,7 +23,9 @@ import statistics
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -54,6 +56,7 @@ class Case:
     tuning: str = "local"
     shards: int = 0
     codec: str = "fp16"
+    nodes: int = 1
 
     @property
     def chosen(self) -> tuple[str, int]:
@@ -61,7 +64,7 @@ class Case:
         if self.shards:
             return "hierarchical", self.shards
         size = wire_size("float32", self.codec, self.floats)
-        return choose(TUNINGS[self.tuning], "auto", self.workers, size, 1 << 16)
+        return choose(TUNINGS[self.tuning], "auto", self.workers, size, 1 << 16, self.nodes)
 
 
 def gradient(rank: int, floats: int) -> Any:
@@ -99,6 +102,8 @@ class _Group:
             )
 
         self.together(open_one)
+        assert self.comms[0] is not None
+        self.chunk_bytes = self.comms[0].chunk_bytes
 
     def together(self, task: Callable[[int], None]) -> None:
         """`task(index)` for each worker, in threads; the first error is raised."""
@@ -165,19 +170,28 @@ def _process(case: Case, ranks: range, url: str, rounds: int, everyone: Any, mea
         measuring.wait(DEADLINE_S)
         sums = group.check(mean(case.workers, case.floats))
         group.close()
-        results.put((sums, [max(row) for row in zip(*group.seconds, strict=True)], ""))
+        results.put((sums, [max(row) for row in zip(*group.seconds, strict=True)], group.chunk_bytes, ""))
     except BaseException as error:
         everyone.abort()
         measuring.abort()
-        results.put(([], [], f"{type(error).__name__}: {error}"))
+        results.put(([], [], 0, f"{type(error).__name__}: {error}"))
         raise
 
 
-def _look(client: redis.Redis) -> tuple[float, dict[str, int], dict[str, float]]:
-    info: Any = client.info("everything")
-    calls = {name.removeprefix("cmdstat_"): int(value["calls"]) for name, value in info.items() if name.startswith("cmdstat_")}
-    usec = {name.removeprefix("cmdstat_"): float(value["usec"]) for name, value in info.items() if name.startswith("cmdstat_")}
-    return info["used_cpu_user"] + info["used_cpu_sys"], calls, usec
+def _look(clients: list[redis.Redis]) -> dict[str, Any]:
+    """All nodes' processor seconds, calls and microseconds by command, connections, bytes of memory and their peak."""
+    found: dict[str, Any] = {"cpu_s": 0.0, "calls": Counter(), "us": Counter(), "clients": 0, "bytes": 0, "peak_bytes": 0}
+    for client in clients:
+        info: Any = client.info("everything")
+        found["cpu_s"] += info["used_cpu_user"] + info["used_cpu_sys"]
+        found["clients"] += info["connected_clients"] - 1
+        found["bytes"] += info["used_memory"]
+        found["peak_bytes"] += info["used_memory_peak"]
+        for name, value in info.items():
+            if name.startswith("cmdstat_") and name not in ("cmdstat_info", "cmdstat_config|resetstat"):
+                found["calls"][name.removeprefix("cmdstat_")] += int(value["calls"])
+                found["us"][name.removeprefix("cmdstat_")] += float(value["usec"])
+    return found
 
 
 def measure(case: Case, rounds: int, processes: int) -> Row:
@@ -186,56 +200,51 @@ def measure(case: Case, rounds: int, processes: int) -> Row:
     count = min(processes, case.workers)
     cuts = [case.workers * i // count for i in range(count + 1)]
     everyone, measuring, results = fork.Barrier(count), fork.Barrier(count + 1), fork.Queue()
-    with EmbeddedStore(settings={"hz": "10"}) as store:
+    with ExitStack() as stack:
+        stores = [stack.enter_context(EmbeddedStore()) for _ in range(case.nodes)]
+        url = ",".join(store.url for store in stores)
         started = [
-            fork.Process(
-                target=_process, args=(case, range(a, b), store.url, rounds, everyone, measuring, results), daemon=True
-            )
+            fork.Process(target=_process, args=(case, range(a, b), url, rounds, everyone, measuring, results), daemon=True)
             for a, b in pairwise(cuts)
         ]
         for process in started:
             process.start()
         try:
-            with redis.Redis.from_url(store.url) as client:
-                measuring.wait(DEADLINE_S)
+            clients = [stack.enter_context(redis.Redis.from_url(store.url)) for store in stores]
+            measuring.wait(DEADLINE_S)
+            for client in clients:
                 client.config_resetstat()  # and the peak of memory
-                cpu, calls, usec = _look(client)
-                idle: dict[str, Any] = client.info("memory")
-                measuring.wait(DEADLINE_S)
-                measuring.wait(DEADLINE_S)
-                cpu_after, calls_after, usec_after = _look(client)
-                info: dict[str, Any] = client.info("everything")
-                measuring.wait(DEADLINE_S)
+            before = _look(clients)
+            measuring.wait(DEADLINE_S)
+            measuring.wait(DEADLINE_S)
+            after = _look(clients)
+            measuring.wait(DEADLINE_S)
         except threading.BrokenBarrierError:
             pass
         answers = [results.get(timeout=DEADLINE_S) for _ in started]
         for process in started:
             process.join(DEADLINE_S)
-    if errors := [error for _, _, error in answers if error]:
+    if errors := [error for *_, error in answers if error]:
         raise RuntimeError(max(errors, key=len))
-    assert all(sums == answers[0][0] for sums, _, _ in answers), "processes have different bits"
-    seconds = [max(row) for row in zip(*(took for _, took, _ in answers), strict=True)]
-    commands = {
-        name: (calls_after[name] - calls.get(name, 0)) / rounds
-        for name in sorted(calls_after)
-        if name not in ("info", "config|resetstat")
-    }
-    spent = {name: (usec_after[name] - usec.get(name, 0)) / rounds for name in commands}
+    assert all(sums == answers[0][0] for sums, *_ in answers), "processes have different bits"
+    seconds = [max(row) for row in zip(*(took for _, took, *_ in answers), strict=True)]
     algorithm, shards = case.chosen
     return {
         "workers": case.workers,
         "floats": case.floats,
         "tuning": case.tuning,
         "codec": case.codec,
+        "nodes": case.nodes,
         "algorithm": algorithm,
         "shards": shards,
-        "store_cpu_ms": (cpu_after - cpu) / rounds * 1e3,
+        "chunk_bytes": answers[0][2],
+        "store_cpu_ms": (after["cpu_s"] - before["cpu_s"]) / rounds * 1e3,
         "seconds": statistics.median(seconds),
-        "commands": {name: round(value, 2) for name, value in commands.items() if value},
-        "command_us": {name: round(value, 1) for name, value in spent.items() if value},
-        "connections": info["connected_clients"] - 1,
-        "used_memory_bytes": idle["used_memory"],
-        "peak_memory_bytes": info["used_memory_peak"],
+        "commands": {name: count / rounds for name, count in sorted((after["calls"] - before["calls"]).items())},
+        "command_us": {name: us / rounds for name, us in sorted((after["us"] - before["us"]).items())},
+        "connections": after["clients"],
+        "used_memory_bytes": before["bytes"],
+        "peak_memory_bytes": after["peak_bytes"],
         "rounds": rounds,
         "same_bits": True,
     }
@@ -255,7 +264,7 @@ def show(rows: list[Row]) -> None:
     print(" ".join(f"{name:>{width}}" for name, width in widths.items()) + "  exponent")
     first: dict[tuple[Any, ...], Row] = {}
     for row in rows:
-        key = (row["floats"], row["tuning"], row["codec"])
+        key = (row["floats"], row["tuning"], row["codec"], row["nodes"])
         start = first.setdefault(key, row)
         e = ""
         if row["workers"] > start["workers"]:
@@ -280,7 +289,10 @@ def simulate(row: Row) -> Row:
 
     tuning, place = TUNINGS[row["tuning"]], calibration.load().places["local"]
     gradient = Gradient(row["floats"], row["codec"])
-    found = collective.smlt(place, row["workers"], gradient, tuning=tuning, rounds=3, shards=row["shards"])
+    place = place.with_nodes(row["nodes"])
+    found = collective.smlt(
+        place, row["workers"], gradient, tuning=tuning, rounds=3, shards=row["shards"], chunk_limit=row["chunk_bytes"]
+    )
     return {"store_cpu_ms": found.store_cpu_s * 1e3, "seconds": found.seconds, "commands": found.calls}
 
 
@@ -306,6 +318,7 @@ def main() -> None:
     parser.add_argument("--floats", type=int, nargs="+", default=[100_000, 1_000])
     parser.add_argument("--shards", type=int, nargs="+", default=[0], help="0: what the model chooses")
     parser.add_argument("--tuning", choices=list(TUNINGS), default="local")
+    parser.add_argument("-k", "--nodes", type=int, default=1, help="of the store, all together in the figures")
     parser.add_argument("--codec", default="fp16")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--passes", type=int, default=3)
@@ -314,7 +327,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="PATH")
     options = parser.parse_args()
     cases = [
-        Case(n, floats, options.tuning, shards, options.codec)
+        Case(n, floats, options.tuning, shards, options.codec, options.nodes)
         for floats, n, shards in product(options.floats, options.workers, options.shards)
         if shards <= n
     ]

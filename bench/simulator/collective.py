@@ -97,7 +97,7 @@ def run(
 def smlt(place: Place, n: int, gradient: Gradient, *, tuning: Tuning | None = None, rounds: int = 1, **options: Any) -> Result:
     """SMLT's all-reduce with the algorithm that `smlt.collective` would choose, or by so many `shards`."""
     tuning = tuning or tuning_of(place)
-    limit = chunk_bytes(tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
+    limit = options.pop("chunk_limit", 0) or chunk_bytes(tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
     size = gradient.wire_bytes
     fits = size <= limit and gradient.floats <= 131_072
     one_shot_limit = _native.ONE_SHOT_BYTES_MAX - PART_HEADER_BYTES if fits else -1
@@ -113,7 +113,9 @@ def smlt(place: Place, n: int, gradient: Gradient, *, tuning: Tuning | None = No
     return run(
         place,
         n,
-        lambda cluster, done: Hierarchical(cluster, gradient, tuning, done, shards=shards, messages_max=messages_max),
+        lambda cluster, done: Hierarchical(
+            cluster, gradient, tuning, done, shards=shards, chunk_limit=limit, messages_max=messages_max
+        ),
         rounds=rounds,
         grain=grain,
         **options,

@@ -18,6 +18,7 @@ from smlt.cli import (
     optimize,
     report,
     store,
+    sweep,
     tools,
     watch,
 )
@@ -25,7 +26,22 @@ from smlt.cli.common import app
 from smlt.errors import SmltError
 
 #: The modules whose commands `app` has; --help shows them in the order of their import.
-COMMANDS = (jobs, executors, estimate, optimize, looking, watch, report, logs, deployment, layers, store, tools, emulator)
+COMMANDS = (
+    jobs,
+    sweep,
+    executors,
+    estimate,
+    optimize,
+    looking,
+    watch,
+    report,
+    logs,
+    deployment,
+    layers,
+    store,
+    tools,
+    emulator,
+)
 
 
 def run() -> int:

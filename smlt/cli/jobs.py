@@ -36,12 +36,14 @@ from smlt.client.tuned_runs import chosen_line, steered, steered_again
 from smlt.errors import CheckpointError, ConfigError, TaskError
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
+from smlt.worker.hyperparameters import parse_assignments
 
 
 @app.command(
     epilog=examples(
         "smlt train examples/digits.py --workers 4 --epochs 25",
         "smlt train task.py --target-accuracy 0.97 --codec fp32 --data ./images",
+        "smlt train task.py --set lr=0.05 --set width=128",
         "smlt train task.py --codec int8 --no-error-feedback",
         "smlt train task.py --batch-schedule 0:64,10:128,20:256 --lr-rule linear --patience 5",
         "AWS_PROFILE=me smlt train task.py --object-store s3://my-bucket/smlt --data ./images",
@@ -81,6 +83,12 @@ def train(
     stop_mode: Annotated[
         str | None, typer.Option(help="Whether more of it is better (max) or less (min).", show_default="max")
     ] = None,
+    hyperparameters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A hyper-parameter: a class attribute of the task; may be given several times."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the model, the sample order and the workers.", show_default="0")] = None,
     codec: Annotated[
         str | None, typer.Option(help="What gradients travel as: fp32, fp16, bf16 or int8.", show_default="fp16")
@@ -104,7 +112,14 @@ def train(
         int | None,
         typer.Option(metavar="MB", help="End the run when a worker holds more; with --on lambda, what each function gets."),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Threads that each worker computes with.", show_default="the cores shared out"),
+    ] = None,
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Files for the task (its data_dir).")] = None,
+    shared_data: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Files that lie in the object store below that name.", hidden=True)
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     name: Annotated[str | None, typer.Option(help="The run's name.", show_default="time and script")] = None,
     timeout: Annotated[
@@ -235,13 +250,16 @@ def train(
         "patience": patience,
         "stop_metric": stop_metric,
         "stop_mode": stop_mode,
+        "hyperparameters": parse_assignments(hyperparameters) if hyperparameters else None,
         "seed": seed,
         "codec": codec,
         "error_feedback": error_feedback,
         "bucket_mb": bucket_mb,
         "object_store": object_store,
         "memory_mb": memory,
+        "threads": threads,
         "data": data,
+        "data_run": shared_data,
         "timeout_s": timeout,
         "on_failure": on_failure,
         "max_restarts": max_restarts,
@@ -403,7 +421,7 @@ def _resumed(run: Run, chosen: dict[str, Any]) -> RunRequest:
         raise ConfigError(f"run {run.name} is still running (process {state['pid']})")
     before = _request_of(run)
     request = with_schedule(replace(before, **chosen), chosen.get("global_batch_size"))
-    for key in ("seed", "global_batch_size", "batch_schedule", "lr_rule"):
+    for key in ("seed", "global_batch_size", "batch_schedule", "lr_rule", "hyperparameters"):
         if getattr(request, key) != getattr(before, key):
             raise ConfigError(f"--resume keeps the run's {key} ({getattr(before, key)}): the loss curve hangs on it")
     check_request(request, state)

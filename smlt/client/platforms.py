@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, fields, replace
 
 from smlt.client.bill import ARCHITECTURES, FREE_EPHEMERAL_MB, LONGEST_INVOCATION_S
 from smlt.client.prices import store_price_name
 from smlt.collective.tuning import LOCAL, NETWORK, Tuning
 from smlt.errors import ConfigError
+from smlt.store.url import endpoints, groups_of, is_cluster
 from smlt.worker.processors import MB_PER_VCPU, threads_of
 
 #: https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html
@@ -170,16 +170,10 @@ class Platform:
 
 
 def nodes_of(store: str | None) -> int:
-    """How many nodes a store's URL lists (of a cluster: its `groups`), 1 when it does not say.
-
-    A comma parts two nodes where a scheme follows: a password may hold others.
-    """
+    """How many nodes a store's URL lists (of a cluster: its `groups`), 1 when it does not say."""
     if not store:
         return 1
-    if "+cluster://" in store:  # what it lists are nodes to begin with
-        groups = re.search(r"[?&]groups=(\d+)", store)
-        return max(1, int(groups[1])) if groups else 1
-    return len(re.split(r",(?=[a-z+]+://)", store))
+    return (groups_of(store) or 1) if is_cluster(store) else len(endpoints(store))
 
 
 def node_rate(node: str) -> float:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def profile(
     bucket_mb: float = BUCKET_MB,
     checkpoint_every_epochs: int = 1,
     crowd: bool = True,
+    hyperparameters: Mapping[str, Any] | None = None,
     budget_s: float = BUDGET_S,
     say: Say = lambda text: None,
 ) -> Workload:
@@ -73,6 +74,7 @@ def profile(
         "data": str(Path(data).resolve()) if data is not None else None,
         "global_batch_size": global_batch_size,
         "bucket_mb": bucket_mb,
+        "hyperparameters": dict(hyperparameters or {}),
     }
     with ExitStack() as stack:
         say("importing the script, loading the data")

@@ -31,6 +31,7 @@ class RunRequest:
     epochs: int = 10
     global_batch_size: int = 64
     seed: int = 0
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)  # class attributes of the task: --set
     codec: str = "fp16"
     error_feedback: bool | None = None  # None: with int8
     bucket_mb: float = BUCKET_MB
@@ -41,9 +42,11 @@ class RunRequest:
     stop_metric: str = "accuracy"
     stop_mode: str = "max"
     memory_mb: int | None = None
+    threads: int | None = None  # each worker computes with; None: the cores shared out
     timeout_s: float = 300.0
     object_store: str | None = None
     data: str | None = None
+    data_run: str | None = None  # whose data lie in the object store already: a sweep's trials share them
     on_failure: str = "restart"
     max_restarts: int = 5  # in a row, without a step in between
     liveness_s: float = 10.0
@@ -104,6 +107,7 @@ def check_request(request: RunRequest, status: Mapping[str, Any] | None = None) 
         ("--global-batch-size", request.global_batch_size),
         ("--keep-checkpoints", request.keep_checkpoints),
         ("--memory", request.memory_mb),
+        ("--threads", request.threads),
     ):
         if whole is not None and whole < 1:
             raise ConfigError(f"{name} {whole} is not positive")
@@ -123,6 +127,8 @@ def check_request(request: RunRequest, status: Mapping[str, Any] | None = None) 
         raise ConfigError(f"--seed {request.seed} is not between 0 and 2**63 - 1")
     if request.target_accuracy is not None and not 0 < request.target_accuracy <= 1:
         raise ConfigError(f"--target-accuracy {request.target_accuracy} is not between 0 and 1")
+    if request.data is not None and request.data_run is not None:
+        raise ConfigError("--data and --shared-data: one of them")
     if request.on_failure not in ON_FAILURE:
         raise ConfigError(f"--on-failure {request.on_failure!r}: choose one of {', '.join(ON_FAILURE)}")
     check_executor(request.on, request.on_options)

@@ -232,7 +232,9 @@ class TaskScheduler:
             error_feedback=request.codec == "int8" if request.error_feedback is None else request.error_feedback,
             bucket_mb=request.bucket_mb,
             store_url=url,
-            has_data=request.data is not None,
+            hyperparameters=dict(request.hyperparameters) or None,
+            has_data=request.data is not None or request.data_run is not None,
+            data_run=request.data_run,
             target_accuracy=request.target_accuracy,
             batch_schedule=request.batch_schedule,
             lr_rule=request.lr_rule,
@@ -245,7 +247,7 @@ class TaskScheduler:
             warm=request.warm and traits.is_warm,
             checkpoints_kept=request.keep_checkpoints,
             code_sha256=self.folder.status.get("code_sha256"),
-            threads=self.executor.threads(request.workers),
+            threads=request.threads or self.executor.threads(request.workers),
         )
 
     def _write_bill(self) -> None:
@@ -277,8 +279,11 @@ class TaskScheduler:
         CheckpointError names what is missing.
         """
         objects = open_object_store(self.object_store_url)
-        for kind in ("code", "data") if self.request.data is not None else ("code",):
-            prefix = f"{self.folder.name}/{kind}"
+        prefixes = [f"{self.folder.name}/code"]
+        if self.request.data is not None or self.request.data_run is not None:
+            prefixes.append(f"{self.request.data_run or self.folder.name}/data")
+        for prefix in prefixes:
+            kind = prefix.rpartition("/")[2]
             names = {*read_manifest(objects, prefix), *([script] if kind == "code" else [])}
             there = set(objects.list(f"{prefix}/"))
             for name in sorted(names):

@@ -112,6 +112,7 @@ def steered(request: RunRequest, *, workers: int | None, learn_from: Run | None,
         codec=request.codec,
         bucket_mb=request.bucket_mb,
         crowd=request.on == "local",
+        hyperparameters=request.hyperparameters,
         say=progress.preparing,
     )
     model = CostModel(workload, _platform(request), load_prices())

@@ -29,6 +29,7 @@ from smlt.collective.plan import (
     CHUNK_BYTES,
     CHUNK_BYTES_MAX,
     CHUNK_BYTES_MIN,
+    ChunkLimit,
     Plan,
     allgather_plan,
     broadcast_plan,
@@ -141,7 +142,7 @@ class Communicator:
         self.job, self.rank, self.world_size, self.generation = job, rank, world_size, generation
         self.timeout_s, self.codec = float(timeout_s), check_codec(codec)
         self.algorithm, self.tuning = check_algorithm(algorithm), tuning or LOCAL
-        self.chunk_bytes = chunk_bytes or CHUNK_BYTES
+        self.chunks = ChunkLimit(chunk_bytes or CHUNK_BYTES, chunk_bytes or CHUNK_BYTES)
         self.worker_id = worker_id or uuid.uuid4().hex
         self.parameter_store: ParameterStore | None = None
         self._session: Session | None = None
@@ -166,7 +167,7 @@ class Communicator:
                 store_window_bytes=_window(store_window_bytes),
                 on_data_loss=on_data_loss,
             )
-            self.tuning, self.chunk_bytes = self._session.tuning, self._session.chunk_bytes
+            self.tuning, self.chunks = self._session.tuning, self._session.chunks
         _open.add(self)
 
     # ---- what a caller sees ----
@@ -175,6 +176,11 @@ class Communicator:
     def step(self) -> int:
         """How many collectives this worker has begun."""
         return self._session.calls if self._session is not None else self._alone
+
+    @property
+    def chunk_bytes(self) -> int:
+        """A chunk's size on the wire, at most."""
+        return self.chunks.usual
 
     @property
     def node_count(self) -> int:
@@ -311,7 +317,7 @@ class Communicator:
     def barrier(self) -> None:
         """Return when every worker has called it. Errors as for `allreduce`."""
         segments = fuse([], None)
-        plan = reduce_plan((segments[0].type,), self.world_size, self.chunk_bytes, self.tuning, self.algorithm, self.node_count)
+        plan = reduce_plan((segments[0].type,), self.world_size, self.chunks, self.tuning, self.algorithm, self.node_count)
         self._begin("barrier", "", [], segments, plan, lambda: None).wait()
 
     @property

@@ -8,6 +8,7 @@ alike; they are cached, for a training run repeats one plan.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,6 +33,27 @@ class SegmentType:
     dtype: str
     codec: str
     count: int
+
+
+@dataclass(frozen=True)
+class ChunkLimit:
+    """How large a chunk may be, in bytes on the wire: `usual`, but in a reduction of more bytes than `bound_from`, `bounded`.
+
+    There a worker that asks for all contributions to a chunk at once must keep to its credit (`smlt.collective.window`).
+    """
+
+    usual: int
+    bounded: int
+    bound_from: float = math.inf
+
+    def of(self, segments: Sequence[SegmentType]) -> int:
+        """For a reduction of `segments`."""
+        size = sum(wire_size(kind.dtype, kind.codec, kind.count) for kind in segments)
+        return self.bounded if size > self.bound_from else self.usual
+
+
+def _limit(chunks: int | ChunkLimit, segments: Sequence[SegmentType]) -> int:
+    return chunks if isinstance(chunks, int) else chunks.of(segments)
 
 
 Row = tuple[int, ...]  # segment, owner, source, target, count[, the one reader]
@@ -64,12 +86,13 @@ class Plan:
 def reduce_plan(
     segments: tuple[SegmentType, ...],
     world_size: int,
-    chunk_bytes: int,
+    chunks: int | ChunkLimit,
     tuning: Tuning,
     algorithm: str = "auto",
     nodes: int = 1,
 ) -> Plan:
     """How to reduce `segments` over `world_size` workers through `nodes` store nodes."""
+    chunk_bytes = _limit(chunks, segments)
     size = sum(wire_size(s.dtype, s.codec, s.count) for s in segments)
     headers = PART_HEADER_BYTES * len(segments)
     fits = all(wire_size(s.dtype, s.codec, s.count) <= chunk_bytes and s.count <= CHUNK_ELEMENTS for s in segments)
@@ -150,9 +173,10 @@ def exchange_plan(parts: tuple[Part, ...], chunk_bytes: int) -> Plan:
 
 
 @lru_cache(maxsize=256)
-def reduce_scatter_plan(segments: tuple[SegmentType, ...], chunk_bytes: int) -> Plan:
+def reduce_scatter_plan(segments: tuple[SegmentType, ...], chunks: int | ChunkLimit) -> Plan:
     """How to reduce `segments`, one for each rank, who alone receives the result."""
-    rows = _part_rows([Part(rank, kind, rank, rank) for rank, kind in enumerate(segments)], chunk_bytes)
+    parts = [Part(rank, kind, rank, rank) for rank, kind in enumerate(segments)]
+    rows = _part_rows(parts, _limit(chunks, segments))
     if not rows or rows[0][1] != 0:  # rank 0 hears from everyone
         rows.insert(0, (0, 0, 0, 0, 0))
     return Plan(_native.HIERARCHICAL, _native.ChunkTable(rows))
@@ -164,7 +188,7 @@ def reduce_to_plan(
     root: int,
     rank: int,
     world_size: int,
-    chunk_bytes: int,
+    chunks: int | ChunkLimit,
     tuning: Tuning,
     algorithm: str = "auto",
     nodes: int = 1,
@@ -173,12 +197,12 @@ def reduce_to_plan(
 
     As in `reduce_plan` several workers aggregate a shard each, so that not all contributions go down one link.
     """
-    whole = reduce_plan((segment,), world_size, chunk_bytes, tuning, algorithm, nodes)
+    whole = reduce_plan((segment,), world_size, chunks, tuning, algorithm, nodes)
     if whole.algorithm == _native.ONE_SHOT:
         return whole, segment.count
     _, shards = choose(tuning, algorithm, world_size, wire_size(segment.dtype, segment.codec, segment.count), -1, nodes)
     rows, room = [], 0
-    for index, owner, source, target, count in _shard_rows((segment,), shards, chunk_bytes):
+    for index, owner, source, target, count in _shard_rows((segment,), shards, _limit(chunks, (segment,))):
         if owner == rank != root:
             target, room = room, room + count
         rows.append((index, owner, source, target, count, root))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from smlt.collective.plan import ChunkLimit
 from smlt.collective.tuning import Tuning
 from smlt.errors import ConfigError
 from smlt.store.server import ServerInfo, smallest_memory_bytes
@@ -29,6 +30,13 @@ def credit_bytes(window_bytes: int, world_size: int) -> int:
 def fitting_chunk_bytes(window_bytes: int, world_size: int) -> int:
     """The largest chunk, in bytes on the wire, of which an owner may ask for all contributions at once within its credit."""
     return int(credit_bytes(window_bytes, world_size) / (world_size - 1) / ROUNDING) - CHUNK_OVERHEAD_BYTES
+
+
+def limit_chunks(usual: int, window_bytes: int, world_size: int, nodes: int) -> ChunkLimit:
+    """`usual`, no larger than what the window leaves room for."""
+    credit = credit_bytes(window_bytes, world_size)
+    usual = min(usual, int(credit / ROUNDING) - CHUNK_OVERHEAD_BYTES)
+    return ChunkLimit(usual, min(usual, fitting_chunk_bytes(window_bytes, world_size)), credit * nodes / ROUNDING)
 
 
 def least_window_bytes(world_size: int) -> int:

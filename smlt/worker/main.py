@@ -136,9 +136,9 @@ class Sandbox:
         self.scratch = tempfile.TemporaryDirectory(prefix="smlt-worker-")
         folder = Path(self.scratch.name)
         code = fetch_code(objects, f"{config.run}/code", folder / "code", config.code_sha256)
-        task = load_task(code / config.script)
+        task = load_task(code / config.script, config.hyperparameters)
         if config.has_data:
-            task.data_files = open_data(objects, f"{config.run}/data", folder / "data")
+            task.data_files = open_data(objects, f"{config.data_run or config.run}/data", folder / "data")
         self.trainer = Trainer(config, task, objects, member.report, member.confirm)
         return self.trainer
 

@@ -86,12 +86,13 @@ class Hierarchical:
         done: Done,
         *,
         shards: int = 0,
+        chunk_limit: int = 0,
         messages_max: int = MESSAGES_MAX,
     ) -> None:
         self.cluster, self.done, self.costs = cluster, done, cluster.costs
         n, size = cluster.n, gradient.wire_bytes
         shards = shards or choose(tuning, "hierarchical", n, size, -1, len(cluster.stores))[1]
-        limit = chunk_bytes(tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
+        limit = chunk_limit or chunk_bytes(tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
         rounds = max(1, -(-size // (shards * limit)))
         self.chunk = size / (shards * rounds)
         self.floats = gradient.floats / (shards * rounds)
