@@ -332,7 +332,8 @@ class Session:
                 if self._closing.is_set():
                     return
                 try:
-                    self._connections.open(self.parameters.locate(self.places), deadline)
+                    urls = self.parameters.locate(self.places, max(deadline - time.monotonic(), 0.1))
+                    self._connections.open(urls, deadline)
                     data_lost = self._look_after_data()
                     break
                 except StoreDataLost:

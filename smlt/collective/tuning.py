@@ -102,8 +102,8 @@ def cache_path() -> Path:
 
 
 def _place(url: str) -> str:
-    """What the constants depend on: hosts and ports of the store; all sockets of this machine are alike."""
-    return "local" if is_local(url) else f"{urlsplit(url).scheme}://{','.join(addresses(url))}"
+    """What the constants depend on: the host and port of the store's first node; all sockets of this machine are alike."""
+    return "local" if is_local(url) else f"{urlsplit(url).scheme}://{addresses(url)[0]}"
 
 
 def load(url: str) -> Tuning:
