@@ -31,7 +31,9 @@ BURST = 20
 
 def build(abi3: bool, into: Path) -> Path:
     """A folder that holds the package with its extension built one way."""
-    shutil.copytree(ROOT / "smlt", into / "smlt", ignore=shutil.ignore_patterns("__pycache__", "*.so", "_native.c"))
+    shutil.copytree(
+        ROOT / "smlt", into / "smlt", ignore=shutil.ignore_patterns("__pycache__", "*.so", "_native.c", "_shared.c")
+    )
     shutil.copytree(ROOT / "csrc", into / "csrc")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, into)

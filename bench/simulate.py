@@ -2,6 +2,7 @@
 
     python -m bench.simulate                        the study: n = 1 ... 1,000, stores of 1 to 8 nodes, four models
     python -m bench.simulate --compare              beside Siren, Cirrus and LambdaML, what is measured and what simulated
+    python -m bench.simulate --store [--floats 11000000]   an all-reduce by workers and store nodes of 10 Gbit/s
     python -m bench.simulate --run resnet50 -n 100 -k 4   one training run with cold starts, stragglers and failures
     python -m bench.simulate --validate [--passes N]      simulated against measured here, n = 2 ... 8, shaped and not (root)
     python -m bench.simulate --calibrate [--passes N]     measure and fit anew (root); writes bench/simulator/calibration.json
@@ -55,13 +56,18 @@ def _run(options: argparse.Namespace) -> list[Row]:
     setting = study.Setting(fitted, core_speed=options.core_speed, local_batch=options.local_batch, memory_mb=options.memory)
     models = [MODELS[name] for name in options.models]
     if options.run:
-        rows = study.one_run(setting, MODELS[options.run], options.workers[0], options.nodes[0], options.epochs, options.seed)
+        nodes = options.nodes[0] if options.nodes else 1
+        rows = study.one_run(setting, MODELS[options.run], options.workers[0], nodes, options.epochs, options.seed)
         tables.show_run(rows[0])
+    elif options.store:
+        counts = options.nodes or study.NODES_COUNTS
+        rows = study.nodes(setting, options.floats, options.workers or study.NODES_WORKERS, counts, options.gbit)
+        tables.show_nodes(rows)
     elif options.compare:
         rows = study.comparison(setting, models, options.workers or study.COMPARED_WORKERS)
         tables.show_comparison(rows, setting)
     else:
-        rows = study.scaling(setting, models, options.workers or study.STUDIED_WORKERS, options.nodes)
+        rows = study.scaling(setting, models, options.workers or study.STUDIED_WORKERS, options.nodes or study.STUDIED_NODES)
         tables.show_scaling(rows, setting)
     return rows
 
@@ -70,13 +76,16 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--compare", action="store_true")
+    what.add_argument("--store", action="store_true")
     what.add_argument("--run", metavar="MODEL", choices=list(MODELS))
     what.add_argument("--validate", action="store_true")
     what.add_argument("--calibrate", action="store_true")
     what.add_argument("--measure", action="store_true", help="measure what the comparison's measured columns show (root)")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("-n", "--workers", type=int, nargs="+")
-    parser.add_argument("-k", "--nodes", type=int, nargs="+", default=list(study.STUDIED_NODES), help="of the store")
+    parser.add_argument("-k", "--nodes", type=int, nargs="+", help="of the store")
+    parser.add_argument("--floats", type=int, default=study.MEASURED_FLOATS, help="of --store")
+    parser.add_argument("--gbit", type=float, default=study.NODE_GBIT, help="of --store: a node's interface, each way")
     parser.add_argument("--local-batch", type=int, default=study.LOCAL_BATCH, help="samples of a worker in a step")
     parser.add_argument("--memory", type=int, default=study.MEMORY_MB, help="MB of a function")
     parser.add_argument(

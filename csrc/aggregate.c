@@ -47,6 +47,19 @@ static int allocate(smlt_engine *engine, const char *const *prefixes, const char
     return complete;
 }
 
+/* With several nodes, too, no more than a window goes up; but it comes down in threes, for they do not all have something at
+ * the same time (`python -m bench.store_nodes`). */
+static void set_windows(smlt_engine *engine, size_t window_bytes) {
+    size_t nodes = (size_t)engine->node_count, down = 3 * window_bytes / nodes, up = 6 * window_bytes / (10 * nodes);
+    if (nodes == 1) {
+        engine->window_bytes = engine->upload_most = window_bytes;
+        engine->upload_least = window_bytes / 4;
+        return;
+    }
+    engine->window_bytes = down > NODE_WINDOW_BYTES ? down : NODE_WINDOW_BYTES;
+    engine->upload_least = engine->upload_most = up > UPLOAD_QUEUE_BYTES ? up : UPLOAD_QUEUE_BYTES;
+}
+
 smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, int nodes, const char *const *prefixes,
                              const char *control_key, int64_t ttl_ms, size_t chunk_elements, size_t chunk_bytes,
                              size_t window_bytes, size_t store_window_bytes) {
@@ -63,7 +76,7 @@ smlt_engine *smlt_engine_new(int rank, int world_size, uint64_t generation, int 
     engine->ttl_ms = ttl_ms;
     engine->chunk_elements = chunk_elements;
     engine->chunk_bytes = chunk_bytes;
-    engine->window_bytes = window_bytes;
+    set_windows(engine, window_bytes);
     engine->silence_ms = SILENCE_MS;
     if (allocate(engine, prefixes, control_key) && smlt_credit_init(engine, store_window_bytes)) return engine;
     smlt_engine_free(engine);
@@ -247,7 +260,6 @@ smlt_status smlt_engine_submit(smlt_engine *engine, const smlt_plan *plan, uint6
     if (engine->fenced_by) return SMLT_FENCED;
     collective *c = smlt_collective_new(engine, plan), **last = &engine->active;
     if (!c) return SMLT_NO_MEMORY;
-    c->step = engine->last_step + 1;
     if (!remember(engine, c)) {
         smlt_collective_free(engine, c);
         return SMLT_NO_MEMORY;
@@ -446,20 +458,12 @@ smlt_status smlt_take_token(smlt_engine *engine, smlt_node *node, const smlt_tok
         engine->completed_by[token->rank] = token->completed;
         delete_what_everyone_has_read(engine);
     }
-    if (token->kind == SMLT_TOKEN_HAVE_READ || token->kind == SMLT_TOKEN_CONSUMED) {
-        if (token->rank == engine->rank) return SMLT_OK;
-        if (token->kind == SMLT_TOKEN_HAVE_READ)
-            smlt_take_acknowledgement(engine, node, token);
-        else
-            smlt_contribution_consumed(node, (size_t)token->digest);
+    if (token->kind >= SMLT_TOKEN_CONSUMED) {
+        if (token->rank != engine->rank) smlt_take_word_of_credit(engine, node, token);
         return SMLT_OK;
     }
     if (token->step > engine->last_step)
         return token->kind == SMLT_TOKEN_PART ? SMLT_OK : keep_for_later(engine, node, token, bytes, length, NULL, 0);
-    if (token->kind == SMLT_TOKEN_HAVE_YOU_READ) {
-        if (token->rank != engine->rank) smlt_take_question(engine, node, token);
-        return SMLT_OK;
-    }
     collective *c = smlt_find(engine, token->step);
     if (!c || c->result.status != SMLT_ACTIVE) return SMLT_OK;
     if (token->kind == SMLT_TOKEN_ABORT) {

@@ -12,6 +12,7 @@
 #define FETCH_TOGETHER_BYTES (64u << 10) /* aggregates that one MGET asks for */
 #define TRIM_BYTES (64u << 10)           /* of tokens read before the streams are trimmed again */
 #define UPLOAD_QUEUE_BYTES (64u << 10)   /* encoded and not sent: an aggregate waits behind so much */
+#define NODE_WINDOW_BYTES (256u << 10)   /* of each of several nodes at least */
 #define BULK_FOR_UPLOADS 4
 #define BULK_FOR_AGGREGATES 8
 #define BULK_FOR_EACH_NODE 2       /* of each, behind the first node */
@@ -37,6 +38,8 @@ typedef struct {
     chunk_queue contributions, aggregates; /* to be fetched */
     chunk_queue republish;                 /* own aggregates that a lost connection may have swallowed */
     uint32_t own, chunks;                  /* how many chunks are this worker's, and in all */
+    uint32_t unpublished;                  /* own chunks, where that counts (credit.c) */
+    size_t largest_aggregate;              /* bytes that the largest of them takes in the store */
     struct {
         uint32_t contributions, aggregates; /* how many were waited for again since the connections are new */
     } again;
@@ -78,7 +81,7 @@ typedef struct collective {
     uint8_t *arrived; /* own chunk x rank */
     uint32_t *arrived_count;
     uint32_t chunks_left; /* not CHUNK_DONE */
-    uint32_t tokens_left; /* CHUNK_WAITING for tokens */
+    uint32_t tokens_left; /* CHUNK_WAITING for tokens; of a one-shot reduction the parts */
     uint8_t *joined;      /* on rank 0, by rank: took part, with the same digest */
     int joined_left;
 
@@ -111,27 +114,30 @@ typedef struct {
     int32_t node;
 } early_token;
 
-/* Up to where a worker has read what another one has aggregated. */
 typedef struct {
-    uint64_t step;
-    uint32_t chunk;
-} place_read;
-
-typedef struct {
-    uint64_t step;
-    uint32_t chunk;
+    smlt_place place;
     int32_t reader; /* as in smlt_chunk */
     size_t bytes;
 } published_chunk;
+
+/* What an owner has asked this worker, and what of it is not read yet. */
+typedef struct {
+    uint64_t question; /* 0: nothing was asked */
+    uint32_t count;
+    smlt_place unread[SMLT_PLACES_MAX];
+} open_question;
 
 /* How much of this worker's lies at a node, when that is bounded (credit.c). */
 typedef struct {
     size_t contributions, aggregates; /* bytes; of aggregates also what is reserved */
     size_t asked_bytes;               /* asked for since nothing was outstanding */
-    published_chunk *published;       /* [first, count): in the order of publication, not known to be read by all */
-    size_t first, count, capacity;
-    place_read asked;                  /* everyone, when they would have read up to there; step 0: nothing */
-    place_read *acked, *wanted, *told; /* by rank: what it has read; what it asked; what it was answered */
+    int blocked;                      /* something waits for credit */
+    published_chunk *published;       /* by step: what is not known to be read by all */
+    size_t count, capacity;
+    uint64_t question;                  /* the last one that this worker has asked */
+    size_t question_first, in_question; /* it was about these of `published`; none: it is settled */
+    uint64_t *answered;                 /* by rank: the last question that it has answered */
+    open_question *asked;               /* by rank: its question to this worker */
 } node_credit;
 
 /* A node of the store as this worker sees it: the names of what lies there, the lanes to it, and what is under way on them. */
@@ -204,7 +210,8 @@ struct smlt_engine {
     size_t spare_size;
     char *one_shot_accumulator; /* none of the nodes': contributions may be half way through there */
     size_t chunk_elements, chunk_bytes;
-    size_t window_bytes;  /* at each node */
+    size_t window_bytes;              /* asked for at each node and not received, at most */
+    size_t upload_least, upload_most; /* sent to each and not confirmed, at first and later */
     size_t credit;        /* what may lie at each node of this worker's contributions, and of its aggregates; 0: unbounded */
     size_t fetched_bytes; /* received since the first of the active collectives began */
 };
@@ -261,7 +268,7 @@ void smlt_trim_streams(smlt_engine *engine, smlt_node *node);
 void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length);
 void smlt_delete_aggregates(smlt_engine *engine, smlt_node *node, const published_chunk *published, size_t count);
 /* A token to one worker, or to everyone (-1). */
-void smlt_tell(smlt_engine *engine, smlt_node *node, int to_rank, int kind, uint64_t step, uint32_t chunk, uint64_t digest);
+void smlt_tell(smlt_engine *engine, smlt_node *node, int to_rank, smlt_token token);
 void smlt_tell_consumed(smlt_engine *engine, const collective *c, uint32_t chunk);
 void smlt_publish_token(smlt_engine *engine, collective *c, uint32_t chunk);
 void smlt_end_wait(smlt_engine *engine, smlt_node *node, uint64_t step);
@@ -282,13 +289,13 @@ int smlt_may_fetch(const smlt_engine *engine, smlt_node *node, const collective 
 int smlt_may_upload(const smlt_engine *engine, const smlt_node *node, const collective *c, uint32_t chunk);
 void smlt_contribution_consumed(smlt_node *node, size_t bytes);
 void smlt_uploads_deleted(smlt_engine *engine, const collective *c);
-int smlt_reserve_aggregate(const smlt_engine *engine, smlt_node *node, size_t bytes);
+int smlt_reserve_aggregate(const smlt_engine *engine, smlt_node *node, const collective *c, uint32_t chunk);
+void smlt_count_aggregates(const smlt_engine *engine, collective *c);
 void smlt_unreserve_aggregate(const smlt_engine *engine, smlt_node *node, size_t bytes);
-int smlt_note_published(smlt_engine *engine, smlt_node *node, const collective *c, uint32_t chunk);
+int smlt_note_published(smlt_engine *engine, smlt_node *node, collective *c, uint32_t chunk);
 void smlt_delete_read_aggregates(smlt_engine *engine, smlt_node *node, uint64_t completed);
-void smlt_ask_for_acknowledgements(smlt_engine *engine, smlt_node *node);
-void smlt_take_acknowledgement(smlt_engine *engine, smlt_node *node, const smlt_token *token);
-void smlt_take_question(smlt_engine *engine, smlt_node *node, const smlt_token *token);
+void smlt_ask_who_has_read(smlt_engine *engine, smlt_node *node);
+void smlt_take_word_of_credit(smlt_engine *engine, smlt_node *node, const smlt_token *token);
 void smlt_note_read(smlt_engine *engine, const collective *c, uint32_t chunk);
 void smlt_note_read_all(smlt_engine *engine, const collective *c);
 

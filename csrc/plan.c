@@ -197,7 +197,8 @@ static void set_counters(const smlt_engine *engine, collective *c) {
 
 collective *smlt_collective_new(smlt_engine *engine, const smlt_plan *plan) {
     if (!plan_is_sound(engine, plan)) return NULL;
-    collective draft = {.digest = plan->digest,
+    collective draft = {.step = engine->last_step + 1,
+                        .digest = plan->digest,
                         .algorithm = plan->algorithm,
                         .chunks = plan->chunks,
                         .chunk_count = (uint32_t)plan->chunk_count,
@@ -239,6 +240,7 @@ collective *smlt_collective_new(smlt_engine *engine, const smlt_plan *plan) {
     for (uint32_t chunk = 0; chunk < c->chunk_count; chunk++)
         c->node[chunk] = (uint8_t)node_of(engine, c->chunks[chunk].owner, chunk - start[c->chunks[chunk].owner]);
     c->bounded = exceeds_credit(engine, c);
+    smlt_count_aggregates(engine, c);
     order_uploads(engine, c, start);
     set_counters(engine, c);
     return c;

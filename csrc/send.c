@@ -73,30 +73,23 @@ static void append_token(smlt_engine *engine, smlt_node *node, resp_buffer *buff
     append_entry(engine, node, buffer, to_rank, token, NULL, 0, expectation);
 }
 
-void smlt_tell(smlt_engine *engine, smlt_node *node, int to_rank, int kind, uint64_t step, uint32_t chunk, uint64_t digest) {
+void smlt_tell(smlt_engine *engine, smlt_node *node, int to_rank, smlt_token token) {
     smlt_message *message = smlt_new_text(engine);
     if (!message) return;
-    append_token(engine, node, &message->head, to_rank,
-                 (smlt_token){.kind = (uint8_t)kind, .step = step, .chunk = chunk, .digest = digest},
-                 (smlt_expectation){.kind = EXPECT_IGNORED});
+    append_token(engine, node, &message->head, to_rank, token, (smlt_expectation){.kind = EXPECT_IGNORED});
     smlt_queue(engine, node, SMLT_LANE_UP, message);
 }
 
 /* Whoever waits for anything waits at the first node too. */
 void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length) {
-    smlt_node *node = &engine->nodes[0];
-    smlt_message *message = smlt_new_text(engine);
-    if (!message) return;
-    append_token(
-        engine, node, &message->head, -1,
-        (smlt_token){.kind = (uint8_t)kind, .status = (uint8_t)status, .step = step, .text = text, .text_length = length},
-        (smlt_expectation){.kind = EXPECT_IGNORED});
-    smlt_queue(engine, node, SMLT_LANE_UP, message);
+    smlt_tell(
+        engine, &engine->nodes[0], -1,
+        (smlt_token){.kind = (uint8_t)kind, .status = (uint8_t)status, .step = step, .text = text, .text_length = length});
 }
 
 /* Have the XREAD that is under way answered now. */
 void smlt_end_wait(smlt_engine *engine, smlt_node *node, uint64_t step) {
-    smlt_tell(engine, node, -1, SMLT_TOKEN_HELLO, step, 0, 0);
+    smlt_tell(engine, node, -1, (smlt_token){.kind = SMLT_TOKEN_HELLO, .step = step});
 }
 
 static void compose_hello(smlt_engine *engine, collective *c) {
@@ -224,8 +217,10 @@ static void append_aggregate_token(smlt_engine *engine, smlt_node *node, resp_bu
 /* Whoever has contributed to a chunk that is not for everyone hears by this alone that its contribution is deleted. */
 void smlt_tell_consumed(smlt_engine *engine, const collective *c, uint32_t chunk) {
     if (engine->credit && c->chunks[chunk].reader)
-        smlt_tell(engine, chunk_node(engine, c, chunk), -1, SMLT_TOKEN_CONSUMED, c->step, chunk,
-                  smlt_chunk_stored_bytes(c, chunk));
+        smlt_tell(
+            engine, chunk_node(engine, c, chunk), -1,
+            (smlt_token){
+                .kind = SMLT_TOKEN_CONSUMED, .step = c->step, .chunk = chunk, .digest = smlt_chunk_stored_bytes(c, chunk)});
 }
 
 /* Publish an own chunk; a bulk message was reserved. What everyone will decode is written to this worker's target too:
@@ -307,8 +302,8 @@ static int is_aggregated(const collective *c, uint32_t chunk) {
 /* A copy's aggregates are reserved when they are sent; what is published again was before. */
 static int has_credit(smlt_engine *engine, smlt_node *node, const collective *c, uint32_t chunk) {
     if (!engine->credit || c->chunk_state[chunk] == CHUNK_PUBLISHED) return 1;
-    if (!smlt_may_upload(engine, node, c, chunk)) return 0;
-    return c->algorithm == SMLT_HIERARCHICAL || smlt_reserve_aggregate(engine, node, smlt_chunk_stored_bytes(c, chunk));
+    if (c->algorithm == SMLT_HIERARCHICAL) return smlt_may_upload(engine, node, c, chunk);
+    return smlt_reserve_aggregate(engine, node, c, chunk);
 }
 
 typedef enum { NOTHING_TO_SEND, COMPOSED, NO_CREDIT } upload_result;
@@ -333,7 +328,10 @@ static upload_result compose_upload(smlt_engine *engine, smlt_node *node, collec
         return NOTHING_TO_SEND;
     }
     uint32_t chunk = uploads->chunks[uploads->first];
-    if (!has_credit(engine, node, c, chunk)) return NO_CREDIT;
+    if (!has_credit(engine, node, c, chunk)) {
+        node->credit.blocked = 1;
+        return NO_CREDIT;
+    }
     uploads->first++;
     if (c->algorithm == SMLT_HIERARCHICAL)
         compose_contribution(engine, node, c, chunk);
@@ -345,13 +343,14 @@ static upload_result compose_upload(smlt_engine *engine, smlt_node *node, collec
 /* At the beginning nothing comes down: whatever has been sent waits in the uplink's queue, and commands wait behind it.
  * Later confirmations wait behind what comes down, and more must be under way to fill the uplink. */
 static size_t upload_limit(const smlt_engine *engine) {
-    size_t least = engine->window_bytes / 4, more = engine->fetched_bytes;
-    return least + (more < engine->window_bytes - least ? more : engine->window_bytes - least);
+    size_t least = engine->upload_least, more = engine->fetched_bytes, room = engine->upload_most - least;
+    return least + (more < room ? more : room);
 }
 
 static void compose_uploads(smlt_engine *engine, smlt_node *node) {
     smlt_lane *lane = &node->lanes[SMLT_LANE_UP];
-    smlt_ask_for_acknowledgements(engine, node);
+    smlt_ask_who_has_read(engine, node);
+    node->credit.blocked = 0; /* perhaps no more */
     for (collective *c = engine->active; c; c = c->next) {
         if (c->result.status != SMLT_ACTIVE) continue;
         if (c->hello_unsent && node->number == 0) compose_hello(engine, c);
@@ -400,7 +399,7 @@ static int reserve_for_aggregate(smlt_engine *engine, smlt_node *node, const col
     const chunk_queue *ready = &c->work[node->number].contributions;
     if (ready->first == ready->count || !smlt_pool_reserve(&engine->pool, SMLT_FOR_AGGREGATES)) return 0;
     uint32_t chunk = ready->chunks[ready->first];
-    if (is_kept(&c->chunks[chunk]) || smlt_reserve_aggregate(engine, node, smlt_chunk_stored_bytes(c, chunk))) return 1;
+    if (is_kept(&c->chunks[chunk]) || smlt_reserve_aggregate(engine, node, c, chunk)) return 1;
     smlt_pool_unreserve(&engine->pool, SMLT_FOR_AGGREGATES);
     return 0;
 }
@@ -462,9 +461,15 @@ static void compose_fetches(smlt_engine *engine, smlt_node *node) {
     }
 }
 
+/* Whoever misses anything listens at every node: at the first speak the scheduler and those who give up, and anywhere somebody
+ * may ask what was read. To listen costs nothing where nobody speaks. */
 static int tokens_are_missing(const smlt_engine *engine) {
-    for (const collective *c = engine->active; c; c = c->next)
-        if (c->result.status == SMLT_ACTIVE && (c->tokens_left > 0 || c->joined_left > 0 || engine->credit)) return 1;
+    for (const collective *c = engine->active; c; c = c->next) {
+        if (c->result.status != SMLT_ACTIVE) continue;
+        if (c->tokens_left > 0 || c->joined_left > 0 || c->bounded) return 1;
+    }
+    for (int node = 0; node < engine->node_count; node++)
+        if (engine->nodes[node].credit.blocked) return 1;
     return 0;
 }
 
@@ -567,7 +572,8 @@ void smlt_delete_aggregates(smlt_engine *engine, smlt_node *node, const publishe
     resp_append_array(&message->head, 1 + count);
     resp_append_text(&message->head, "UNLINK");
     for (size_t i = 0; i < count; i++)
-        resp_append_bulk(&message->head, key, smlt_key_aggregate(key, node->prefix, published[i].step, published[i].chunk));
+        resp_append_bulk(&message->head, key,
+                         smlt_key_aggregate(key, node->prefix, published[i].place.step, published[i].place.chunk));
     expect_nothing(engine, node);
     smlt_queue(engine, node, SMLT_LANE_UP, message);
 }

@@ -105,3 +105,10 @@ int smlt_token_parse(const char *bytes, size_t length, smlt_token *token) {
     return token->kind >= SMLT_TOKEN_CONTRIBUTION && token->kind <= SMLT_TOKEN_HAVE_READ && get(bytes + 36, 4) == 0 &&
            token->text_length == length - SMLT_TOKEN_BYTES;
 }
+
+void smlt_place_pack(char bytes[SMLT_PLACE_BYTES], smlt_place place) {
+    put(bytes, place.step, 8);
+    put(bytes + 8, place.chunk, 4);
+}
+
+smlt_place smlt_place_parse(const char *bytes) { return (smlt_place){get(bytes, 8), (uint32_t)get(bytes + 8, 4)}; }

@@ -43,14 +43,15 @@ int smlt_header_parse(const char *bytes, size_t length, smlt_header *header);
 #define SMLT_TOKEN_MAX (SMLT_TOKEN_BYTES + SMLT_TOKEN_TEXT_MAX)
 
 typedef enum {
-    SMLT_TOKEN_CONTRIBUTION = 1,  /* `rank` has uploaded its contribution to `chunk` */
-    SMLT_TOKEN_AGGREGATE = 2,     /* `rank` has published the aggregated `chunk` */
-    SMLT_TOKEN_HELLO = 3,         /* `rank` takes part in `step`; nothing uploaded */
-    SMLT_TOKEN_ABORT = 4,         /* `step` ends in error for everyone: `status` and `text` say why */
-    SMLT_TOKEN_PART = 5,          /* `rank`'s contribution to a one-shot reduction lies beside this token */
-    SMLT_TOKEN_CONSUMED = 6,      /* `rank` has deleted the contributions to `chunk`; `digest`: bytes that each took */
-    SMLT_TOKEN_HAVE_YOU_READ = 7, /* `rank` wants to hear when its aggregates up to `chunk` are read */
-    SMLT_TOKEN_HAVE_READ = 8      /* the answer: `rank` has read them */
+    SMLT_TOKEN_CONTRIBUTION = 1, /* `rank` has uploaded its contribution to `chunk` */
+    SMLT_TOKEN_AGGREGATE = 2,    /* `rank` has published the aggregated `chunk` */
+    SMLT_TOKEN_HELLO = 3,        /* `rank` takes part in `step`; nothing uploaded */
+    SMLT_TOKEN_ABORT = 4,        /* `step` ends in error for everyone: `status` and `text` say why */
+    SMLT_TOKEN_PART = 5,         /* `rank`'s contribution to a one-shot reduction lies beside this token */
+    SMLT_TOKEN_CONSUMED = 6,     /* `rank` has deleted the contributions to `chunk`; `digest`: bytes that each took */
+    SMLT_TOKEN_HAVE_YOU_READ =
+        7,                   /* `rank` wants to hear when the aggregates that `text` lists are read; `digest`: its number */
+    SMLT_TOKEN_HAVE_READ = 8 /* the answer to the question with the number `digest` */
 } smlt_token_kind;
 
 typedef struct {
@@ -64,6 +65,18 @@ typedef struct {
 } smlt_token;
 
 size_t smlt_token_pack(char bytes[SMLT_TOKEN_MAX], const smlt_token *token);
+/* The aggregates of a question: as many as fit in a token's text. */
+#define SMLT_PLACE_BYTES 12
+#define SMLT_PLACES_MAX (SMLT_TOKEN_TEXT_MAX / SMLT_PLACE_BYTES)
+
+typedef struct {
+    uint64_t step;
+    uint32_t chunk;
+} smlt_place;
+
+void smlt_place_pack(char bytes[SMLT_PLACE_BYTES], smlt_place place);
+smlt_place smlt_place_parse(const char *bytes);
+
 int smlt_token_parse(const char *bytes, size_t length, smlt_token *token);
 
 #endif

@@ -53,13 +53,13 @@ def of_sdist(path: Path, version: str) -> Iterator[str]:
 
 
 def of_wheel(path: Path, version: str) -> Iterator[str]:
-    """What is wrong with a wheel, a sentence each: every file but the library is the repository's, byte for byte."""
+    """What is wrong with a wheel, a sentence each: every file but the libraries is the repository's, byte for byte."""
     expected, info = packaged(), f"smlt-{version}.dist-info/"
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
-        libraries = {name for name in names if re.fullmatch(r"smlt/collective/_native\.[\w.-]*so", name)}
-        if len(libraries) != 1:
-            yield f"{path.name} holds {len(libraries)} native libraries, not one"
+        libraries = {name for name in names if re.fullmatch(r"smlt/collective/_(native|shared)\.[\w.-]*so", name)}
+        if sorted(name.split("/")[-1].split(".")[0] for name in libraries) != ["_native", "_shared"]:
+            yield f"{path.name} holds {len(libraries)} native libraries, not one _native and one _shared"
         for name in sorted(names - libraries - expected - {info + one for one in METADATA}):
             yield f"{path.name} holds {name}, which does not belong there"
         for name in sorted((expected | {info + one for one in METADATA}) - names):
@@ -88,6 +88,6 @@ def _record(path: Path, archive: zipfile.ZipFile, info: str) -> Iterator[str]:
 
 
 def names_of(wheel: Path) -> set[str]:
-    """The files of a wheel, without what differs from one system to another: the library's ending."""
+    """The files of a wheel, without what differs from one system to another: the libraries' ending."""
     with zipfile.ZipFile(wheel) as archive:
-        return {re.sub(r"_native\..*so$", "_native.so", name) for name in archive.namelist()}
+        return {re.sub(r"_(native|shared)\..*so$", r"_\1.so", name) for name in archive.namelist()}

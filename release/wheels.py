@@ -69,7 +69,8 @@ def build(arch: str, folder: Path, source: Path) -> Path:
         "SMLT_ABI3": "1",
         "CC": command,
         "CFLAGS": "-g0",
-        "LDSHARED": f"{command} -shared -s",  # not this machine's library folders; stripped
+        # Not this machine's library folders; stripped; without what nobody calls, which is most of zig's own library.
+        "LDSHARED": f"{command} -shared -s -Wl,--gc-sections",
         "_PYTHON_HOST_PLATFORM": f"linux-{arch}",
     }
     made = subprocess.run(

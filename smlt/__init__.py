@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from smlt.collective.api import allgather, allreduce, allreduce_async, barrier, broadcast, finalize, init, rank, world_size
     from smlt.collective.communicator import Communicator
     from smlt.collective.feedback import ErrorFeedback
+    from smlt.collective.two_level import TwoLevelCommunicator
     from smlt.collective.work import Work
     from smlt.worker.shards import open_shards
     from smlt.worker.task import Task
@@ -19,6 +20,7 @@ _HOME = {
     "Communicator": "smlt.collective.communicator",
     "ErrorFeedback": "smlt.collective.feedback",
     "Task": "smlt.worker.task",
+    "TwoLevelCommunicator": "smlt.collective.two_level",
     "Work": "smlt.collective.work",
     "allgather": "smlt.collective.api",
     "allreduce": "smlt.collective.api",
@@ -36,6 +38,7 @@ __all__ = [
     "Communicator",
     "ErrorFeedback",
     "Task",
+    "TwoLevelCommunicator",
     "Work",
     "__version__",
     "allgather",

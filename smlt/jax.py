@@ -16,15 +16,17 @@ it is looked up when the compiled function runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smlt.collective.api import current
 from smlt.collective.codecs import check_codec, check_operation, wire_dtype
-from smlt.collective.communicator import Communicator
 from smlt.collective.packing import aligned, reduce_arrays
 from smlt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from smlt.collective.two_level import AnyCommunicator
 
 try:
     import jax
@@ -35,7 +37,7 @@ except ImportError as error:
 __all__ = ["allreduce", "broadcast"]
 
 
-def allreduce(tree: Any, op: str = "mean", codec: str | None = None, comm: Communicator | None = None) -> Any:
+def allreduce(tree: Any, op: str = "mean", codec: str | None = None, comm: AnyCommunicator | None = None) -> Any:
     """Reduce a pytree over all workers; returns one of the same structure, shapes and dtypes.
 
     Parameters
@@ -57,7 +59,7 @@ def allreduce(tree: Any, op: str = "mean", codec: str | None = None, comm: Commu
     return _apply(lambda arrays: reduce_arrays(comm or current(), arrays, op, codec), tree)
 
 
-def broadcast(tree: Any, root: int = 0, comm: Communicator | None = None) -> Any:
+def broadcast(tree: Any, root: int = 0, comm: AnyCommunicator | None = None) -> Any:
     """The pytree of rank `root`, eagerly or under `jit`. Each leaf is copied once. Errors as for `allreduce`."""
 
     def call(arrays: Sequence[Any]) -> list[Any]:

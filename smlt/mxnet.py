@@ -13,14 +13,16 @@ pip install mxnet==1.9.1 'numpy==1.23.5'.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smlt.collective.api import current
-from smlt.collective.communicator import Communicator
 from smlt.collective.packing import reduce_arrays
 from smlt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from smlt.collective.two_level import AnyCommunicator
 
 try:
     import mxnet
@@ -57,7 +59,7 @@ def _read(array: Any) -> Any:
     return np.from_dlpack(_Capsule(array))
 
 
-def allreduce(arrays: Any, op: str = "mean", codec: str | None = None, comm: Communicator | None = None) -> Any:
+def allreduce(arrays: Any, op: str = "mean", codec: str | None = None, comm: AnyCommunicator | None = None) -> Any:
     """Reduce an NDArray, or a list of them, over all workers; returns the same.
 
     One array is sent from MXNet's memory and comes back without a copy, several are copied once, to be one collective.
@@ -70,7 +72,7 @@ def allreduce(arrays: Any, op: str = "mean", codec: str | None = None, comm: Com
     return results if many else results[0]
 
 
-def broadcast(parameters: Any, root: int = 0, comm: Communicator | None = None) -> None:
+def broadcast(parameters: Any, root: int = 0, comm: AnyCommunicator | None = None) -> None:
     """Give a `ParameterDict` (or a dict of parameters) the values that it has on rank `root`. Copies them out and back.
 
     Raises ConfigError for parameters without values, and as `smlt.Communicator.broadcast` does.
@@ -98,7 +100,7 @@ class Trainer(gluon.Trainer):  # type: ignore[misc]
         optimizer: Any,
         optimizer_params: Any = None,
         codec: str | None = None,
-        comm: Communicator | None = None,
+        comm: AnyCommunicator | None = None,
     ) -> None:
         super().__init__(params, optimizer, optimizer_params, kvstore=None)
         self._codec, self._comm = codec, comm

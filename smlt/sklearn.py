@@ -20,14 +20,16 @@ SGDClassifier, SGDRegressor, Perceptron, PassiveAggressiveClassifier, PassiveAgg
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smlt.collective.api import current
-from smlt.collective.communicator import Communicator
 from smlt.collective.structure import Array
 from smlt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from smlt.collective.two_level import AnyCommunicator
 
 __all__ = ["average"]
 
@@ -35,7 +37,7 @@ __all__ = ["average"]
 _MOMENTS = ("velocities", "ms", "vs")
 
 
-def average(model: Any, codec: str = "fp32", comm: Communicator | None = None) -> Any:
+def average(model: Any, codec: str = "fp32", comm: AnyCommunicator | None = None) -> Any:
     """Give `model` the mean of all workers' parameters, in place; returns it.
 
     Call it on every worker after each `partial_fit`. Begin with the same parameters everywhere (a fixed random_state, and for

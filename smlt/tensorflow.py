@@ -11,14 +11,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smlt.collective.api import current
-from smlt.collective.communicator import Communicator
 from smlt.collective.packing import is_aligned, reduce_arrays
 from smlt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from smlt.collective.two_level import AnyCommunicator
 
 try:
     import keras
@@ -46,7 +48,7 @@ def array_of(tensor: Any) -> Any:
     return tensor.numpy() if tensor.dtype == tf.bfloat16 else np.asarray(tensor)
 
 
-def allreduce(grads: Any, op: str = "mean", codec: str | None = None, comm: Communicator | None = None) -> Any:
+def allreduce(grads: Any, op: str = "mean", codec: str | None = None, comm: AnyCommunicator | None = None) -> Any:
     """Reduce tensors over all workers, eagerly or inside `tf.function`.
 
     Parameters
@@ -88,7 +90,7 @@ _DTYPES = {
 }
 
 
-def _reduce(tensors: list[Any], op: str, codec: str | None, comm: Communicator | None) -> Sequence[Any]:
+def _reduce(tensors: list[Any], op: str, codec: str | None, comm: AnyCommunicator | None) -> Sequence[Any]:
     if not tensors:
         return []
     if all(isinstance(tensor, tf.__internal__.EagerTensor) for tensor in tensors):
@@ -104,7 +106,7 @@ def _reduce(tensors: list[Any], op: str, codec: str | None, comm: Communicator |
     return list(results)
 
 
-def broadcast(variables: Any, root: int = 0, comm: Communicator | None = None) -> None:
+def broadcast(variables: Any, root: int = 0, comm: AnyCommunicator | None = None) -> None:
     """Give `variables` (Keras or TensorFlow variables, in a list or nested) the values that they have on rank `root`.
 
     Eagerly only. The values are copied out of TensorFlow and back. Errors as for `smlt.Communicator.broadcast`.
@@ -129,7 +131,7 @@ class _Averaging:
 
 
 def DistributedOptimizer(  # noqa: N802 - it makes an optimizer
-    optimizer: Any, codec: str | None = None, comm: Communicator | None = None
+    optimizer: Any, codec: str | None = None, comm: AnyCommunicator | None = None
 ) -> Any:
     """A Keras 3 optimizer like `optimizer` that averages the gradients over all workers before it applies them.
 
@@ -164,7 +166,7 @@ class DistributedCallback(keras.callbacks.Callback):  # type: ignore[misc]
     worker. It turns off XLA for the model, which cannot compile an all-reduce.
     """
 
-    def __init__(self, comm: Communicator | None = None) -> None:
+    def __init__(self, comm: AnyCommunicator | None = None) -> None:
         super().__init__()
         self._comm = comm
 
@@ -188,7 +190,7 @@ class DistributedCallback(keras.callbacks.Callback):  # type: ignore[misc]
             logs.update((self._comm or current()).allreduce(numbers, codec="fp32"))
 
 
-def shard(data: Any, comm: Communicator | None = None) -> Any:
+def shard(data: Any, comm: AnyCommunicator | None = None) -> Any:
     """This worker's part of a data set, as long as every other's, so that all take the same number of steps.
 
     An array, a tuple, list or dict of arrays (all of one length): every world_size-th row from rank on, without what is

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from groups import Group
+from stores import AnyStore, Everywhere, make_store
 
-from smlt.store.embedded import EmbeddedStore
 from smlt.store.parameter import ParameterStore
 
 
@@ -31,9 +31,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def store() -> Iterator[EmbeddedStore]:
-    with EmbeddedStore() as server:
-        yield server
+def store() -> Iterator[AnyStore]:
+    """The session's store, of the kind that SMLT_TEST_STORE asks for (`stores`)."""
+    with make_store() as made:
+        yield made
 
 
 FAILED = pytest.StashKey[bool]()
@@ -48,19 +49,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture
-def job(store: EmbeddedStore, request: pytest.FixtureRequest) -> Iterator[str]:
+def job(store: AnyStore, request: pytest.FixtureRequest) -> Iterator[str]:
     """A job's name; afterwards not one of its keys may be left, unless the test failed: then that is the news."""
     name = f"test-{uuid.uuid4().hex[:12]}"
     yield name
     parameters = ParameterStore(store.url, job=name)
-    left = [key.decode() for key in parameters.client.scan_iter(match=f"smlt:{{{name}.*")]
+    with Everywhere(store) as client:
+        left = [key.decode() for key in client.scan_iter(match=f"smlt:{{{name}.*")]
     parameters.sweep()
     parameters.close()
     assert left == [] or request.node.stash.get(FAILED, False)
 
 
 @pytest.fixture
-def parameters(store: EmbeddedStore, job: str) -> Iterator[ParameterStore]:
+def parameters(store: AnyStore, job: str) -> Iterator[ParameterStore]:
     """The control plane of a job; swept afterwards."""
     made = ParameterStore(store.url, job=job)
     yield made
@@ -69,7 +71,7 @@ def parameters(store: EmbeddedStore, job: str) -> Iterator[ParameterStore]:
 
 
 @pytest.fixture
-def group(store: EmbeddedStore, job: str) -> Iterator[Callable[..., Group]]:
+def group(store: AnyStore, job: str) -> Iterator[Callable[..., Group]]:
     """Make a group of workers; closed at the end."""
     with ExitStack() as stack:
 

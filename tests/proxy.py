@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from smlt.store.embedded import EmbeddedStore
+from stores import AnyStore, Doors, asks_for_slots
 
 #: What happens at a byte: both sides closed; both reset; nothing more is forwarded and nothing closed.
 End = Literal["close", "reset", "silence"]
@@ -36,6 +36,8 @@ class Direction:
         self.piece: int | Literal["random"] | None = None  # so many bytes at a time
         self.change: Callable[[bytes], bytes | None] | None = None  # None: close
         self.begun: Callable[[bytes], None] = lambda first: None  # told of the first bytes before they pass
+        self.heard: Callable[[bytes], None] = lambda data: None  # told of all bytes before they pass
+        self.translate: Callable[[bytes], bytes] | None = None
         self._flowing = threading.Event()
         self._flowing.set()
 
@@ -68,6 +70,8 @@ class Direction:
             while data := source.recv(1 << 16):
                 if self.passed == 0:
                     self.begun(data)
+                self.heard(data)
+                data = self.translate(data) if self.translate is not None else data
                 changed = self.change(data) if self.change is not None else data
                 if changed is None:
                     break
@@ -129,37 +133,43 @@ class Proxy:
     """Listens on loopback, passes on to `store`. `on_connect` is told of each connection before its first
     byte, `on_lane` of each of a communicator's data connections (and which of its three lanes) before the handshake."""
 
-    def __init__(self, store: EmbeddedStore, *, seed: int = 0) -> None:
+    def __init__(self, store: AnyStore, *, seed: int = 0) -> None:
         self.seed = seed
         self.connections: list[Connection] = []
         self.on_connect: Callable[[Connection], None] = lambda connection: None
         self.on_lane: Callable[[Connection, int], None] = lambda connection, lane: None
         self._lanes = 0
+        self._counting = threading.Lock()
         self.refuse = False  # close new connections at once
-        credentials, _, port = store.tcp_url.rpartition(":")
-        self._target = int(port)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.url = f"{credentials}:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.doors = Doors(store)
+        self.url = self.doors.url()
+        for number in range(len(self.doors.listeners)):
+            threading.Thread(target=self._accept, args=(number,), daemon=True).start()
 
-    def _accept(self) -> None:
+    def _accept(self, number: int) -> None:
         while True:
             try:
-                client, _ = self._listener.accept()
+                client, _ = self.doors.listeners[number].accept()
             except OSError:
                 return
             try:
                 if self.refuse:
                     raise ConnectionRefusedError
-                store = socket.create_connection(("127.0.0.1", self._target))
+                store = socket.create_connection(("127.0.0.1", self.doors.targets[number]))
             except OSError:
                 client.close()
                 continue
-            connection = Connection(len(self.connections), client, store, self.seed)
-            self.connections.append(connection)
+            with self._counting:
+                connection = Connection(len(self.connections), client, store, self.seed)
+                self.connections.append(connection)
             self.on_connect(connection)
             connection.up.begun = lambda first, connection=connection: self._begun(connection, first)  # type: ignore[misc]
+            connection.up.heard = lambda data, connection=connection: self._heard(connection, data)  # type: ignore[misc]
             connection.start()
+
+    def _heard(self, connection: Connection, data: bytes) -> None:
+        if asks_for_slots(data):
+            connection.down.translate = self.doors.translate
 
     def _begun(self, connection: Connection, first: bytes) -> None:
         if b"NO-EVICT" in first:  # only the data plane asks for it
@@ -172,9 +182,9 @@ class Proxy:
         for connection in self.connections:
             connection.down.change = change
 
-    def lead_to(self, store: EmbeddedStore) -> None:
+    def lead_to(self, store: AnyStore) -> None:
         """To another store from now on; what is connected is cut off."""
-        self._target = int(store.tcp_url.rpartition(":")[2])
+        self.doors.targets = Doors.ports_of(store)
         for connection in list(self.connections):
             connection.close()
 
@@ -188,9 +198,7 @@ class Proxy:
                 direction.thaw()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self.doors.close()
         for connection in self.connections:
             connection.close()
 

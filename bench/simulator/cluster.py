@@ -7,6 +7,7 @@ Messages are cut in slices, so that a large one is under way in several places a
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -85,6 +86,7 @@ class StoreNode:
     def __init__(self, number: int, thread: Thread, into: Link | None, out: Link | None) -> None:
         self.number, self.thread, self.into, self.out = number, thread, into, out
         self.commands = 0
+        self.calls: Counter[str] = Counter()  # of each command
 
 
 class Cluster:
@@ -147,8 +149,12 @@ class Cluster:
         *arguments: Any,
         work_s_per_byte: float | None = None,
         message_s: float | None = None,
+        calls: tuple[tuple[str, float], ...] = (),
     ) -> None:
-        """`size` bytes in `commands` commands from a worker to a store; `done` is called when they have been carried out."""
+        """`size` bytes in `commands` commands from a worker to a store; `done` is called when they have been carried out.
+
+        `calls` names them, for the count.
+        """
         count, part = self.slices(size)
         costs = self.costs
         per_byte = costs.worker_s_per_byte if work_s_per_byte is None else work_s_per_byte
@@ -157,6 +163,8 @@ class Cluster:
         if self.place.request_s:
             done, arguments = self._after_request, (self.place.request_s * commands, done, arguments)
         store.commands += int(commands)
+        for name, times in calls:
+            store.calls[name] += times  # type: ignore[assignment]
         for i in range(count):
             work_s = part * per_byte + (first_s if i == 0 else 0.0)
             last = i == count - 1

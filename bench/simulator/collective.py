@@ -28,6 +28,7 @@ class Result:
     sent_bytes: float  # a worker's mean on its link
     received_bytes: float
     store_commands: float
+    calls: dict[str, float]  # the same by command
     wakes: float  # of the store
     events: int
 
@@ -35,15 +36,11 @@ class Result:
 def tuning_of(place: Place) -> Tuning:
     """What `smlt.collective.tuning` takes without having measured: for a unix socket, or for anything further away.
 
-    A store of known nodes is taken for what it is: with the rate of one node for eight, too few workers would be owners.
+    A node of a known interface is taken for what it is.
     """
     if place.link_bytes_per_s is None:
         return LOCAL
-    if place.store_bytes_per_s is None:
-        return NETWORK
-    return replace(
-        NETWORK, store_bytes_per_s=2 * place.store_bytes_per_s * place.nodes, command_s=NETWORK.command_s / place.nodes
-    )
+    return NETWORK if place.store_bytes_per_s is None else replace(NETWORK, store_bytes_per_s=place.store_bytes_per_s)
 
 
 def run(
@@ -91,18 +88,22 @@ def run(
         sent_bytes=sum(worker.up.bytes for worker in workers if worker.up is not None) * each,
         received_bytes=sum(worker.down.bytes for worker in workers if worker.down is not None) * each,
         store_commands=sum(store.commands for store in stores) / rounds,
+        calls={name: sum(store.calls[name] for store in stores) / rounds for name in sorted(stores[0].calls)},
         wakes=sum(store.thread.wakes for store in stores) / rounds,
         events=cluster.engine.events,
     )
 
 
 def smlt(place: Place, n: int, gradient: Gradient, *, tuning: Tuning | None = None, rounds: int = 1, **options: Any) -> Result:
-    """SMLT's all-reduce with the algorithm that `smlt.collective` would choose."""
+    """SMLT's all-reduce with the algorithm that `smlt.collective` would choose, or by so many `shards`."""
     tuning = tuning or tuning_of(place)
-    limit = chunk_bytes(tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
+    limit = options.pop("chunk_limit", 0) or chunk_bytes(tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
     size = gradient.wire_bytes
     fits = size <= limit and gradient.floats <= 131_072
-    name, shards = choose(tuning, "auto", n, size, _native.ONE_SHOT_BYTES_MAX - PART_HEADER_BYTES if fits else -1)
+    one_shot_limit = _native.ONE_SHOT_BYTES_MAX - PART_HEADER_BYTES if fits else -1
+    name, shards = choose(tuning, "auto", n, size, one_shot_limit, place.nodes)
+    if forced := options.pop("shards", 0):
+        name, shards = "hierarchical", forced
     if name == "one-shot":
         return run(
             place, n, lambda cluster, done: OneShot(cluster, gradient, done), rounds=rounds, starts_s=options.get("starts_s")
@@ -112,7 +113,9 @@ def smlt(place: Place, n: int, gradient: Gradient, *, tuning: Tuning | None = No
     return run(
         place,
         n,
-        lambda cluster, done: Hierarchical(cluster, gradient, tuning, done, shards=shards, messages_max=messages_max),
+        lambda cluster, done: Hierarchical(
+            cluster, gradient, tuning, done, shards=shards, chunk_limit=limit, messages_max=messages_max
+        ),
         rounds=rounds,
         grain=grain,
         **options,

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from bench.links import RATE_MBIT
@@ -36,6 +37,8 @@ from smlt.collective.tuning import NETWORK
 Row = dict[str, Any]
 STUDIED_WORKERS = [1, 2, 4, 8, 16, 32, 64, 100, 200, 500, 1000]
 STUDIED_NODES = [1, 2, 4, 8]
+NODES_WORKERS, NODES_COUNTS, NODE_GBIT = [8, 16, 32, 64, 128, 256, 512, 1000], [1, 2, 4, 8, 16, 32], 10.0
+WORTH = 0.1  # what so many more nodes must save, of the time
 COMPARED_WORKERS = [8, 16, 32, 64, 100, 200]
 LOCAL_BATCH, MEMORY_MB = 16, 1769
 S3_BYTES_PER_S, S3_WRITES_PER_S, S3_POLL_S = 65e6, 3500.0, 0.1
@@ -135,6 +138,44 @@ def bound_s(place: Place, n: int, model: Model) -> float:
     assert place.link_bytes_per_s is not None
     assert place.store_bytes_per_s is not None
     return max(received / place.link_bytes_per_s, n * received / place.store_bytes_per_s / place.nodes)
+
+
+# ---- how many nodes ----
+
+
+def nodes(setting: Setting, floats: int, workers: list[int], counts: list[int], gbit: float) -> list[Row]:
+    """A row for each n and k: an all-reduce over a store of k nodes of `gbit` each way.
+
+    `needed`: the least k of `counts` from which on the next in the list would save less than `WORTH` of the time; 0 when
+    more than the last would be needed.
+    """
+    rows: list[Row] = []
+    for n in workers:
+        times: dict[int, float] = {}
+        for k in counts:
+            place = replace(setting.functions(k), store_bytes_per_s=gbit * 1e9 / 8)
+            found = _smlt_cached(place, n, floats, "fp16")
+            times[k] = found.seconds
+            size = Gradient(floats).wire_bytes
+            assert place.link_bytes_per_s is not None
+            rows.append(
+                {
+                    "workers": n,
+                    "nodes": k,
+                    "floats": floats,
+                    "node_gbit": gbit,
+                    "allreduce_s": found.seconds,
+                    "link_bound_s": max(1.0, 2 * (n - 1) / n) * size / place.link_bytes_per_s,
+                    "commands": found.store_commands,
+                    "store_cpu_s": found.store_cpu_s,
+                    "events": found.events,
+                }
+            )
+        saved = [1 - times[more] / times[k] for k, more in pairwise(counts)]
+        enough = [k for i, k in enumerate(counts[:-1]) if all(share < WORTH for share in saved[i:])]
+        for row in rows[-len(counts) :]:
+            row["needed"] = enough[0] if enough else 0
+    return rows
 
 
 # ---- beside others ----

@@ -6,6 +6,7 @@ import statistics
 from itertools import groupby
 from typing import Any
 
+from bench.links import RATE_MBIT
 from bench.simulator.calibration import FIT_WORKERS, TEST_WORKERS, Calibration
 from bench.simulator.study import MEASURED_FLOATS, Setting
 
@@ -56,6 +57,22 @@ def show_scaling(rows: list[Row], setting: Setting) -> None:
                 line += f"{text:>28}"
             print(line)
         print()
+
+
+def show_nodes(rows: list[Row]) -> None:
+    """An all-reduce by workers and store nodes, and how many nodes it takes."""
+    first = rows[0]
+    counts = sorted({row["nodes"] for row in rows})
+    print(
+        f"SIMULATED: an all-reduce of {first['floats']:,} floats, fp16, in ms (times the bound of the workers' links of "
+        f"{RATE_MBIT:.0f} Mbit/s); nodes of {first['node_gbit']:g} Gbit/s each way"
+    )
+    print("  workers " + "".join(f"{f'k = {k}':>16}" for k in counts) + "   k needed")
+    for n, of_n in groupby(rows, key=lambda row: row["workers"]):
+        cells = list(of_n)
+        line = "".join(f"{row['allreduce_s'] * 1e3:8.0f} ({row['allreduce_s'] / row['link_bound_s']:4.1f}x)" for row in cells)
+        needed = cells[0]["needed"] or f"> {counts[-2]}"
+        print(f"  {n:7} {line}   {needed}")
 
 
 def show_comparison(rows: list[Row], setting: Setting) -> None:

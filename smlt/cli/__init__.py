@@ -6,12 +6,42 @@ import os
 import signal
 import sys
 
-from smlt.cli import deployment, emulator, estimate, jobs, layers, logs, looking, optimize, report, store, tools, watch
+from smlt.cli import (
+    deployment,
+    emulator,
+    estimate,
+    executors,
+    jobs,
+    layers,
+    logs,
+    looking,
+    optimize,
+    report,
+    store,
+    sweep,
+    tools,
+    watch,
+)
 from smlt.cli.common import app
 from smlt.errors import SmltError
 
 #: The modules whose commands `app` has; --help shows them in the order of their import.
-COMMANDS = (jobs, estimate, optimize, looking, watch, report, logs, deployment, layers, store, tools, emulator)
+COMMANDS = (
+    jobs,
+    sweep,
+    executors,
+    estimate,
+    optimize,
+    looking,
+    watch,
+    report,
+    logs,
+    deployment,
+    layers,
+    store,
+    tools,
+    emulator,
+)
 
 
 def run() -> int:

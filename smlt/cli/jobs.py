@@ -24,7 +24,8 @@ from smlt.cli.common import (
 )
 from smlt.cli.listening import Log, MetricsHost, MetricsPort, listened_to
 from smlt.client.artifacts import local_modules
-from smlt.client.lambda_runs import place, through
+from smlt.client.executors.registry import find, parse_options
+from smlt.client.lambda_runs import through
 from smlt.client.loggers import check_log
 from smlt.client.optimizer.goals import parse_duration, parse_usd
 from smlt.client.request import FUNCTION, RunRequest, check_request, check_workers, smallest_batch, with_schedule
@@ -35,12 +36,14 @@ from smlt.client.tuned_runs import chosen_line, steered, steered_again
 from smlt.errors import CheckpointError, ConfigError, TaskError
 from smlt.store.object import open_object_store
 from smlt.store.parameter import ParameterStore
+from smlt.worker.hyperparameters import parse_assignments
 
 
 @app.command(
     epilog=examples(
         "smlt train examples/digits.py --workers 4 --epochs 25",
         "smlt train task.py --target-accuracy 0.97 --codec fp32 --data ./images",
+        "smlt train task.py --set lr=0.05 --set width=128",
         "smlt train task.py --codec int8 --no-error-feedback",
         "smlt train task.py --batch-schedule 0:64,10:128,20:256 --lr-rule linear --patience 5",
         "AWS_PROFILE=me smlt train task.py --object-store s3://my-bucket/smlt --data ./images",
@@ -48,6 +51,7 @@ from smlt.store.parameter import ParameterStore
         "SMLT_STORE_PASSWORD=... smlt train task.py --store rediss://store.example:6380",
         "smlt train task.py --store 'rediss://store.example:6380?password_file=/run/secrets/store' --json",
         "smlt train task.py --on lambda --function digits --workers 32 --memory 1769",
+        "smlt train task.py --on ray --on-option address=auto --on-option num_cpus=2 --workers 8",
         "smlt train task.py --on lambda --deadline 2h --max-workers 64",
         "smlt train task.py --on lambda --budget 5.00 --on-miss stop",
         "smlt train task.py --deadline 10m --json",
@@ -79,6 +83,12 @@ def train(
     stop_mode: Annotated[
         str | None, typer.Option(help="Whether more of it is better (max) or less (min).", show_default="max")
     ] = None,
+    hyperparameters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A hyper-parameter: a class attribute of the task; may be given several times."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the model, the sample order and the workers.", show_default="0")] = None,
     codec: Annotated[
         str | None, typer.Option(help="What gradients travel as: fp32, fp16, bf16 or int8.", show_default="fp16")
@@ -102,7 +112,14 @@ def train(
         int | None,
         typer.Option(metavar="MB", help="End the run when a worker holds more; with --on lambda, what each function gets."),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Threads that each worker computes with.", show_default="the cores shared out"),
+    ] = None,
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Files for the task (its data_dir).")] = None,
+    shared_data: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Files that lie in the object store below that name.", hidden=True)
+    ] = None,
     runs_dir: RunsDir = DEFAULT_RUNS_DIR,
     name: Annotated[str | None, typer.Option(help="The run's name.", show_default="time and script")] = None,
     timeout: Annotated[
@@ -153,7 +170,19 @@ def train(
     keep_checkpoints: Annotated[
         int | None, typer.Option(metavar="K", help="How many checkpoints are kept.", show_default="3")
     ] = None,
-    on: Annotated[str | None, typer.Option("--on", help="Where workers run: local or lambda.", show_default="local")] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="EXECUTOR",
+            help="Where workers run: local, lambda, or what `smlt executors` lists.",
+            show_default="local",
+        ),
+    ] = None,
+    on_option: Annotated[
+        list[str] | None,
+        typer.Option("--on-option", metavar="KEY=VALUE", help="What the executor wants to know; may be repeated."),
+    ] = None,
     function: Annotated[
         str | None, typer.Option(metavar="NAME", help="The function that `smlt deploy` has made.", show_default=FUNCTION)
     ] = None,
@@ -165,6 +194,9 @@ def train(
     ] = None,
     store_node: Annotated[
         str | None, typer.Option(metavar="NODE", help="What that store runs on, for the bill: cache.t4g.small, t4g.small, ...")
+    ] = None,
+    store_nodes: Annotated[
+        int | None, typer.Option(metavar="K", min=1, help="How many of them.", show_default="as many as the store's URL lists")
     ] = None,
     deadline: Annotated[
         str | None,
@@ -199,7 +231,7 @@ def train(
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="As `smlt resume RUN`.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the task in SCRIPT with n workers, on this machine or as Lambda functions.
+    """Train the task in SCRIPT with n workers, on this machine, as Lambda functions, or by another executor.
 
     Workers average their gradients through the parameter store: the embedded one, which needs no setting up, or --store.
     A worker that is lost is replaced, and training goes on where it was. Ctrl-C stops all workers behind the same step
@@ -218,13 +250,16 @@ def train(
         "patience": patience,
         "stop_metric": stop_metric,
         "stop_mode": stop_mode,
+        "hyperparameters": parse_assignments(hyperparameters) if hyperparameters else None,
         "seed": seed,
         "codec": codec,
         "error_feedback": error_feedback,
         "bucket_mb": bucket_mb,
         "object_store": object_store,
         "memory_mb": memory,
+        "threads": threads,
         "data": data,
+        "data_run": shared_data,
         "timeout_s": timeout,
         "on_failure": on_failure,
         "max_restarts": max_restarts,
@@ -235,9 +270,11 @@ def train(
         "warm": warm,
         "keep_checkpoints": keep_checkpoints,
         "on": on,
+        "on_options": None if on_option is None else parse_options(on_option),
         "function": function,
         "store_tunnel": store_tunnel,
         "store_node": store_node,
+        "store_nodes": store_nodes,
         "deadline_s": None if deadline is None else parse_duration(deadline),
         "budget_usd": None if budget is None else parse_usd(budget),
         "tune": tune or deadline is not None or budget is not None or None,
@@ -280,7 +317,7 @@ def train(
 
 def _placed(request: RunRequest, store: str | None) -> tuple[RunRequest, str | None]:
     """The request as it is carried out, and the store as this machine reaches it; None: the embedded one."""
-    return place(request, store) if request.on == "lambda" else (request, resolved(store))
+    return find(request.on).place(request, store)
 
 
 def _resume(run: Run, chosen: dict[str, Any], store: str | None, as_json: bool) -> None:
@@ -384,7 +421,7 @@ def _resumed(run: Run, chosen: dict[str, Any]) -> RunRequest:
         raise ConfigError(f"run {run.name} is still running (process {state['pid']})")
     before = _request_of(run)
     request = with_schedule(replace(before, **chosen), chosen.get("global_batch_size"))
-    for key in ("seed", "global_batch_size", "batch_schedule", "lr_rule"):
+    for key in ("seed", "global_batch_size", "batch_schedule", "lr_rule", "hyperparameters"):
         if getattr(request, key) != getattr(before, key):
             raise ConfigError(f"--resume keeps the run's {key} ({getattr(before, key)}): the loss curve hangs on it")
     check_request(request, state)

@@ -23,6 +23,9 @@ def launch(
     arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments.")] = None,
     workers: Annotated[int, typer.Option("--workers", "-n", help="Number of processes.")] = 4,
     store: StoreUrl = None,
+    two_level: Annotated[
+        bool, typer.Option("--two-level", help="Reduce in memory that the processes share; without --store there is none.")
+    ] = False,
     timeout: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", help="Longest wait for a process or the store.", show_default="300"),
@@ -37,7 +40,7 @@ def launch(
 
     if workers < 1:
         raise ConfigError(f"--workers {workers} is not positive")
-    code = launch_processes(script, arguments or [], workers, store, timeout)
+    code = launch_processes(script, arguments or [], workers, store, timeout, two_level)
     if code:
         raise typer.Exit(code)
 

@@ -101,7 +101,7 @@ class Communication:
         if algorithm == "one-shot":
             sent, received = message, n * message
             taken_in, given_out = n * sent, n * received
-            commands = n * (n + 1)
+            commands, k = n * (n + 1), 1  # it takes one node, the next step another one
         else:
             pieces = self._pieces(size, shards)
             message = size / shards + OVERHEAD_BYTES * pieces
@@ -109,8 +109,9 @@ class Communication:
             received = (n - 1) * message + (shards - 1) * message
             taken_in, given_out = n * shards * message, 2 * (n - 1) * shards * message
             commands = pieces * (2 * n * shards + 2 * shards + (n + 1) * shards) + 2 * n
+            k = min(platform.store_nodes, shards * pieces)
         link = max(sent, received) / tuning.link_bytes_per_s
-        rate, k = platform.node_bytes_per_s, platform.store_nodes
+        rate = platform.node_bytes_per_s
         network = max(taken_in, given_out) / (rate * k) if rate else 0.0
         thread = ((taken_in + given_out) / self._thread_rate() + commands * tuning.command_s) / k
         return link, network, thread
@@ -129,7 +130,7 @@ class Communication:
         return algorithm, coded / CODEC_BYTES_PER_S[self.codec], self._limits(n, size)[2], HIERARCHICAL_TRIPS
 
     def _chosen(self, n: int, size: int) -> tuple[str, int]:
-        return choose(self.platform.tuning, "auto", n, size, _native.ONE_SHOT_BYTES_MAX)
+        return choose(self.platform.tuning, "auto", n, size, _native.ONE_SHOT_BYTES_MAX, self.platform.store_nodes)
 
     def _pieces(self, size: int, shards: int) -> int:
         """Chunks of a shard."""

@@ -58,7 +58,8 @@ def frame(overview: Overview, width: int, height: int, now: float | None = None)
 
 def _title(overview: Overview, width: int) -> Text:
     config = overview.config
-    place = f"Lambda, function {config.get('function', '?')}" if config.get("on") == "lambda" else "on this machine"
+    on = config.get("on", "local")
+    place = {"lambda": f"Lambda, function {config.get('function', '?')}", "local": "on this machine"}.get(on, f"by {on}")
     state = overview.state + (" (its process is gone)" if overview.state == "lost" else "")
     text = Text.assemble((overview.run.name, "bold"), "  ", (state, _STATES.get(overview.state, "")), f"  {place}")
     text.truncate(width, overflow="ellipsis")

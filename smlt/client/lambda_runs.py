@@ -1,4 +1,4 @@
-"""A run on Lambda: which store URL goes where, and its executor."""
+"""A run on Lambda: which store URL goes where."""
 
 from __future__ import annotations
 
@@ -7,19 +7,11 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from smlt.client.deployment.lookup import find_deployment
-from smlt.client.executors.aws_lambda import LambdaExecutor
-from smlt.client.executors.invocation import Invoker
-from smlt.client.executors.preparation import check_reach, lambda_client, prepare
-from smlt.client.invocations import append_invocation
 from smlt.client.request import RunRequest
-from smlt.client.runs import Run
 from smlt.errors import ConfigError
 from smlt.store.parameter import redact
 from smlt.store.secrets import resolve_store_url
 from smlt.store.url import endpoints, is_cluster
-
-#: More connections at once are kept for workers that the run begins with only.
-CONNECTIONS_MAX = 1000
 
 
 def functions_run_here() -> bool:
@@ -74,31 +66,6 @@ def _through(url: str, tunnel: str) -> str:
     if parts.scheme == "rediss":  # the certificate is for the store's own name; who signed it is still looked at
         query += ("&" if query else "") + "ssl_check_hostname=false"
     return parts._replace(netloc=f"{user}{at}{host}:{port}", query=query).geturl()
-
-
-def lambda_executor(request: RunRequest, run: Run, store_url: str, object_store_url: str) -> LambdaExecutor:
-    """The executor for a run, when its function is there, has room for all workers, and reaches the stores."""
-    target = prepare(request.function, request.workers + request.spares, request.memory_mb)
-    at_once = min(target.concurrency, max(CONNECTIONS_MAX, request.workers + request.spares))
-    invoker = Invoker(lambda_client(at_once), request.function, target.qualifier)
-    probe = check_reach(invoker, target, store_url, object_store_url)
-    if probe is not None:
-        append_invocation(run.path, probe)
-    found = target.deployment
-    run.write_status(
-        function=request.function,
-        log_group=found.log_group,
-        memory_mb=target.memory_mb,
-        tmp_mb=found.tmp_mb,
-        architecture=found.arch,
-    )
-    return LambdaExecutor(
-        invoker,
-        at_once,
-        target,
-        lambda memory_mb: prepare(request.function, 1, memory_mb),
-        lambda row: append_invocation(run.path, row),
-    )
 
 
 def place(request: RunRequest, store: str | None) -> tuple[RunRequest, str | None]:

@@ -11,43 +11,56 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from smlt.client.executors.local import this_package, threads_per_worker
+from smlt.client.executors.local import threads_per_worker
 from smlt.errors import TaskError
 from smlt.store.embedded import EmbeddedStore
 from smlt.store.parameter import ParameterStore
 from smlt.store.secrets import without_store_secrets
+from smlt.worker.process import this_package
 
 GRACE_S = 5.0
 
 
-def launch(script: str, arguments: list[str], workers: int, store_url: str | None, timeout_s: float | None = None) -> int:
+def launch(
+    script: str,
+    arguments: list[str],
+    workers: int,
+    store_url: str | None,
+    timeout_s: float | None = None,
+    two_level: bool = False,
+) -> int:
     """Run `script` in `workers` processes, lines of output prefixed by rank; returns the exit code.
 
     The first process that fails ends all others, and its code is the result (128 + n when signal n killed it); a line on
-    stderr names it. On Ctrl-C all are ended. The job's keys are deleted in any case.
+    stderr names it. On Ctrl-C all are ended. The job's keys are deleted in any case. With `two_level` they reduce in shared
+    memory, and there is no store unless `store_url` gives one.
     TaskError when there is no such script; StoreError when the store does not answer.
     """
     if not Path(script).is_file():
         raise TaskError(f"there is no script {script}")
     with ExitStack() as stack:
-        url = store_url or stack.enter_context(EmbeddedStore()).url
         job = f"launch-{os.urandom(6).hex()}"
-        parameters = ParameterStore(url, job=job)
-        stack.callback(parameters.close)
-        parameters.check()
-        stack.callback(parameters.sweep, derived=True)
+        url = store_url
+        if url is None and not two_level:
+            url = stack.enter_context(EmbeddedStore()).url
+        if url is not None:
+            parameters = ParameterStore(url, job=job)
+            stack.callback(parameters.close)
+            parameters.check()
+            stack.callback(parameters.sweep, derived=True)
         processes: list[subprocess.Popen[bytes]] = []
         stack.callback(_end_all, processes)
         printers: list[_Printer] = []
         for rank in range(workers):
             environment = {
                 **without_store_secrets(os.environ),
-                "SMLT_STORE": url,
+                **({} if url is None else {"SMLT_STORE": url}),
                 "SMLT_JOB": job,
                 "SMLT_RANK": str(rank),
                 "SMLT_WORLD_SIZE": str(workers),
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_per_worker(workers))),
                 "PYTHONUNBUFFERED": "1",
+                **({"SMLT_LOCAL_RANK": str(rank), "SMLT_LOCAL_SIZE": str(workers)} if two_level else {}),
                 **({} if timeout_s is None else {"SMLT_TIMEOUT_S": str(timeout_s)}),
                 **this_package(),
             }

@@ -10,6 +10,7 @@ from smlt.client.bill import ARCHITECTURES, FREE_EPHEMERAL_MB, LONGEST_INVOCATIO
 from smlt.client.prices import store_price_name
 from smlt.collective.tuning import LOCAL, NETWORK, Tuning
 from smlt.errors import ConfigError
+from smlt.store.url import endpoints, groups_of, is_cluster
 from smlt.worker.processors import MB_PER_VCPU, threads_of
 
 #: https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html
@@ -166,6 +167,13 @@ class Platform:
     def changed(self, **values: object) -> Platform:
         """The same with something else."""
         return replace(self, **values)  # type: ignore[arg-type]
+
+
+def nodes_of(store: str | None) -> int:
+    """How many nodes a store's URL lists (of a cluster: its `groups`), 1 when it does not say."""
+    if not store:
+        return 1
+    return (groups_of(store) or 1) if is_cluster(store) else len(endpoints(store))
 
 
 def node_rate(node: str) -> float:

@@ -56,8 +56,10 @@ class FailurePolicy:
             what = f"worker {rank}: its time limit comes before it can train, {self._pauses[rank]} times in a row"
             if self.request.on == "lambda":
                 advice = "deploy the function with a larger --timeout"
-            else:
+            elif self.request.on == "local":
                 advice = "give a larger --time-limit, or keep workers --warm"
+            else:
+                advice = f"give a larger --time-limit, or let {self.request.on} run its workers for longer"
             raise self.loss(rank, f"{what}; {advice}", start, step)
 
     def loss(self, rank: int, what: str, start: Started | None, step: int) -> WorkerLostError:

@@ -39,9 +39,17 @@ STEPS_MIN, STEPS_MAX = 3, 400
 class Profiled:
     """A task in this process, and what its parts take."""
 
-    def __init__(self, script: str, data: str | None, global_batch_size: int, threads: int, bucket_mb: float) -> None:
+    def __init__(
+        self,
+        script: str,
+        data: str | None,
+        global_batch_size: int,
+        threads: int,
+        bucket_mb: float,
+        hyperparameters: dict[str, Any] | None = None,
+    ) -> None:
         cpu = time.process_time()
-        task = load_task(Path(script))
+        task = load_task(Path(script), hyperparameters)
         if data is not None:
             task.data_files = LocalFiles(Path(data))
         imported = time.process_time()

@@ -11,17 +11,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from smlt.client.artifacts import local_modules
-from smlt.client.executors.local import this_package, threads_per_worker
+from smlt.client.executors.local import threads_per_worker
 from smlt.client.workload import Workload
 from smlt.errors import ConfigError, SmltError, TaskError
 from smlt.store.secrets import without_store_secrets
 from smlt.worker.buckets import BUCKET_MB
+from smlt.worker.process import this_package
 from smlt.worker.processors import VARIABLES
 
 #: What measuring takes, beside importing and loading: each local batch gets its part of it.
@@ -48,6 +49,7 @@ def profile(
     bucket_mb: float = BUCKET_MB,
     checkpoint_every_epochs: int = 1,
     crowd: bool = True,
+    hyperparameters: Mapping[str, Any] | None = None,
     budget_s: float = BUDGET_S,
     say: Say = lambda text: None,
 ) -> Workload:
@@ -72,6 +74,7 @@ def profile(
         "data": str(Path(data).resolve()) if data is not None else None,
         "global_batch_size": global_batch_size,
         "bucket_mb": bucket_mb,
+        "hyperparameters": dict(hyperparameters or {}),
     }
     with ExitStack() as stack:
         say("importing the script, loading the data")

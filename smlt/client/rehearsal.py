@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from smlt.client.cost import Choice, Rehearsal
-from smlt.client.executors.local import this_package
 from smlt.client.optimizer.observations import Observation
 from smlt.client.platforms import LOCAL_MEMORY_MB
 from smlt.client.workload import Workload
 from smlt.errors import TaskError
+from smlt.worker.process import this_package
 
 #: Steps go on for so long, or until there are so many; the first are left out: connections, allocators.
 SECONDS, STEPS_MIN, STEPS_MAX, WARM_UP = 3.0, 12, 400, 3

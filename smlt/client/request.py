@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from smlt.client.executors.registry import check_executor
 from smlt.client.optimizer.goals import Goal, check_goal
 from smlt.collective.codecs import check_codec
 from smlt.errors import ConfigError
@@ -15,6 +16,7 @@ from smlt.worker.early_stop import EarlyStop
 from smlt.worker.schedule import BatchSchedule, check_lr_rule
 
 ON_FAILURE = ("restart", "shrink", "stop")
+#: Of which it is known what a job takes and costs there: `smlt estimate`, deadlines, budgets.
 PLACES = ("local", "lambda")
 #: The function that `smlt train --on lambda` uses when none is named.
 FUNCTION = "smlt"
@@ -29,6 +31,7 @@ class RunRequest:
     epochs: int = 10
     global_batch_size: int = 64
     seed: int = 0
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)  # class attributes of the task: --set
     codec: str = "fp16"
     error_feedback: bool | None = None  # None: with int8
     bucket_mb: float = BUCKET_MB
@@ -39,9 +42,11 @@ class RunRequest:
     stop_metric: str = "accuracy"
     stop_mode: str = "max"
     memory_mb: int | None = None
+    threads: int | None = None  # each worker computes with; None: the cores shared out
     timeout_s: float = 300.0
     object_store: str | None = None
     data: str | None = None
+    data_run: str | None = None  # whose data lie in the object store already: a sweep's trials share them
     on_failure: str = "restart"
     max_restarts: int = 5  # in a row, without a step in between
     liveness_s: float = 10.0
@@ -50,9 +55,10 @@ class RunRequest:
     time_limit_s: float | None = None
     warm: bool = True
     keep_checkpoints: int = KEPT
-    on: str = "local"  # where the workers run
+    on: str = "local"  # the executor that starts the workers
+    on_options: Mapping[str, str] = field(default_factory=dict)  # what it wants to know
     function: str = FUNCTION  # with "lambda"
-    # With "lambda", as functions are given it: its password is in a secret manager, not here.
+    # With "lambda" and other places elsewhere, as workers are given it: its password is in a secret manager, not here.
     store: str | None = None
     store_tunnel: str | None = None  # host:port at which this machine reaches that store
     # Workers, and with "lambda" their memory, are chosen and changed while the run goes on; with a goal, toward it.
@@ -65,6 +71,7 @@ class RunRequest:
     metrics_port: int | None = None  # for Prometheus; 0: any free one
     metrics_host: str = "127.0.0.1"
     store_node: str | None = None  # what that store runs on ("cache.t4g.small"): its hours are on the bill
+    store_nodes: int | None = None  # how many of them; None: as many as `store` lists
 
     @property
     def goal(self) -> Goal:
@@ -100,6 +107,7 @@ def check_request(request: RunRequest, status: Mapping[str, Any] | None = None) 
         ("--global-batch-size", request.global_batch_size),
         ("--keep-checkpoints", request.keep_checkpoints),
         ("--memory", request.memory_mb),
+        ("--threads", request.threads),
     ):
         if whole is not None and whole < 1:
             raise ConfigError(f"{name} {whole} is not positive")
@@ -119,10 +127,11 @@ def check_request(request: RunRequest, status: Mapping[str, Any] | None = None) 
         raise ConfigError(f"--seed {request.seed} is not between 0 and 2**63 - 1")
     if request.target_accuracy is not None and not 0 < request.target_accuracy <= 1:
         raise ConfigError(f"--target-accuracy {request.target_accuracy} is not between 0 and 1")
+    if request.data is not None and request.data_run is not None:
+        raise ConfigError("--data and --shared-data: one of them")
     if request.on_failure not in ON_FAILURE:
         raise ConfigError(f"--on-failure {request.on_failure!r}: choose one of {', '.join(ON_FAILURE)}")
-    if request.on not in PLACES:
-        raise ConfigError(f"--on {request.on!r}: choose one of {', '.join(PLACES)}")
+    check_executor(request.on, request.on_options)
     if request.on == "lambda" and request.memory_mb is not None and not 128 <= request.memory_mb <= 10_240:
         raise ConfigError(f"--memory {request.memory_mb}: a function has 128 to 10240 MB")
     if request.replace_stragglers is not None and not request.replace_stragglers > 1:
@@ -156,6 +165,10 @@ def _check_goal(request: RunRequest) -> None:
     check_goal(request.goal)
     if (request.deadline_s is not None or request.budget_usd is not None) and not request.tune:
         raise ConfigError("a deadline or a budget needs a run that tunes itself")
+    if request.tune and request.on not in PLACES:
+        raise ConfigError(
+            f"--deadline, --budget and --tune are for --on {' and '.join(PLACES)}: what one takes elsewhere is not known"
+        )
     if request.budget_usd is not None and request.on == "local":
         raise ConfigError("--budget is for --on lambda: on this machine a run costs nothing")
     if request.max_workers is not None:

@@ -68,6 +68,8 @@ class Run:
             raise CheckpointError(
                 f"there is no run {name} in {run.runs_dir}" + (f"; the latest: {', '.join(known)}" if known else "")
             )
+        if (run.path / "sweep.json").is_file():
+            raise CheckpointError(f"{name} is a sweep: its trials are runs, such as {run.path / f'{run.name}-000'}")
         for file in ("config.json", "status.json"):
             if not (run.path / file).is_file():
                 raise CheckpointError(f"run {name} is incomplete: {run.path / file} is missing")

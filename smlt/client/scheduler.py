@@ -18,16 +18,15 @@ from typing import Any
 from smlt.client.artifacts import ArtifactManager
 from smlt.client.crew import Crew
 from smlt.client.events import Events, Journal
-from smlt.client.executors import Executor
-from smlt.client.executors.local import LocalExecutor
-from smlt.client.lambda_runs import lambda_executor
+from smlt.client.executors import Executor, RunContext
+from smlt.client.executors.registry import find
 from smlt.client.records import Records
 from smlt.client.request import RunRequest, check_workers, smallest_batch
 from smlt.client.resources import ResourceManager
 from smlt.client.runs import Run
 from smlt.client.settling import add_use, settle
 from smlt.client.starts import Starts
-from smlt.client.steering import TUNED_THREADS, Steering
+from smlt.client.steering import Steering
 from smlt.client.watching import Progress, heard_by, unwatched
 from smlt.errors import CheckpointError, ConfigError, GoalMissed, SmltError, StoreError, StoreUnavailable, WorkerLostError
 from smlt.store.coordination import Coordination
@@ -156,11 +155,12 @@ class TaskScheduler:
         if url is None:
             self._store = stack.enter_context(EmbeddedStore(log_path=self.folder.log_path("store")))
             url = self._store.url
-        workers_url = url
-        if self.request.on == "lambda":  # they reach it by another way, or look its password up themselves
-            workers_url = request.store or (self._store.tcp_url if self._store is not None else url)
+        workers_url = request.store or url  # elsewhere they reach it by another way, or look its password up themselves
+        if request.store is None and request.on == "lambda" and self._store is not None:
+            workers_url = self._store.tcp_url
         if self.executor is None:
-            self.executor = self._make_executor(workers_url)
+            self.executor = self._open_executor(workers_url)
+        stack.callback(self.executor.close)
         # A name of its own for every start: keys of a former start of this run are other keys.
         job = f"{self.folder.name}-{os.urandom(3).hex()}"
         parameters = ParameterStore(url, job=job)
@@ -169,7 +169,7 @@ class TaskScheduler:
         self.folder.write_status(job=job)
         self.progress.started(self.folder, self.folder.config, server)
         coordination = Coordination(parameters)
-        limit_mb = request.memory_mb if request.on == "local" else None  # a function's limit is Lambda's to keep
+        limit_mb = None if self.executor.traits.keeps_memory else request.memory_mb
         resources = ResourceManager(coordination, limit_mb)
         starts = Starts(self.executor, self.folder, self._template(job, script, workers_url), self.events)
         crew = self.crew = Crew(request, starts, coordination, self.scheduler_id, records, resume=self.resume)
@@ -187,11 +187,15 @@ class TaskScheduler:
                 self._stop_by = time.monotonic() + STOP_GRACE_S
                 self.progress.stopping()
 
-    def _make_executor(self, workers_url: str) -> Executor:
-        if self.request.on == "lambda":
-            return lambda_executor(self.request, self.folder, workers_url, self.object_store_url)
-        shared = [self._store.life_line] if self._store is not None else []
-        return LocalExecutor(shared, TUNED_THREADS if self.request.tune else None)
+    def _open_executor(self, workers_url: str) -> Executor:
+        life_line = self._store.life_line if self._store is not None else None
+        context = RunContext(self.folder, self.request, workers_url, self.object_store_url, life_line)
+        made = find(self.request.on).open(context)
+        wanted = self.request.workers + self.request.spares
+        if made.concurrency is not None and wanted > made.concurrency:
+            made.close()
+            raise ConfigError(f"{wanted} workers: {self.request.on} may run {made.concurrency} at once: give fewer --workers")
+        return made
 
     def _upload_data(self, artifacts: ArtifactManager) -> None:
         folder = Path(self.request.data or "")
@@ -212,6 +216,8 @@ class TaskScheduler:
     def _template(self, job: str, script: str, url: str) -> WorkerConfig:
         request = self.request
         assert self.executor is not None
+        traits = self.executor.traits
+        limits_s = [limit for limit in (request.time_limit_s, traits.time_limit_s) if limit is not None]
         return WorkerConfig(
             run=self.folder.name,
             job=job,
@@ -226,7 +232,9 @@ class TaskScheduler:
             error_feedback=request.codec == "int8" if request.error_feedback is None else request.error_feedback,
             bucket_mb=request.bucket_mb,
             store_url=url,
-            has_data=request.data is not None,
+            hyperparameters=dict(request.hyperparameters) or None,
+            has_data=request.data is not None or request.data_run is not None,
+            data_run=request.data_run,
             target_accuracy=request.target_accuracy,
             batch_schedule=request.batch_schedule,
             lr_rule=request.lr_rule,
@@ -235,18 +243,18 @@ class TaskScheduler:
             stop_mode=request.stop_mode,
             timeout_s=request.timeout_s,
             liveness_s=request.liveness_s,
-            time_limit_s=request.time_limit_s,
-            warm=request.warm and request.on == "local",  # a function's sandbox may be gone, however warm they mostly are
+            time_limit_s=min(limits_s, default=None),
+            warm=request.warm and traits.is_warm,
             checkpoints_kept=request.keep_checkpoints,
             code_sha256=self.folder.status.get("code_sha256"),
-            threads=self.executor.threads(request.workers),
+            threads=request.threads or self.executor.threads(request.workers),
         )
 
     def _write_bill(self) -> None:
-        if self.request.on != "lambda" or self.executor is None:
+        if self.executor is None or not self.executor.traits.is_billed:
             return
         try:
-            requests = self.executor.requests + Counter(
+            requests = Counter(self.executor.requests) + Counter(
                 getattr(self._objects, "requests", {})
             )  # code and data were sent from here
             add_use(self.folder, requests, time.time() - float(self.folder.status["started"]))
@@ -271,8 +279,11 @@ class TaskScheduler:
         CheckpointError names what is missing.
         """
         objects = open_object_store(self.object_store_url)
-        for kind in ("code", "data") if self.request.data is not None else ("code",):
-            prefix = f"{self.folder.name}/{kind}"
+        prefixes = [f"{self.folder.name}/code"]
+        if self.request.data is not None or self.request.data_run is not None:
+            prefixes.append(f"{self.request.data_run or self.folder.name}/data")
+        for prefix in prefixes:
+            kind = prefix.rpartition("/")[2]
             names = {*read_manifest(objects, prefix), *([script] if kind == "code" else [])}
             there = set(objects.list(f"{prefix}/"))
             for name in sorted(names):
@@ -366,7 +377,9 @@ class TaskScheduler:
             check_workers(wanted, smallest_batch(self.request, self.folder.status))
             limit = self.executor.concurrency if self.executor is not None else None
             if limit is not None and wanted + self.request.spares > limit:
-                raise ConfigError(f"{wanted} workers: the function may have {limit} invocations at once")
+                who, what = ("the function", "have") if self.request.on == "lambda" else (self.request.on, "run")
+                kind = "invocations" if self.request.on == "lambda" else "workers"
+                raise ConfigError(f"{wanted} workers: {who} may {what} {limit} {kind} at once")
         except ConfigError as error:
             self.progress.warning(f"smlt scale: {error}")
             return

@@ -9,6 +9,7 @@ from pathlib import Path
 from smlt.client.bill import FREE_EPHEMERAL_MB, Bill, ObjectUse, StoreUse, bill, write_bill
 from smlt.client.invocations import Invocation, append_invocation, read_invocations, with_reports
 from smlt.client.logs import is_on_lambda, reports
+from smlt.client.platforms import nodes_of
 from smlt.client.prices import load_prices
 from smlt.client.runs import Run
 from smlt.errors import ConfigError
@@ -37,13 +38,14 @@ def settle(run: Run, *, from_log: bool, prices: Path | None = None) -> Bill:
             append_invocation(run.path, row)
         rows = found
     status, node = run.status, run.config.get("store_node")
+    nodes = int(run.config.get("store_nodes") or nodes_of(run.config.get("store")))
     requests = Counter({str(kind): int(count) for kind, count in dict(status.get("s3_requests") or {}).items()})
     made = bill(
         rows,
         architecture=str(status.get("architecture") or "x86_64"),
         ephemeral_mb=int(status.get("tmp_mb") or FREE_EPHEMERAL_MB),
         objects=ObjectUse(puts=requests["put"] + requests["list"], gets=requests["get"]),
-        store=StoreUse(str(node), float(status.get("store_s") or 0.0)) if node else None,
+        store=StoreUse(str(node), float(status.get("store_s") or 0.0), nodes) if node else None,
         prices=load_prices(prices),
     )
     write_bill(run.path, made)

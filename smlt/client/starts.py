@@ -34,6 +34,7 @@ class Started:
     watched_from: float | None = None  # monotonic; from then on a missing metadata key means that it is lost
     gone: bool = False  # it has ended; its last reports are read before that is looked into
     before: str = ""  # whose next invocation it is
+    sign_s: float = 0.0  # its executor's: how long its first sign of life may take, where that is longer than SIGN_S
 
     @property
     def code(self) -> int | None:
@@ -51,7 +52,7 @@ class Started:
     @property
     def start_s(self) -> float:
         """How long it may take to come: data and model may be large. Its first sign of life comes before it loads them."""
-        return SIGN_S if self.watched_from is None else max(START_S, self.config.timeout_s)
+        return max(SIGN_S, self.sign_s) if self.watched_from is None else max(START_S, self.config.timeout_s)
 
 
 class Starts(dict[str, Started]):
@@ -67,7 +68,8 @@ class Starts(dict[str, Started]):
         self._number += 1
         worker_id = f"w{self._number}-{os.urandom(4).hex()}"
         config = replace(self.template, rank=index, worker_id=worker_id, spare=spare)
-        self[worker_id] = Started(config, self.folder.log_path(f"worker-{index}"), time.monotonic() + delay_s)
+        log, sign_s = self.folder.log_path(f"worker-{index}"), self.executor.traits.start_s
+        self[worker_id] = Started(config, log, time.monotonic() + delay_s, sign_s=sign_s)
         return worker_id
 
     def start_what_is_due(self) -> None:

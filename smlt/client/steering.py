@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from smlt.client.optimizer.controller import Controller, Decision
 
 DECISIONS = "decisions.jsonl"
-#: Of a local worker in a run that tunes itself: their number is what changes, and a process cannot well change its threads.
-TUNED_THREADS = 1
 #: What can be done about a goal that cannot be kept.
 ANSWERS = ("stop", "continue", "best-effort")
 

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING
 
 from smlt.client.cost import CostModel
 from smlt.client.deployment.lookup import find_deployment
+from smlt.client.executors.local import TUNED_THREADS
 from smlt.client.executors.preparation import available
 from smlt.client.optimizer.goals import Goal, Phase, Standing
 from smlt.client.optimizer.observations import EpochEnds, carried_observations, comparable, read_observations
 from smlt.client.optimizer.remaining import phases
 from smlt.client.optimizer.space import Choice, Space
-from smlt.client.platforms import STORE_NODE, Platform
+from smlt.client.platforms import STORE_NODE, Platform, nodes_of
 from smlt.client.prices import load_prices
 from smlt.client.request import RunRequest
 from smlt.client.runs import Run
 from smlt.client.spending import Spending
-from smlt.client.steering import TUNED_THREADS, Steering
+from smlt.client.steering import Steering
 from smlt.client.watching import Progress
 from smlt.errors import CheckpointError, ConfigError
 from smlt.store.aws import aws_client
@@ -111,6 +112,7 @@ def steered(request: RunRequest, *, workers: int | None, learn_from: Run | None,
         codec=request.codec,
         bucket_mb=request.bucket_mb,
         crowd=request.on == "local",
+        hyperparameters=request.hyperparameters,
         say=progress.preparing,
     )
     model = CostModel(workload, _platform(request), load_prices())
@@ -179,7 +181,9 @@ def _platform(request: RunRequest) -> Platform:
     if request.on == "local":
         return Platform.local(threads=TUNED_THREADS)
     deployment = find_deployment(request.function)
-    return Platform.on_lambda(deployment.arch, request.store_node or STORE_NODE, ephemeral_mb=deployment.tmp_mb)
+    nodes = request.store_nodes or nodes_of(request.store)
+    node = request.store_node or STORE_NODE
+    return Platform.on_lambda(deployment.arch, node, store_nodes=nodes, ephemeral_mb=deployment.tmp_mb)
 
 
 def _most(request: RunRequest) -> int:

@@ -29,6 +29,7 @@ from smlt.collective.plan import (
     CHUNK_BYTES,
     CHUNK_BYTES_MAX,
     CHUNK_BYTES_MIN,
+    ChunkLimit,
     Plan,
     allgather_plan,
     broadcast_plan,
@@ -94,8 +95,8 @@ class Communicator:
         workers use that of whoever joined first.
     store_window_bytes
         How much of each store node's memory all workers together may take, whatever the size of what is reduced; the same on
-        all workers. 0: as much as it comes to. By default SMLT_STORE_WINDOW_BYTES, else six tenths of the
-        smallest node's maxmemory, where that is set and leaves room for chunks of 16 KiB.
+        all workers. 0: as much as it comes to. By default SMLT_STORE_WINDOW_BYTES, else six tenths of what
+        the fullest node has free of its maxmemory, where that is set and leaves room for chunks of 16 KiB.
     on_data_loss
         What to do when the store was restarted or failed over and this worker's entry in it is gone: "redo" what is under
         way from the gradients that the workers still hold, or "raise" StoreDataLost at once.
@@ -141,7 +142,7 @@ class Communicator:
         self.job, self.rank, self.world_size, self.generation = job, rank, world_size, generation
         self.timeout_s, self.codec = float(timeout_s), check_codec(codec)
         self.algorithm, self.tuning = check_algorithm(algorithm), tuning or LOCAL
-        self.chunk_bytes = chunk_bytes or CHUNK_BYTES
+        self.chunks = ChunkLimit(chunk_bytes or CHUNK_BYTES, chunk_bytes or CHUNK_BYTES)
         self.worker_id = worker_id or uuid.uuid4().hex
         self.parameter_store: ParameterStore | None = None
         self._session: Session | None = None
@@ -166,7 +167,7 @@ class Communicator:
                 store_window_bytes=_window(store_window_bytes),
                 on_data_loss=on_data_loss,
             )
-            self.tuning, self.chunk_bytes = self._session.tuning, self._session.chunk_bytes
+            self.tuning, self.chunks = self._session.tuning, self._session.chunks
         _open.add(self)
 
     # ---- what a caller sees ----
@@ -175,6 +176,16 @@ class Communicator:
     def step(self) -> int:
         """How many collectives this worker has begun."""
         return self._session.calls if self._session is not None else self._alone
+
+    @property
+    def chunk_bytes(self) -> int:
+        """A chunk's size on the wire, at most."""
+        return self.chunks.usual
+
+    @property
+    def node_count(self) -> int:
+        """How many nodes the store has, as the collectives use it."""
+        return len(self._session.places) if self._session is not None else 1
 
     @property
     def session_number(self) -> str | None:
@@ -306,7 +317,7 @@ class Communicator:
     def barrier(self) -> None:
         """Return when every worker has called it. Errors as for `allreduce`."""
         segments = fuse([], None)
-        plan = reduce_plan((segments[0].type,), self.world_size, self.chunk_bytes, self.tuning, self.algorithm)
+        plan = reduce_plan((segments[0].type,), self.world_size, self.chunks, self.tuning, self.algorithm, self.node_count)
         self._begin("barrier", "", [], segments, plan, lambda: None).wait()
 
     @property
@@ -391,7 +402,12 @@ class Communicator:
             check_outs(leaves, outs)
         segments = fuse(leaves, outs)
         plan = reduce_plan(
-            tuple(segment.type for segment in segments), self.world_size, self.chunk_bytes, self.tuning, self.algorithm
+            tuple(segment.type for segment in segments),
+            self.world_size,
+            self.chunk_bytes,
+            self.tuning,
+            self.algorithm,
+            self.node_count,
         )
         if feedback is None or self._session is None:  # alone, nothing is encoded
             return self._begin(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import redis
 
@@ -96,20 +96,28 @@ def diagnose_timeout(session: Session, engine: _native.Engine, step: int, timeou
     )
 
 
+def _heard_of(client: Any, prefix: str, world_size: int, step: int) -> set[int]:
+    """Who has said something of `step`, or a later one, on a node."""
+    found = set()
+    # What rank 0 was told is still in its stream; what rank 0 did shows in the streams it writes to.
+    for stream in ["agg", *(f"in:{rank}" for rank in range(world_size))]:
+        for _, fields in client.xrange(f"{prefix}{stream}"):
+            token = fields.get(b"t", b"")
+            if len(token) >= 40 and _TOKEN_STEP.unpack_from(token, 8)[0] >= step:
+                found.add(_TOKEN_RANK.unpack_from(token, 32)[0])
+    return found
+
+
 def _absent_ranks(session: Session, engine: _native.Engine, step: int) -> list[int]:
     if session.rank == 0:  # rank 0 hears from everyone in every collective
         return [rank for rank in range(1, session.world_size) if not engine.has_joined(step, rank)]
     present = {session.rank}
     parameters = session.parameters.impatient()
-    prefix = parameters.session_prefix(session.number)
     try:
-        # What rank 0 was told is still in its stream; what rank 0 did shows in the streams it writes to.
-        for stream in ["agg", *(f"in:{rank}" for rank in range(session.world_size))]:
-            for _, fields in parameters.client.xrange(f"{prefix}{stream}"):
-                token = fields.get(b"t", b"")
-                if len(token) >= 40 and _TOKEN_STEP.unpack_from(token, 8)[0] >= step:
-                    present.add(_TOKEN_RANK.unpack_from(token, 32)[0])
-    except redis.RedisError:
+        for place, url in zip(session.places, parameters.locate(session.places), strict=True):
+            with parameters.nodes.connected(url) as client:
+                present |= _heard_of(client, parameters.session_prefix(session.number, place), session.world_size, step)
+    except (redis.RedisError, StoreError):
         return []  # the store does not answer: who is missing cannot be known
     finally:
         parameters.close()

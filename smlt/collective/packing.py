@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smlt.collective.codecs import wire_dtype
-from smlt.collective.communicator import Communicator
 from smlt.collective.structure import EXACT_ELEMENTS, Array
 from smlt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from smlt.collective.two_level import AnyCommunicator
 
 ALIGNMENT_BYTES = 64
 
@@ -75,7 +77,7 @@ class Packing:
         return {name: "fp32" if name.startswith("exact-") else codec for name in self.buffers}
 
 
-def reduce_arrays(comm: Communicator, arrays: Sequence[Array], op: str, codec: str | None) -> list[Array]:
+def reduce_arrays(comm: AnyCommunicator, arrays: Sequence[Array], op: str, codec: str | None) -> list[Array]:
     """All-reduce arrays as one collective; returns aligned arrays of the same shapes and dtypes.
 
     A single array is read where it lies, several are copied once, into a `Packing`. float16 and bfloat16 are copied once

@@ -8,6 +8,7 @@ alike; they are cached, for a training run repeats one plan.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,13 +16,11 @@ from itertools import pairwise
 
 from smlt.collective import _native
 from smlt.collective.codecs import block_elements, wire_bytes, wire_size
+from smlt.collective.tuning import CHUNK_BYTES as CHUNK_BYTES  # who cuts asks here
+from smlt.collective.tuning import CHUNK_BYTES_TUNED_MIN as CHUNK_BYTES_TUNED_MIN
 from smlt.collective.tuning import Tuning, choose
 
-#: A chunk's content on the wire, at most: an encoded chunk, its source and the accumulator fit in a core's cache together.
-CHUNK_BYTES = 256 * 1024
 CHUNK_BYTES_MIN, CHUNK_BYTES_MAX = 64, 8 << 20
-#: What `tuning` chooses from.
-CHUNK_BYTES_TUNED_MIN = 64 * 1024
 CHUNK_ELEMENTS = 131_072
 #: Beside each chunk of a one-shot contribution (csrc/one_shot.c).
 PART_HEADER_BYTES = 4
@@ -34,6 +33,27 @@ class SegmentType:
     dtype: str
     codec: str
     count: int
+
+
+@dataclass(frozen=True)
+class ChunkLimit:
+    """How large a chunk may be, in bytes on the wire: `usual`, but in a reduction of more bytes than `bound_from`, `bounded`.
+
+    There a worker that asks for all contributions to a chunk at once must keep to its credit (`smlt.collective.window`).
+    """
+
+    usual: int
+    bounded: int
+    bound_from: float = math.inf
+
+    def of(self, segments: Sequence[SegmentType]) -> int:
+        """For a reduction of `segments`."""
+        size = sum(wire_size(kind.dtype, kind.codec, kind.count) for kind in segments)
+        return self.bounded if size > self.bound_from else self.usual
+
+
+def _limit(chunks: int | ChunkLimit, segments: Sequence[SegmentType]) -> int:
+    return chunks if isinstance(chunks, int) else chunks.of(segments)
 
 
 Row = tuple[int, ...]  # segment, owner, source, target, count[, the one reader]
@@ -64,14 +84,20 @@ class Plan:
 
 @lru_cache(maxsize=256)
 def reduce_plan(
-    segments: tuple[SegmentType, ...], world_size: int, chunk_bytes: int, tuning: Tuning, algorithm: str = "auto"
+    segments: tuple[SegmentType, ...],
+    world_size: int,
+    chunks: int | ChunkLimit,
+    tuning: Tuning,
+    algorithm: str = "auto",
+    nodes: int = 1,
 ) -> Plan:
-    """How to reduce `segments` over `world_size` workers."""
+    """How to reduce `segments` over `world_size` workers through `nodes` store nodes."""
+    chunk_bytes = _limit(chunks, segments)
     size = sum(wire_size(s.dtype, s.codec, s.count) for s in segments)
     headers = PART_HEADER_BYTES * len(segments)
     fits = all(wire_size(s.dtype, s.codec, s.count) <= chunk_bytes and s.count <= CHUNK_ELEMENTS for s in segments)
     limit = _native.ONE_SHOT_BYTES_MAX - headers if fits else -1
-    name, shards = choose(tuning, algorithm, world_size, size, limit)
+    name, shards = choose(tuning, algorithm, world_size, size, limit, nodes)
     if name == "one-shot":
         rows = [(index, 0, 0, 0, segment.count) for index, segment in enumerate(segments)]
         return Plan(_native.ONE_SHOT, _native.ChunkTable(rows))
@@ -147,9 +173,10 @@ def exchange_plan(parts: tuple[Part, ...], chunk_bytes: int) -> Plan:
 
 
 @lru_cache(maxsize=256)
-def reduce_scatter_plan(segments: tuple[SegmentType, ...], chunk_bytes: int) -> Plan:
+def reduce_scatter_plan(segments: tuple[SegmentType, ...], chunks: int | ChunkLimit) -> Plan:
     """How to reduce `segments`, one for each rank, who alone receives the result."""
-    rows = _part_rows([Part(rank, kind, rank, rank) for rank, kind in enumerate(segments)], chunk_bytes)
+    parts = [Part(rank, kind, rank, rank) for rank, kind in enumerate(segments)]
+    rows = _part_rows(parts, _limit(chunks, segments))
     if not rows or rows[0][1] != 0:  # rank 0 hears from everyone
         rows.insert(0, (0, 0, 0, 0, 0))
     return Plan(_native.HIERARCHICAL, _native.ChunkTable(rows))
@@ -157,18 +184,25 @@ def reduce_scatter_plan(segments: tuple[SegmentType, ...], chunk_bytes: int) -> 
 
 @lru_cache(maxsize=256)
 def reduce_to_plan(
-    segment: SegmentType, root: int, rank: int, world_size: int, chunk_bytes: int, tuning: Tuning, algorithm: str = "auto"
+    segment: SegmentType,
+    root: int,
+    rank: int,
+    world_size: int,
+    chunks: int | ChunkLimit,
+    tuning: Tuning,
+    algorithm: str = "auto",
+    nodes: int = 1,
 ) -> tuple[Plan, int]:
     """How to reduce `segment` for `root` alone; how many elements of its own shard `rank` needs room for.
 
     As in `reduce_plan` several workers aggregate a shard each, so that not all contributions go down one link.
     """
-    whole = reduce_plan((segment,), world_size, chunk_bytes, tuning, algorithm)
+    whole = reduce_plan((segment,), world_size, chunks, tuning, algorithm, nodes)
     if whole.algorithm == _native.ONE_SHOT:
         return whole, segment.count
-    _, shards = choose(tuning, algorithm, world_size, wire_size(segment.dtype, segment.codec, segment.count), -1)
+    _, shards = choose(tuning, algorithm, world_size, wire_size(segment.dtype, segment.codec, segment.count), -1, nodes)
     rows, room = [], 0
-    for index, owner, source, target, count in _shard_rows((segment,), shards, chunk_bytes):
+    for index, owner, source, target, count in _shard_rows((segment,), shards, _limit(chunks, (segment,))):
         if owner == rank != root:
             target, room = room, room + count
         rows.append((index, owner, source, target, count, root))

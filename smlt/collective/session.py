@@ -13,11 +13,11 @@ from smlt.collective import _native
 from smlt.collective.connection import Connections
 from smlt.collective.failure import diagnose_timeout, failure, farewell
 from smlt.collective.patience import Patience, pause_s, silence_s
-from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_TUNED_MIN, CHUNK_ELEMENTS
+from smlt.collective.plan import CHUNK_BYTES, CHUNK_BYTES_TUNED_MIN, CHUNK_ELEMENTS, ChunkLimit
 from smlt.collective.tuning import Tuning, window_bytes
 from smlt.collective.tuning import chunk_bytes as tuned_chunk_bytes
 from smlt.collective.tuning import load as load_tuning
-from smlt.collective.window import Terms, automatic_window_bytes, check_unbounded, check_window, fitting_chunk_bytes
+from smlt.collective.window import Terms, automatic_window_bytes, check_unbounded, check_window, limit_chunks
 from smlt.errors import CollectiveError, ConfigError, FencedError, StoreDataLost, StoreError, StoreUnavailable
 from smlt.store.parameter import ParameterStore, redact
 from smlt.store.url import is_cluster
@@ -80,7 +80,7 @@ class Session:
         self._refreshed = time.monotonic()
         try:
             self.terms = self._agree(Terms.from_json(agreed), store_window_bytes)
-            self.chunk_bytes = self._choose_chunk_bytes(chunk_bytes)
+            self.chunks = self._choose_chunks(chunk_bytes)
             self._run_ids = [self.servers[0].run_id] if len(self.places) == 1 else parameters.run_ids(self.places)
             self._connections = Connections(
                 timeout_s=min(10.0, timeout_s),
@@ -96,7 +96,7 @@ class Session:
                 int(parameters.ttl_s * 1000),
                 CHUNK_ELEMENTS,
                 self.chunk_bytes,
-                window_bytes(self.tuning, len(self.places)),
+                window_bytes(self.tuning),
                 self.terms.store_window_bytes,
             )
             self._engine.set_silence(int(silence_s(timeout_s) * 1000))
@@ -121,11 +121,15 @@ class Session:
             )
         return terms
 
-    def _choose_chunk_bytes(self, asked: int | None) -> int:
-        chunk_bytes = asked or tuned_chunk_bytes(self.tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
-        if not self.terms.store_window_bytes:
-            return chunk_bytes
-        return min(chunk_bytes, fitting_chunk_bytes(self.terms.store_window_bytes, self.world_size))
+    def _choose_chunks(self, asked: int | None) -> ChunkLimit:
+        usual = asked or tuned_chunk_bytes(self.tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
+        window = self.terms.store_window_bytes
+        return limit_chunks(usual, window, self.world_size, len(self.places)) if window else ChunkLimit(usual, usual)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """A chunk's size on the wire, at most."""
+        return self.chunks.usual
 
     @property
     def tuning(self) -> Tuning:
@@ -328,7 +332,8 @@ class Session:
                 if self._closing.is_set():
                     return
                 try:
-                    self._connections.open(self.parameters.locate(self.places), deadline)
+                    urls = self.parameters.locate(self.places, max(deadline - time.monotonic(), 0.1))
+                    self._connections.open(urls, deadline)
                     data_lost = self._look_after_data()
                     break
                 except StoreDataLost:

@@ -36,8 +36,11 @@ class Event:
 
     @property
     def lane(self) -> str:
-        """The connection of a send or receive, "" for other phases."""
-        return LANES[self.chunk] if self.phase in ("send", "receive") else ""
+        """The connection of a send or receive, behind the first node with the node's number; "" for other phases."""
+        if self.phase not in ("send", "receive"):
+            return ""
+        node, kind = divmod(self.chunk, len(LANES))
+        return f"{LANES[kind]} {node}" if node else LANES[kind]
 
 
 @dataclass

@@ -20,15 +20,23 @@ from smlt.store.url import addresses, is_local
 
 ALGORITHMS = ("auto", "one-shot", "hierarchical", "centralised")
 
+#: A chunk's content on the wire, at most: an encoded chunk, its source and the accumulator fit in a core's cache together.
+CHUNK_BYTES = 256 * 1024
+#: What the model chooses is no smaller.
+CHUNK_BYTES_TUNED_MIN = 64 * 1024
 #: A chunk's time on the link (`chunk_bytes`).
 CHUNK_S = 1e-3
 #: How much of the link's time may be under way each way (`window_bytes`), and its limits.
 WINDOW_S = 8e-3
 WINDOW_BYTES_MIN, WINDOW_BYTES_MAX = 512 << 10, 4 << 20
-#: With several nodes, to each; together twice the window for one, because not all have something to do all the time.
-WINDOW_BYTES_NODE_MIN = 256 << 10
 #: Encoded bytes that a worker adds or encodes (`python -m bench.kernels`, a round figure).
 COMPUTE_BYTES_PER_S = 4e9
+#: Of numbers of shards that take as long, the largest: adding is shared by more workers.
+GOOD_ENOUGH = 1.01
+#: What is nearly as busy as the busiest delays it: the exponent of the norm of their times (a maximum would be infinite).
+NOT_AT_ONCE = 3
+#: Bytes that a node's thread moves in and out, when its network is slower.
+THREAD_BYTES_PER_S = 3e9
 #: Bytes of command, token and reply around a chunk on its way.
 OVERHEAD_BYTES = 400
 
@@ -83,7 +91,7 @@ class Tuning:
 #: Round figures: a Valkey on this machine that shares its cores with the workers, and functions of 600 Mbit/s beside a
 #: store of 10 Gbit/s.
 LOCAL = Tuning(round_trip_s=60e-6, command_s=5e-6, link_bytes_per_s=2e9, store_bytes_per_s=3e9)
-NETWORK = Tuning(round_trip_s=500e-6, command_s=3e-6, link_bytes_per_s=75e6, store_bytes_per_s=1.25e9)
+NETWORK = Tuning(round_trip_s=500e-6, command_s=6e-6, link_bytes_per_s=75e6, store_bytes_per_s=1.25e9)
 
 
 def cache_path() -> Path:
@@ -94,8 +102,8 @@ def cache_path() -> Path:
 
 
 def _place(url: str) -> str:
-    """What the constants depend on: hosts and ports of the store; all sockets of this machine are alike."""
-    return "local" if is_local(url) else f"{urlsplit(url).scheme}://{','.join(addresses(url))}"
+    """What the constants depend on: the host and port of the store's first node; all sockets of this machine are alike."""
+    return "local" if is_local(url) else f"{urlsplit(url).scheme}://{addresses(url)[0]}"
 
 
 def load(url: str) -> Tuning:
@@ -134,36 +142,60 @@ def save(url: str, tuning: Tuning) -> Path:
 
 
 def one_shot_s(tuning: Tuning, n: int, size: int) -> float:
-    """Everybody sends all of it and reads everybody's: one way through the store, n times the bytes down."""
+    """Everybody sends all of it and reads everybody's: one way through one node of the store, n times the bytes down."""
     message = size + OVERHEAD_BYTES
     link = n * message / tuning.link_bytes_per_s
     store = n * (n + 1) * message / tuning.store_bytes_per_s + n * (n + 1) * tuning.command_s
     return 2 * tuning.round_trip_s + max(link, store)
 
 
-def hierarchical_s(tuning: Tuning, n: int, shards: int, size: int) -> float:
-    """`shards` owners aggregate a part each: two ways through the store."""
-    shard = size / shards + OVERHEAD_BYTES
-    owner_down = (n - 1) * shard + (shards - 1) * shard
-    link = max(owner_down, shards * shard) / tuning.link_bytes_per_s
-    owner_work = (n + 1) * shard / COMPUTE_BYTES_PER_S
-    commands = 2 * n * shards + 2 * shards + (n + 1) * shards + 2 * n
-    store = (3 * n - 2) * shards * shard / tuning.store_bytes_per_s + commands * tuning.command_s
-    return 4 * tuning.round_trip_s + owner_work + max(link, store)
+def hierarchical_s(tuning: Tuning, n: int, shards: int, size: int, nodes: int = 1) -> float:
+    """`shards` owners aggregate a part each: two ways through the store, whose `nodes` share the chunks.
+
+    Four phases: everyone sends to the owners, they fetch and add, they publish, everyone fetches what they have
+    published. A shard of one chunk goes through them one after the other. With more chunks the phases overlap: then
+    only the first chunks wait for each phase, and what is busiest over all of them counts.
+    """
+    rounds = max(1, math.ceil(size / (shards * chunk_bytes(tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES))))
+    shard = size / shards + OVERHEAD_BYTES * rounds
+    chunks, everything, k = shards * rounds, shards * shard, min(nodes, shards * rounds)
+    rate = tuning.store_bytes_per_s * k
+    byte_s = 1 / (max(tuning.store_bytes_per_s, THREAD_BYTES_PER_S) * k)
+    command_s = tuning.command_s / k
+    # Bytes of the busiest worker's link, bytes and commands of the store; the store's link works both ways at once.
+    phases = (
+        (everything, n * everything, 3 * n * chunks),
+        ((n - 1) * shard, (n - 1) * everything, n * chunks),
+        (shard, everything, 3 * chunks),
+        ((shards - 1) * shard, (n - 1) * everything, 3 * n * chunks),
+    )
+    limits = [(link / tuning.link_bytes_per_s, net / rate, net * byte_s + calls * command_s) for link, net, calls in phases]
+    up, gather, publish, spread = limits
+    serial = sum(max(limit) for limit in limits) + (n + 1) * shard / COMPUTE_BYTES_PER_S
+    thread = sum(limit[2] for limit in limits)
+    busy = (gather[0] + spread[0], up[0] + publish[0], gather[1] + spread[1], up[1] + publish[1], thread)
+    overlapped: float = sum(seconds**NOT_AT_ONCE for seconds in busy) ** (1 / NOT_AT_ONCE)
+    return 4 * tuning.round_trip_s + overlapped + max(0.0, serial - overlapped) / rounds
+
+
+def _numbers_of_shards(n: int, nodes: int) -> list[int]:
+    """What may be chosen: as many for one node as for another, where there are enough."""
+    return [m for m in range(1, n + 1) if m < nodes or m % nodes == 0]
 
 
 @lru_cache(maxsize=1024)
-def choose(tuning: Tuning, algorithm: str, n: int, size: int, one_shot_limit: int) -> tuple[str, int]:
-    """The algorithm for `size` encoded bytes over `n` workers, and its number of shards (0 for one-shot).
+def choose(tuning: Tuning, algorithm: str, n: int, size: int, one_shot_limit: int, nodes: int = 1) -> tuple[str, int]:
+    """The algorithm for `size` encoded bytes over `n` workers and a store of `nodes`; its number of shards (0: one-shot).
 
     `algorithm` is one of ALGORITHMS; one-shot is for values of at most `one_shot_limit` bytes, else hierarchical steps in.
     """
     if algorithm == "centralised":
         return "hierarchical", 1
-    shards = min((m for m in range(1, n + 1)), key=lambda m: (hierarchical_s(tuning, n, m, size), -m))
+    taking = {m: hierarchical_s(tuning, n, m, size, nodes) for m in _numbers_of_shards(n, nodes)}
+    shards = max(m for m, seconds in taking.items() if seconds <= GOOD_ENOUGH * min(taking.values()))
     if size > one_shot_limit or algorithm == "hierarchical":
         return "hierarchical", shards
-    if algorithm == "one-shot" or one_shot_s(tuning, n, size) < hierarchical_s(tuning, n, shards, size):
+    if algorithm == "one-shot" or one_shot_s(tuning, n, size) < hierarchical_s(tuning, n, shards, size, nodes):
         return "one-shot", 0
     return "hierarchical", shards
 
@@ -178,12 +210,11 @@ def chunk_bytes(tuning: Tuning, smallest: int, largest: int) -> int:
     return max(smallest, min(largest, fitting))
 
 
-def window_bytes(tuning: Tuning, nodes: int = 1) -> int:
-    """How many bytes a worker keeps under way in each direction between it and one of `nodes` store nodes.
+def window_bytes(tuning: Tuning) -> int:
+    """How many bytes a worker keeps under way in each direction; csrc/aggregate.c parts them among several store nodes.
 
     Enough to fill the link while a reply is on its way; no more, because tokens and commands wait behind them in the
     network's queues: with 4 MB under way on a link of 600 Mbit/s, for 50 ms.
     """
     wanted = tuning.link_bytes_per_s * (WINDOW_S + 2 * tuning.round_trip_s)
-    whole = max(WINDOW_BYTES_MIN, min(WINDOW_BYTES_MAX, wanted))
-    return int(whole if nodes == 1 else max(WINDOW_BYTES_NODE_MIN, whole * 2 / nodes))
+    return int(max(WINDOW_BYTES_MIN, min(WINDOW_BYTES_MAX, wanted)))

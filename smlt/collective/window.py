@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from smlt.collective.plan import ChunkLimit
 from smlt.collective.tuning import Tuning
 from smlt.errors import ConfigError
 from smlt.store.server import ServerInfo, smallest_memory_bytes
 
 #: A worker's part of the window is for its contributions, its aggregates, and what it has asked for: so many equal parts.
 PARTS = 3
-#: Without being asked, this part of a node's memory is the window; the rest is for the server's buffers and other jobs.
+#: Without being asked, this part of a node's free memory is the window; the rest is for the server's buffers and other jobs.
 AUTOMATIC_PART = 0.6
 #: Chunks that a window may ask for; smaller ones are more commands than data. Not less than the second unless it was asked for.
 CHUNK_BYTES_LEAST, CHUNK_BYTES_LEAST_AUTOMATIC = 4 << 10, 16 << 10
@@ -29,6 +30,13 @@ def credit_bytes(window_bytes: int, world_size: int) -> int:
 def fitting_chunk_bytes(window_bytes: int, world_size: int) -> int:
     """The largest chunk, in bytes on the wire, of which an owner may ask for all contributions at once within its credit."""
     return int(credit_bytes(window_bytes, world_size) / (world_size - 1) / ROUNDING) - CHUNK_OVERHEAD_BYTES
+
+
+def limit_chunks(usual: int, window_bytes: int, world_size: int, nodes: int) -> ChunkLimit:
+    """`usual`, no larger than what the window leaves room for."""
+    credit = credit_bytes(window_bytes, world_size)
+    usual = min(usual, int(credit / ROUNDING) - CHUNK_OVERHEAD_BYTES)
+    return ChunkLimit(usual, min(usual, fitting_chunk_bytes(window_bytes, world_size)), credit * nodes / ROUNDING)
 
 
 def least_window_bytes(world_size: int) -> int:
@@ -76,8 +84,9 @@ def check_window(asked: int, world_size: int, servers: Sequence[ServerInfo]) -> 
 
 
 def automatic_window_bytes(world_size: int, servers: Sequence[ServerInfo]) -> int:
-    """A window that follows from the nodes' memory; 0 where that has no limit, or has no room for chunks of a fair size."""
-    window = int(smallest_memory_bytes(servers) * AUTOMATIC_PART)
+    """A window that follows from the nodes' free memory; 0 where that has no limit, or no room for chunks of a fair size."""
+    free = min((s.maxmemory_bytes - s.used_memory_bytes for s in servers if s.maxmemory_bytes), default=0)
+    window = int(max(free, 0) * AUTOMATIC_PART)
     return window if fitting_chunk_bytes(window, world_size) >= CHUNK_BYTES_LEAST_AUTOMATIC else 0
 
 

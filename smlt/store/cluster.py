@@ -33,6 +33,11 @@ _ConnectionPool: Any = redis.connection.ConnectionPool
 _Connection: Any = redis.Connection
 _SSLConnection: Any = redis.SSLConnection
 
+
+class Elsewhere(redis.ResponseError):
+    """MOVED and its like, from releases of redis-py (5.0) whose plain clients know no such errors."""
+
+
 #: Another try, on a new connection that asks who has the slot, may go well.
 _AGAIN = [
     redis.ConnectionError,
@@ -43,7 +48,9 @@ _AGAIN = [
     TryAgainError,
     ClusterDownError,
     ReadOnlyError,
+    Elsewhere,
 ]
+_ELSEWHERE = ("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN ", "READONLY ")
 #: For a node that is asked for the slot map while others may be asked instead.
 ASK_TIMEOUT_S = 2.0
 #: While nodes tell different things of a slot: tries, and the pause between them.
@@ -65,14 +72,14 @@ class ClusterNodes(Nodes):
         with self._lock:
             return list(self._known)
 
-    def slots(self) -> SlotMap:
-        """The slot map as a node tells it now. redis-py's errors when none does, ConfigError when it is no cluster."""
-        asked = self.known
+    def slots(self, within_s: float | None = None) -> SlotMap:
+        """The slot map as a node tells it now. redis-py's errors when none does in time, ConfigError when it is no cluster."""
+        asked, deadline = self.known, time.monotonic() + (self.timeout_s if within_s is None else within_s)
         random.shuffle(asked)  # one that is cut off from the others, and tells what was, is not asked again and again
         failure: Exception = redis.ConnectionError("no node of the cluster is known")
         for address in asked:
             try:
-                return self._ask(address)
+                return self._ask(address, max(deadline - time.monotonic(), 0.1))
             except redis.AuthenticationError:
                 raise
             except (redis.ConnectionError, redis.TimeoutError, ValueError, OSError) as error:
@@ -84,13 +91,15 @@ class ClusterNodes(Nodes):
                         "independent servers"
                     ) from error
                 failure = error
+            if time.monotonic() >= deadline:
+                break
         if isinstance(failure, ValueError):
             raise redis.exceptions.InvalidResponse(str(failure)) from failure
         raise failure
 
-    def _ask(self, address: Address) -> SlotMap:
+    def _ask(self, address: Address, limit_s: float) -> SlotMap:
         with contextlib.closing(self.client(node_url(self.url, *address))) as client:
-            limit_s = min(self.timeout_s, ASK_TIMEOUT_S)
+            limit_s = min(limit_s, ASK_TIMEOUT_S)
             retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), 0)
             client.connection_pool.connection_kwargs.update(socket_timeout=limit_s, socket_connect_timeout=limit_s, retry=retry)
             found = SlotMap.parse(client.execute_command("CLUSTER", "SLOTS"), address)
@@ -118,10 +127,10 @@ class ClusterNodes(Nodes):
         with translated(self.url):
             return choose_places(self.job, self.slots(), groups_of(self.url))
 
-    def locate(self, places: Sequence[str]) -> list[str]:
-        """For each place the URL of the primary that serves it now; the cluster is asked anew."""
+    def locate(self, places: Sequence[str], within_s: float | None = None) -> list[str]:
+        """For each place the URL of the primary that serves it now; the cluster is asked anew, for so long at most."""
         with translated(self.url):
-            slots = self.slots()
+            slots = self.slots(within_s)
             return [node_url(self.url, *_served(slots, place)) for place in places]
 
     def run_ids(self, places: Sequence[str]) -> list[str]:
@@ -146,10 +155,10 @@ class ClusterNodes(Nodes):
         with self.connected(url) as client, translated(self.url):
             try:
                 client.exists(f"smlt:{{{place}}}:")
-            except MovedError:
-                raise
-            except AskError:  # on its way to another one, and here until then
-                pass
+            except redis.ResponseError as error:
+                # On its way to another one, and here until then.
+                if isinstance(error, MovedError) or not (isinstance(error, AskError) or str(error).startswith("ASK ")):
+                    raise
             return str(client.info("server").get("run_id", ""))
 
     @contextmanager
@@ -193,6 +202,14 @@ class _ToPlace(_Connection):  # type: ignore[misc]
     def _connect(self) -> Any:
         self.host, self.port = self._nodes.address_of(self._place)
         return super()._connect()
+
+    def read_response(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*arguments, **options)
+        except redis.ResponseError as error:
+            if type(error) is redis.ResponseError and str(error).startswith(_ELSEWHERE):
+                raise Elsewhere(str(error)) from error
+            raise
 
 
 class _SecureToPlace(_ToPlace, _SSLConnection):  # type: ignore[misc]

@@ -120,6 +120,11 @@ class EmbeddedCluster:
         return f"redis+cluster://:{self._password}@" + ",redis+cluster://".join(hosts)
 
     @property
+    def tcp_url(self) -> str:
+        """The same: a cluster is reached by TCP."""
+        return self.url
+
+    @property
     def life_lines(self) -> list[int]:
         """Open files: each server lives as long as any process has its own (`EmbeddedStore.life_line`)."""
         return [node.life_line for node in self.nodes]

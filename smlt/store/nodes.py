@@ -54,7 +54,7 @@ class Nodes:
         """A place for each node."""
         return [f"{self.job}.{j}" for j in range(len(self._urls))]
 
-    def locate(self, places: Sequence[str]) -> list[str]:
+    def locate(self, places: Sequence[str], within_s: float | None = None) -> list[str]:
         """For each place the URL of the server that has it now. ConfigError when they are those of another list."""
         if len(places) != len(self._urls):
             raise ConfigError(self.another_number(len(places)))

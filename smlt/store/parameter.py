@@ -114,9 +114,12 @@ class ParameterStore:
         """A hash tag, without braces, for each node: "J.0" first. What the workers agree on is what `register` returns."""
         return self.nodes.propose()
 
-    def locate(self, places: Sequence[str]) -> list[str]:
-        """For each place the URL (redis://, rediss:// or unix://) of the server that has it now; a cluster is asked anew."""
-        return self.nodes.locate(places)
+    def locate(self, places: Sequence[str], within_s: float | None = None) -> list[str]:
+        """For each place the URL (redis://, rediss:// or unix://) of the server that has it now.
+
+        A cluster is asked anew, for `within_s` at most, by default `timeout_s`.
+        """
+        return self.nodes.locate(places, within_s)
 
     def run_ids(self, places: Sequence[str]) -> list[str]:
         """For each place the run id of the server that has it now: another one has not, or may not have, what that had."""

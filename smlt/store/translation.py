@@ -61,6 +61,8 @@ def translated(url: str) -> Iterator[None]:
     except redis.ResponseError as error:
         text = str(error)
         reply = re.sub(r"^Command # \d+ \(.*?\) of pipeline caused error: ", "", text, flags=re.DOTALL)
+        if reply.startswith("MOVED ") and not is_cluster(url):
+            raise ConfigError(member_of_cluster(url)) from error
         if reply.startswith(PASSING):
             raise StoreUnavailable(f"{where} takes no commands for now: {text}") from error
         if reply.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):

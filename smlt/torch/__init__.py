@@ -20,6 +20,7 @@ from smlt.torch.options import Options
 from smlt.torch.process_group import ProcessGroup
 from smlt.torch.rendezvous import register
 from smlt.torch.store import Store
+from smlt.torch.two_level import two_level_hook
 
 __all__ = [
     "HookState",
@@ -30,6 +31,7 @@ __all__ = [
     "compress_hook",
     "fp16_hook",
     "group_communicator",
+    "two_level_hook",
 ]
 
 if not dist.is_available():

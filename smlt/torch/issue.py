@@ -105,7 +105,7 @@ class Issuer:
     def barrier_content(self) -> Content:
         """A reduction of nothing."""
         comm, segments = self.communicator, fuse([], None)
-        plan = reduce_plan((segments[0].type,), self.size, comm.chunk_bytes, comm.tuning, comm.algorithm)
+        plan = reduce_plan((segments[0].type,), self.size, comm.chunks, comm.tuning, comm.algorithm, comm.node_count)
         return Content((), (), segments, plan)
 
     def barrier(self, call: Call) -> CollectiveWork:

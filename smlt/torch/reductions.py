@@ -110,7 +110,7 @@ def all_reduce(issuer: Issuer, call: Call, tensors: list[torch.Tensor], reductio
     types = [type_of(run, name) for run, name in zip(reads, codecs, strict=True)] or [SegmentType("uint8", "fp32", 0)]
     segments = [segment(kind, a.array, b.array) for kind, a, b in zip(types, reads, writes, strict=False)]
     comm = issuer.communicator
-    plan = reduce_plan(tuple(types), issuer.size, comm.chunk_bytes, comm.tuning, comm.algorithm)
+    plan = reduce_plan(tuple(types), issuer.size, comm.chunks, comm.tuning, comm.algorithm, comm.node_count)
     if lossy := sorted({name for name in codecs if name == codec != "fp32"}):
         call.detail = f"in {lossy[0]}"
     signature = _signature(tensors, types[: len(tensors)])
@@ -124,7 +124,9 @@ def reduce(issuer: Issuer, call: Call, tensor: torch.Tensor, root: int, reductio
     operation, comm = reduction.of(tensor, call.name), issuer.communicator
     read = reduction.read(tensor)
     kind = type_of(read, _codec(read, operation, "fp32", tensor))
-    plan, elements = reduce_to_plan(kind, root, issuer.rank, issuer.size, comm.chunk_bytes, comm.tuning, comm.algorithm)
+    plan, elements = reduce_to_plan(
+        kind, root, issuer.rank, issuer.size, comm.chunks, comm.tuning, comm.algorithm, comm.node_count
+    )
     if issuer.rank == root:
         write = read if reduction.factor is None else added(tensor, read=False)
     else:
@@ -151,10 +153,10 @@ def reduce_scatter(
     operation, comm = reduction.of(output, call.name), issuer.communicator
     write, reads = added(output, read=False), [reduction.read(tensor) for tensor in inputs]
     types = tuple(type_of(run, _codec(run, operation, "fp32", output)) for run in reads)
-    plan = reduce_plan(types, issuer.size, comm.chunk_bytes, comm.tuning, comm.algorithm)
+    plan = reduce_plan(types, issuer.size, comm.chunks, comm.tuning, comm.algorithm, comm.node_count)
     small = plan.algorithm == _native.ONE_SHOT  # everybody adds up everything: one way through the store
     if not small:
-        plan = reduce_scatter_plan(types, comm.chunk_bytes)
+        plan = reduce_scatter_plan(types, comm.chunks)
     segments = []
     for rank, (kind, run) in enumerate(zip(types, reads, strict=True)):
         elsewhere = room(kind.count, run.array.dtype) if small else None

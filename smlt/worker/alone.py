@@ -24,6 +24,9 @@ def option_parser(task: str) -> argparse.ArgumentParser:
     parser.add_argument("--global-batch-size", type=int, help="samples a step (64)")
     parser.add_argument("--seed", type=int, default=0, help="of the model and the sample order (0)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="files for the task (its data_dir)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter: a class attribute of the task"
+    )
     parser.add_argument("--batch-schedule", metavar="EPOCH:SAMPLES,...", help="samples a step from which epoch on")
     parser.add_argument("--lr-rule", choices=tuple(LR_RULES), default="none", help="how the learning rate follows (none)")
     parser.add_argument("--target-accuracy", type=float, help='end when evaluate() gives this "accuracy"')

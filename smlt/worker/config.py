@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
 
 from smlt.errors import ConfigError
 from smlt.worker.buckets import BUCKET_MB, BUCKET_MB_MAX
@@ -34,7 +35,9 @@ class WorkerConfig:
     time_limit_s: float | None = None  # this invocation ends then, however it stands
     # None: one worker that nobody watches. Its password must not come into a log by way of a repr.
     store_url: str | None = field(default=None, repr=False)
+    hyperparameters: dict[str, Any] | None = None  # class attributes of the task, set before it is instantiated
     has_data: bool = False  # whether <run>/data/ holds files for the task
+    data_run: str | None = None  # then below this name, which several runs share
     target_accuracy: float | None = None
     batch_schedule: str | None = None  # "0:64,5:128": from which epoch on how many samples; epoch 0 as `global_batch_size`
     lr_rule: str = "none"  # what becomes of the learning rate when the global batch changes

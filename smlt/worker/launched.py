@@ -35,9 +35,10 @@ def main() -> None:
 
 
 def _forgo_farewells() -> None:
-    module = sys.modules.get("smlt.collective.communicator")  # if the script has any
-    if module is not None:
-        module.forgo_farewells()
+    for name in ("communicator", "two_level"):
+        module = sys.modules.get(f"smlt.collective.{name}")  # if the script has any
+        if module is not None:
+            module.forgo_farewells()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 stdin stays open as a life line: when it closes, whoever started this worker is gone; it stops with the others behind a
 step, at a checkpoint, or ends after ORPHAN_GRACE_S. A worker that has paused at its time limit waits for the next line, as
-a warm sandbox waits for its next invocation: model and data stay in memory. Exit codes are those of the errors in
-`smlt.errors`; 0 when training is done, was stopped in order, or goes on without this worker.
+a warm sandbox waits for its next invocation: model and data stay in memory. With --end-with-stdin it is not the scheduler
+that is gone: the worker ends at once, and the job goes on with another. Exit codes are those of the errors in `smlt.errors`;
+0 when training is done, was stopped in order, or goes on without this worker.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ import threading
 import time
 import traceback
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from smlt.errors import FencedError, SmltError, StoreError, TaskError
 from smlt.store.coordination import Coordination
 from smlt.store.object import ObjectStore, open_object_store
 from smlt.store.parameter import ParameterStore
+from smlt.store.secrets import resolve_store_url
 from smlt.worker.config import WorkerConfig
 from smlt.worker.data import fetch_code
 from smlt.worker.files import open_data
 from smlt.worker.lifeline import end_with_parent
 from smlt.worker.member import Member
+from smlt.worker.process import END_WITH_STDIN
 from smlt.worker.stamped import stamp_output
 from smlt.worker.task import load_task
 from smlt.worker.trainer import Trainer
@@ -132,9 +136,9 @@ class Sandbox:
         self.scratch = tempfile.TemporaryDirectory(prefix="smlt-worker-")
         folder = Path(self.scratch.name)
         code = fetch_code(objects, f"{config.run}/code", folder / "code", config.code_sha256)
-        task = load_task(code / config.script)
+        task = load_task(code / config.script, config.hyperparameters)
         if config.has_data:
-            task.data_files = open_data(objects, f"{config.run}/data", folder / "data")
+            task.data_files = open_data(objects, f"{config.data_run or config.run}/data", folder / "data")
         self.trainer = Trainer(config, task, objects, member.report, member.confirm)
         return self.trainer
 
@@ -165,6 +169,10 @@ class Sandbox:
                 if self._anyone_has_trained(parameters):  # also when this one has not: others may be at their checkpoint
                     time.sleep(ORPHAN_GRACE_S)  # the main thread ends the process when it is done
                 parameters.sweep()
+        self.clean()
+
+    def clean(self) -> None:
+        """The process ends: no file of it is left."""
         if self.scratch is not None:
             self.scratch.cleanup()
 
@@ -194,7 +202,9 @@ def main() -> int:
     sandbox, configs = Sandbox(), list[WorkerConfig]()
 
     def last_words() -> None:
-        if configs:
+        if END_WITH_STDIN in sys.argv[1:]:
+            sandbox.clean()
+        elif configs:
             sandbox.lose_the_scheduler(configs[-1])
 
     end_with_parent(last_words, lines.put)
@@ -202,6 +212,8 @@ def main() -> int:
         while True:
             try:
                 config = WorkerConfig.from_json(lines.get().decode())
+                if config.store_url is not None:  # a password may be for this machine to look up
+                    config = replace(config, store_url=resolve_store_url(config.store_url))
             except SmltError as error:
                 print(f"smlt worker: {error}", file=sys.stderr)
                 return error.exit_code

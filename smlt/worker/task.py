@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from smlt.errors import ConfigError, TaskError
 from smlt.worker.files import DataFiles, LocalFiles
+from smlt.worker.hyperparameters import parse_assignments, set_hyperparameters
 
 REQUIRED = ("model", "data", "loss", "optimizer")
 
@@ -21,6 +23,9 @@ class Task:
     hyper-parameters as class attributes), because a missing part can be named before training starts, and because a
     script may hold any other functions beside it. It imports nothing that exists on a worker only: `Digits.main()` trains
     it in this process, with one worker and no store, for debugging.
+
+    Class attributes are its hyper-parameters: `lr = 0.1` is a default, read as `self.lr`, and `smlt train --set lr=0.05` trains
+    with another value; `smlt sweep` looks for good ones.
 
     >>> class Digits(smlt.Task):  # doctest: +SKIP
     ...     def model(self): return nn.Linear(64, 10)
@@ -99,16 +104,17 @@ class Task:
 
     @classmethod
     def main(cls, arguments: list[str] | None = None) -> None:
-        """Train in this process: one worker, no store. Options: --epochs, --global-batch-size, --seed, --data, and those of
-        adaptive training: --batch-schedule, --lr-rule, --target-accuracy, --patience, --stop-metric, --stop-mode.
+        """Train in this process: one worker, no store. Options: --epochs, --global-batch-size, --seed, --data, --set, and those
+        of adaptive training: --batch-schedule, --lr-rule, --target-accuracy, --patience, --stop-metric, --stop-mode.
         """
         from smlt.worker.alone import option_parser, train_alone
 
         parser = option_parser(cls.__name__)
         options = vars(parser.parse_args(arguments))
-        data = options.pop("data")
+        data, chosen = options.pop("data"), options.pop("set")
         check_task(cls, inspect.getsourcefile(cls) or "the script")
         try:
+            set_hyperparameters(cls, parse_assignments(chosen))
             task = cls()
             if data is not None:
                 task.data_dir = data
@@ -126,11 +132,12 @@ def check_task(task: type[Task], where: str) -> None:
         raise TaskError(f"{where}: class {task.__name__} lacks {', '.join(f'{name}()' for name in missing)}")
 
 
-def load_task(path: Path) -> Task:
-    """Import the script at `path` and return an instance of its one Task subclass.
+def load_task(path: Path, hyperparameters: Mapping[str, Any] | None = None) -> Task:
+    """Import the script at `path` and return an instance of its one Task subclass, with these hyper-parameters.
 
     The script's folder is put on `sys.path`, as `python script.py` would. TaskError when it does not import (the user's
-    exception is its cause), holds no Task or several, or the Task lacks a part.
+    exception is its cause), holds no Task or several, or the Task lacks a part; ConfigError when it has no such
+    hyper-parameter.
     """
     folder = str(path.parent.resolve())
     if folder not in sys.path:
@@ -158,4 +165,5 @@ def load_task(path: Path) -> Task:
     if len(tasks) > 1:
         raise TaskError(f"{path.name} holds {len(tasks)} tasks ({', '.join(t.__name__ for t in tasks)}): one is wanted")
     check_task(tasks[0], path.name)
+    set_hyperparameters(tasks[0], hyperparameters or {})
     return tasks[0]()

@@ -13,7 +13,7 @@ from smlt.client.bill import StoreUse, estimate
 from smlt.client.communication import Communication
 from smlt.client.cost import Choice, CostModel, Phase, Platform, Workload
 from smlt.client.optimizer.observations import Observation
-from smlt.client.platforms import node_rate
+from smlt.client.platforms import node_rate, nodes_of
 from smlt.client.prices import PRICES, at_usage
 from smlt.collective.codecs import wire_size
 from smlt.collective.tuning import NETWORK
@@ -184,3 +184,21 @@ def test_a_node_of_unknown_rate_is_refused() -> None:
     assert node_rate("cache.t4g.small") == node_rate("t4g.small") == pytest.approx(16e6)
     with pytest.raises(ConfigError, match="x9"):
         Platform.on_lambda(store_node="x9.large")
+
+
+def test_as_many_store_nodes_are_reckoned_with_as_the_url_lists() -> None:
+    assert nodes_of(None) == nodes_of("redis://:a,b@one:6379") == 1
+    assert nodes_of("redis://:a,b@one:6379,rediss://two,unix:///three") == 3
+    assert nodes_of("redis+cluster://one,redis+cluster://two") == 1
+    assert nodes_of("rediss+cluster://one?groups=4") == 4
+
+
+def test_nodes_of_a_store_multiply_its_hours_and_help_where_it_is_the_limit() -> None:
+    one, four = (CostModel(RESNET, Platform.on_lambda(store_nodes=k)) for k in (1, 4))
+    many, few = Choice(64, 1769), Choice(2, 1769)
+    assert four.step_s(many, 1024) < 0.7 * one.step_s(many, 1024)
+    assert four.step_s(few, 1024) == pytest.approx(one.step_s(few, 1024), rel=0.01)
+    hours = [
+        next(item.quantity for item in model.job(few).bill.items if item.name.startswith("store")) for model in (one, four)
+    ]
+    assert float(hours[1] / hours[0]) == pytest.approx(4, rel=0.02)

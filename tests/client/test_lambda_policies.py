@@ -49,6 +49,7 @@ def actions(policy: dict[str, Any]) -> set[str]:
     return {action for statement in policy["Statement"] for action in statement["Action"]}
 
 
+@pytest.mark.timeout(300)  # ten commands and four runs, one after the other
 def test_the_printed_policies_are_what_it_takes_and_no_more(local: LambdaLocal, tmp_path: Path) -> None:
     cloud, script = Cloud(local), write_task(tmp_path, "\n        time.sleep(0.02)\n")
     (tmp_path / "data").mkdir()

@@ -45,6 +45,18 @@ def test_the_first_failure_ends_all(tmp_path: Path) -> None:
         assert list(redis.Redis.from_url(store.url).scan_iter()) == []
 
 
+def test_in_shared_memory_there_is_no_store_and_the_first_failure_ends_all(tmp_path: Path) -> None:
+    script = tmp_path / "s.py"
+    script.write_text(
+        "import os, sys, smlt\nsmlt.init()\n"
+        "print(smlt.allgather(smlt.rank()).tolist(), 'SMLT_STORE' in os.environ, flush=True)\n"
+        "if smlt.rank() == 1:\n    sys.exit(7)\nsmlt.barrier()\nsmlt.barrier()\n"
+    )
+    done = launch("-n", 3, "--two-level", script)
+    assert done.returncode == 7
+    assert {f"[{rank}] [0, 1, 2] False" for rank in range(3)} <= set(done.stdout.splitlines())
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_ending_it_ends_its_processes(tmp_path: Path, how: signal.Signals) -> None:
     script = tmp_path / "s.py"

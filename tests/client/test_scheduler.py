@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from commandline import keys_of, rows, status, write_task
 
-from smlt.client.executors import account_of
+from smlt.client.executors import Executor, Worker, account_of
 from smlt.client.request import RunRequest
 from smlt.client.runs import Run
 from smlt.client.scheduler import TaskScheduler
@@ -49,7 +48,7 @@ class Recorder(Unwatched):
         self.told.append(status["state"])
 
 
-class Scripted:
+class Scripted(Worker):
     """A worker that acknowledges when it is looked at, runs `report` when there is a plan, and has ended then."""
 
     def __init__(self, config: WorkerConfig, number: int, report: Report) -> None:
@@ -81,9 +80,6 @@ class Scripted:
     def say(self, plan: Plan, row: dict[str, Any]) -> None:
         self.coordination.report(plan.generation, self.config.worker_id, row["rank"], row, 10)
 
-    def refused(self) -> float:
-        return 0.0
-
     def account(self) -> str:
         return account_of(self.code or 0)
 
@@ -99,30 +95,13 @@ class Scripted:
 Report = Callable[[Scripted, Plan], int | None]
 
 
-class ScriptedExecutor:
+class ScriptedExecutor(Executor):
     def __init__(self, report: Report) -> None:
         self.report, self.workers = report, list[Scripted]()
-        self.concurrency: int | None = None
-        self.requests: Counter[str] = Counter()
 
     def start(self, config: WorkerConfig, log_path: Path) -> Scripted:
         self.workers.append(Scripted(config, len(self.workers), self.report))
         return self.workers[-1]
-
-    def threads(self, world_size: int) -> int:
-        return 1
-
-    def make_ready(self, memory_mb: int) -> bool:
-        return True
-
-    def use(self, memory_mb: int) -> None:
-        """All are alike."""
-
-    def drain(self, tell: Callable[[], None]) -> None:
-        """`kill` ends them all."""
-
-    def notes(self) -> list[str]:
-        return []
 
 
 def step_row(rank: int, step: int) -> dict[str, Any]:

@@ -25,7 +25,8 @@ def at_step(number: int) -> Callable[[dict[str, object]], bool]:
 @pytest.mark.parametrize("embedded", [True, False])
 def test_a_run_is_stopped_at_a_checkpoint_from_another_terminal(store: EmbeddedStore, tmp_path: Path, embedded: bool) -> None:
     where = () if embedded else ("--store", store.url)
-    with Running("train", write_task(tmp_path, PACED), *JOB, *where, "--name", "one", cwd=tmp_path, PACE="0.01") as run:
+    # Paced for the pipe: nobody reads the run's events until `smlt stop` has ended, and what is full stops the scheduler.
+    with Running("train", write_task(tmp_path, PACED), *JOB, *where, "--name", "one", cwd=tmp_path, PACE="0.1") as run:
         run.wait_for(at_step(6))
         processes = run.descendants()
         done = smlt("stop", "one", cwd=tmp_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from commandline import rows, smlt, status, write_task
-from functions import FUNCTION, Cloud, cloud
+from functions import FUNCTION, Cloud, cloud, on_lambda
 from steered import EPOCHS, Recorder, Scripted, nearly_same_end, steering
 
 from smlt.client.invocations import read_invocations
@@ -105,3 +105,17 @@ def test_a_budget_that_cannot_be_kept_stops_the_run_with_a_checkpoint(deployed: 
     assert found["state"] == "stopped"
     assert found["checkpoint_step"] == found["step"] > 0
     assert found["spent_usd"] < 0.001
+
+
+def test_a_sweep_trains_its_trials_by_functions_and_counts_what_they_cost(
+    deployed: Cloud, script: Path, tmp_path: Path
+) -> None:
+    what = ("--grid", "seed=1,2", "--metric", "loss", "--epochs", 1, "--global-batch-size", 16, "--name", "swept")
+    limits = ("--workers-total", 2, "--budget", "1")
+    done = smlt("sweep", script, *what, *limits, *on_lambda(), cwd=tmp_path, **deployed.environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    sweep = tmp_path / "smlt-runs" / "swept"
+    trials = [json.loads(line) for line in (sweep / "trials.jsonl").read_text().splitlines()]
+    assert [trial["state"] for trial in trials] == ["done", "done"]
+    assert [trial["usd"] for trial in trials] == [status(sweep / f"swept-00{number}")["cost_usd"] for number in (0, 1)]
+    assert json.loads((sweep / "sweep.json").read_text())["spent_usd"] == sum(trial["usd"] for trial in trials) > 0

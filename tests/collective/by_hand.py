@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from smlt.collective.connection import Connections
 from smlt.collective.plan import CHUNK_ELEMENTS, SegmentType, broadcast_plan, reduce_plan
 from smlt.collective.tuning import LOCAL
 from smlt.store.embedded import EmbeddedStore
+from smlt.store.parameter import ParameterStore
 
 UP, DOWN, TOKENS = range(3)
 
@@ -37,7 +39,8 @@ class ByHand:
             chunk_bytes,
             1 << 20,
         )
-        self._urls = [store.url]
+        with contextlib.closing(ParameterStore(store.url, job=job)) as parameters:
+            self._urls = parameters.locate(parameters.propose_places())[:1]  # one node of the store, whatever it is made of
         self._connections = Connections(timeout_s=5)
         self._connections.open(self._urls)
 
@@ -117,7 +120,7 @@ class ByHand:
     def close(self, store: EmbeddedStore) -> None:
         """Close the connections, delete all keys."""
         self._connections.close()
-        with redis.Redis.from_url(store.url) as client:
+        with redis.Redis.from_url(self._urls[0]) as client:
             for key in client.scan_iter(match=f"{self.prefix.replace('{', '?').replace('}', '?')}*", count=10_000):
                 client.unlink(key)
 

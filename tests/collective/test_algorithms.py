@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import redis
 from groups import Group
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stores import Everywhere
 
 from smlt import Communicator
 from smlt.collective.codecs import BF16_RELATIVE_ERROR, FP16_CHUNK_ERROR, FP16_RELATIVE_ERROR, INT8_BLOCK_ERROR
@@ -127,10 +127,10 @@ def test_what_lies_in_the_store_does_not_grow(
 
     def measure() -> tuple[int, int]:
         """Keys, and bytes in all streams."""
-        with redis.Redis.from_url(store.url) as client:
+        with Everywhere(store) as client:
             keys = list(client.scan_iter(match=f"smlt:{{{job}.*"))
-            streams = [key for key in keys if client.type(key) == b"stream"]
-            return len(keys), sum(client.memory_usage(key) or 0 for key in streams)
+            streams = [key for key in keys if client.at(key).type(key) == b"stream"]
+            return len(keys), sum(client.at(key).memory_usage(key) or 0 for key in streams)
 
     def work(comm: Communicator, steps: int) -> None:
         if comm is one:  # runs ahead, as far as it can without the others

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import redis
 from groups import Group, in_parallel
+from stores import Everywhere, servers_of
 
 import smlt
 from smlt.errors import CollectiveError, ConfigError
@@ -100,8 +100,8 @@ def test_every_public_name_is_there() -> None:
 
 def test_connections_are_named_and_not_evicted(store: EmbeddedStore) -> None:
     workers = Group(store.url, "named", 2)
-    with redis.Redis.from_url(store.url) as client:
+    with Everywhere(store) as client:
         ours = [each for each in client.client_list() if each["name"] == "smlt-named-1"]
-        assert len(ours) == 3
+        assert len(ours) == 3 * len(servers_of(store))
         assert all("e" in each["flags"] for each in ours)
     workers.close()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from groups import Group
+from stores import Everywhere
 from test_tls import TlsProxy, authority  # noqa: F401  (fixture)
 
 from smlt import Communicator
@@ -134,17 +135,14 @@ def test_closing_ends_what_is_under_way_and_leaves_no_thread(group: Callable[...
 
 
 def test_a_cut_connection_is_mended_by_whoever_waits(group: Callable[..., Group], store: EmbeddedStore) -> None:
-    import redis
-
     workers = group(2)
 
     def run(comm: Communicator) -> None:
         comm.barrier()
         works = [comm.allreduce_async(np.full(2_000_000, comm.rank, np.float32)) for _ in range(4)]
         if comm.rank == 0:
-            client = redis.Redis.from_url(store.url)
-            client.client_kill_filter(_type="normal", skipme=True)
-            client.close()
+            with Everywhere(store) as client:
+                client.kill_all()
         for work in works:
             assert (work.wait() == 0.5).all()
 
@@ -155,7 +153,7 @@ def test_over_tls(store: EmbeddedStore, job: str, authority, tmp_path) -> None: 
     certificate = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(certificate))
     proxy = TlsProxy(store, authority, client_certificates=False)
-    workers = Group(f"{proxy.url}?ssl_ca_certs={certificate}", job, 2)
+    workers = Group(proxy.url(f"?ssl_ca_certs={certificate}"), job, 2)
 
     def run(comm: Communicator) -> None:
         works = [comm.allreduce_async(np.full(300_000, comm.rank + i, np.float32)) for i in range(5)]

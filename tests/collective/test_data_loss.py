@@ -15,6 +15,7 @@ import redis
 from by_hand import DOWN, TOKENS, UP, ByHand, finish
 from groups import Group
 from proxy import Proxy
+from stores import Everywhere
 
 from smlt import Communicator
 from smlt.collective import _native
@@ -115,11 +116,11 @@ def test_who_wants_to_know_is_told_at_once(own: EmbeddedStore) -> None:
 def test_a_newer_generation_is_met_when_connecting_again(store: EmbeddedStore, job: str, parameters: ParameterStore) -> None:
     workers = Group(store.url, job, 2, timeout_s=30)
     parameters.open_generation(2)
-    with redis.Redis.from_url(store.url) as client:
-        client.delete(parameters.key("ctl"))  # nobody hears of it but by looking
+    parameters.client.delete(parameters.key("ctl"))  # nobody hears of it but by looking
+    with Everywhere(store) as client:
         for other in client.client_list():
             if other["name"].startswith(f"smlt-{job}"):
-                client.client_kill_filter(_id=other["id"])
+                client.kill(other)
     for outcome in workers.attempt(lambda comm: comm.allreduce(np.ones(100_000))):
         assert isinstance(outcome.error, FencedError), outcome.error
     workers.close()

@@ -18,6 +18,7 @@ import pytest
 import redis
 from groups import Group, in_parallel
 from proxy import Connection, Proxy
+from stores import Everywhere, lanes_of
 
 from smlt import Communicator
 from smlt.errors import (
@@ -197,14 +198,19 @@ def test_a_store_that_is_down(tmp_path: Any) -> None:
 
 def test_a_wrong_password_is_named_but_not_shown(store: EmbeddedStore) -> None:
     with pytest.raises(StoreAuthError) as caught:
-        Communicator(store.tcp_url.replace(":", ":wrong-", 2).replace("redis:wrong-//", "redis://"), rank=0, world_size=2)
+        Communicator(store.tcp_url.replace("://:", "://:wrong-"), rank=0, world_size=2)
     assert "wrong-" not in str(caught.value)
 
 
 def test_a_full_store_is_named_on_the_worker_that_meets_it() -> None:
     with EmbeddedStore(memory_bytes=6 << 20) as small:
         workers = Group(small.url, "full", 2, timeout_s=5)
-        outcomes = workers.attempt(lambda comm: comm.allreduce(np.ones(4_000_000, np.float32), codec="fp32"))
+        with redis.Redis.from_url(small.url) as other:  # another's data, when the workers have made their plans
+            number = 0
+            with contextlib.suppress(redis.exceptions.OutOfMemoryError):
+                while other.set(f"another's {number}", bytes(50_000)):
+                    number += 1
+        outcomes = workers.attempt(lambda comm: comm.allreduce(np.ones(400_000, np.float32), codec="fp32"))
         assert any(isinstance(outcome.error, StoreFull) for outcome in outcomes), [o.error for o in outcomes]
         assert all(isinstance(outcome.error, (StoreFull, CollectiveError)) for outcome in outcomes), [o.error for o in outcomes]
         assert "raise its maxmemory" in str(next(o.error for o in outcomes if isinstance(o.error, StoreFull)))
@@ -236,13 +242,13 @@ def test_a_connection_cut_in_mid_collective_changes_nothing(store: EmbeddedStore
 
     def cut() -> None:
         nonlocal kills
-        with redis.Redis.from_url(store.url) as client:
+        with Everywhere(store) as client:
             rng = np.random.default_rng(0)
             while not ended.is_set():
                 lanes = [c for c in client.client_list() if c["name"].startswith("smlt-")]
                 if lanes:
                     with contextlib.suppress(redis.ResponseError):
-                        client.client_kill_filter(_id=rng.choice([c["id"] for c in lanes]))
+                        client.kill(rng.choice(lanes))
                         kills += 1
                 ended.wait(0.01)
 
@@ -316,7 +322,7 @@ def test_hostile_replies_end_in_a_clear_error(
         outcomes = in_parallel([lambda: honest.allreduce(np.ones(1000)), lambda: victim.allreduce(np.ones(1000))])
         proxy.change_down(None)
         assert isinstance(outcomes[1].error, StoreError), outcomes[1].error
-        assert message in str(outcomes[1].error)
+        assert message.casefold() in str(outcomes[1].error).casefold()
         in_parallel([honest.close, victim.close])
 
 
@@ -336,7 +342,7 @@ def test_a_reply_cut_short_is_asked_for_again(store: EmbeddedStore, job: str, at
             if cuts <= 6:
                 connection.down.at(at, "close")
 
-        for connection in proxy.connections[-3:]:
+        for connection in lanes_of(proxy.connections):
             cut(connection)
         proxy.on_connect = cut
         x = np.random.default_rng(1).standard_normal(500_000).astype(np.float32)
@@ -352,10 +358,9 @@ def test_a_chunk_that_vanished_is_named(store: EmbeddedStore, group: Callable[..
     ended = threading.Event()
 
     def evict() -> None:
-        with redis.Redis.from_url(store.url) as client:
+        with Everywhere(store) as client:
             while not ended.is_set():
-                for key in client.scan_iter(match=f"smlt:{{{job}.0}}:*:[au]:*", count=1000):
-                    client.unlink(key)
+                client.unlink_all(f"smlt:{{{job}.*}}:*:[au]:*")
 
     evictor = threading.Thread(target=evict)
     evictor.start()
@@ -390,9 +395,9 @@ def test_ctrl_c_ends_a_wait_and_leaves_nothing(store: EmbeddedStore, job: str) -
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    with redis.Redis.from_url(store.url) as client:  # its contribution lies in the store: it waits for the other
+    with Everywhere(store) as client:  # its contribution lies in the store: it waits for the other
         deadline = time.monotonic() + 10
-        while not list(client.scan_iter(match=f"smlt:{{{job}.0}}:*:u:*")) and time.monotonic() < deadline:
+        while not list(client.scan_iter(match=f"smlt:{{{job}.*}}:*:u:*")) and time.monotonic() < deadline:
             time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, trace = process.communicate(timeout=10)

@@ -31,8 +31,8 @@ def secure_url(store: EmbeddedStore, tmp_path: Path) -> Iterator[str]:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     proxy = TlsProxy(store, authority, client_certificates=False)
-    yield f"{proxy.url}?ssl_ca_certs={tmp_path}/ca.pem"
-    proxy.listener.close()
+    yield proxy.url(f"?ssl_ca_certs={tmp_path}/ca.pem")
+    proxy.doors.close()
 
 
 class Held:
@@ -44,7 +44,19 @@ class Held:
         self.engine = self.session._engine
         self.session.start_progress = lambda: None  # type: ignore[method-assign]
 
-    def move(self, lane: int) -> bool:
+    def lanes(self, kind: int) -> range:
+        """The lanes of a kind: one to each server of the store."""
+        return range(kind, len(self.session._connections._sockets), 3)
+
+    def says(self, kind: int) -> bool:
+        """Whether something is to be sent by a lane of the kind."""
+        return any(self.engine.output(lane) for lane in self.lanes(kind))
+
+    def move(self, kind: int) -> bool:
+        moved = [self._move(lane) for lane in self.lanes(kind)]  # each of them
+        return any(moved)
+
+    def _move(self, lane: int) -> bool:
         moved, sock = False, self.session._connections._sockets[lane]
         with contextlib.suppress(*WOULD_BLOCK):
             while views := self.engine.output(lane):
@@ -56,11 +68,11 @@ class Held:
                 moved = True
         return moved
 
-    def move_until(self, lanes: list[int], over: Callable[[], bool]) -> None:
+    def move_until(self, kinds: list[int], over: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 10
         while not over():
             assert time.monotonic() < deadline
-            if not sum(self.move(lane) for lane in lanes):
+            if not sum(self.move(kind) for kind in kinds):
                 time.sleep(0.001)
 
 
@@ -76,7 +88,7 @@ def contribute(held: Held, size: int) -> None:
             return quiet > 100
 
         held.move_until([], added)
-    held.move_until([UP], lambda: not held.engine.output(UP) and held.engine.flushed())
+    held.move_until([UP], lambda: not held.says(UP) and held.engine.flushed())
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])

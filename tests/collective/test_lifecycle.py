@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import redis
 from groups import Group, in_parallel
+from stores import Everywhere
 
 from smlt import Communicator
 from smlt.errors import CollectiveError, SmltError, WorkerLostError
@@ -95,12 +96,12 @@ def test_cut_while_the_native_thread_drives(group: Callable[..., Group], store: 
 
     def cut() -> None:
         rng = np.random.default_rng(1)
-        with redis.Redis.from_url(store.url) as client:
+        with Everywhere(store) as client:
             while not ended.wait(0.02):
-                lanes = [each["id"] for each in client.client_list() if each["name"].startswith("smlt-")]
+                lanes = [each for each in client.client_list() if each["name"].startswith("smlt-")]
                 with contextlib.suppress(redis.ResponseError):
                     if lanes:  # none while they connect anew
-                        client.client_kill_filter(_id=rng.choice(lanes))
+                        client.kill(rng.choice(lanes))
 
     def work(comm: Communicator) -> None:
         for _ in range(15):

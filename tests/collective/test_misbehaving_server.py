@@ -16,6 +16,7 @@ import pytest
 from groups import in_parallel
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
+from stores import Doors, asks_for_slots
 
 from smlt import Communicator
 from smlt.errors import SmltError
@@ -131,27 +132,29 @@ class MisbehavingServer:
         self._chance, self._wrong = random.Random(seed), wrong
         self._kinds = [kind for kind in WRONGS if kind.__name__ in kinds]
         self.honest = True
-        credentials, _, port = store.tcp_url.rpartition(":")
-        self._target = int(port)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.url = f"{credentials}:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._doors = Doors(store)
+        self.url = self._doors.url()
+        for number in range(len(self._doors.listeners)):
+            threading.Thread(target=self._accept, args=(number,), daemon=True).start()
 
-    def _accept(self) -> None:
+    def _accept(self, number: int) -> None:
         with contextlib.suppress(OSError):
             while True:
-                client, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+                client, _ = self._doors.listeners[number].accept()
+                threading.Thread(target=self._serve, args=(client, number), daemon=True).start()
 
-    def _serve(self, client: socket.socket) -> None:
+    def _serve(self, client: socket.socket, number: int) -> None:
         with contextlib.suppress(OSError, EOFError, ValueError), client:
-            store = socket.create_connection(("127.0.0.1", self._target))
+            store = socket.create_connection(("127.0.0.1", self._doors.targets[number]))
             with store:
                 commands, replies = client.makefile("rb"), store.makefile("rb")
                 while True:
-                    store.sendall(read_one(commands))
+                    command = read_one(commands)
+                    store.sendall(command)
                     reply: bytes | None = read_one(replies)
                     assert reply is not None
+                    if asks_for_slots(command):
+                        reply = self._doors.translate(reply)
                     if not self.honest and self._chance.random() < self._wrong:
                         reply = self._chance.choice(self._kinds)(self._chance, reply)
                     if reply is None:
@@ -159,9 +162,7 @@ class MisbehavingServer:
                     client.sendall(reply)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self._doors.close()
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-import redis
 from by_hand import DOWN, TOKENS, UP, ByHand, finish
+from stores import Everywhere
 
 from smlt.collective import _native
 from smlt.store.embedded import EmbeddedStore
@@ -188,8 +188,8 @@ def test_streams_stay_short_though_a_worker_is_always_ahead(
             finish(workers, number - lead + 1)
             for worker in workers:
                 worker.engine.retire(number - lead + 1)
-    with redis.Redis.from_url(store.url) as client:
+    with Everywhere(store) as client:
         for stream in ("agg", "in:0", "in:1"):
-            assert client.xlen(workers[0].prefix + stream) < 1200
+            assert client.at(workers[0].prefix).xlen(workers[0].prefix + stream) < 1200
         chunks = [key for key in client.scan_iter(count=10_000) if workers[0].prefix.encode() in key and b":a:" in key]
         assert len(chunks) < 50

@@ -6,13 +6,14 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import trustme
 from groups import Group
+from stores import Doors, asks_for_slots
 
 from smlt.errors import StoreUnavailable
 from smlt.store.embedded import EmbeddedStore
@@ -27,30 +28,32 @@ class TlsProxy:
         if client_certificates:
             authority.configure_trust(self.context)
             self.context.verify_mode = ssl.CERT_REQUIRED
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.target = int(store.tcp_url.rpartition(":")[2])
-        password = store.tcp_url.partition("://")[2].partition("@")[0]
-        self.url = f"rediss://{password}@localhost:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.doors = Doors(store, scheme="rediss", host="localhost")
+        self.url = self.doors.url  # takes options
+        for number in range(len(self.doors.listeners)):
+            threading.Thread(target=self._accept, args=(number,), daemon=True).start()
 
-    def _accept(self) -> None:
+    def _accept(self, number: int) -> None:
         with contextlib.suppress(OSError):
             while True:
-                connection, _ = self.listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+                connection, _ = self.doors.listeners[number].accept()
+                threading.Thread(target=self._serve, args=(connection, number), daemon=True).start()
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, connection: socket.socket, number: int) -> None:
         with contextlib.suppress(OSError, ssl.SSLError):
             secure = self.context.wrap_socket(connection, server_side=True)
-            plain = socket.create_connection(("127.0.0.1", self.target))
-            threading.Thread(target=self._pump, args=(plain, secure), daemon=True).start()
-            self._pump(secure, plain)
+            plain = socket.create_connection(("127.0.0.1", self.doors.targets[number]))
+            asked = threading.Event()
+            threading.Thread(target=self._pump, args=(plain, secure, lambda data: data, asked), daemon=True).start()
+            self._pump(secure, plain, lambda data: asked.set() if asks_for_slots(data) else None, asked)
 
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
+    def _pump(
+        self, source: socket.socket, sink: socket.socket, heard: Callable[[bytes], object], asked: threading.Event
+    ) -> None:
         with contextlib.suppress(OSError, ssl.SSLError):
             while data := source.recv(1 << 16):
-                sink.sendall(data)
+                heard(data)
+                sink.sendall(self.doors.translate(data) if asked.is_set() else data)
         for sock in (source, sink):
             with contextlib.suppress(OSError):
                 sock.close()
@@ -70,7 +73,7 @@ def authority(tmp_path: Path) -> trustme.CA:
 def proxy(store: EmbeddedStore, authority: trustme.CA) -> Iterator[TlsProxy]:
     made = TlsProxy(store, authority, client_certificates=False)
     yield made
-    made.listener.close()
+    made.doors.close()
 
 
 def check_collectives(workers: Group) -> None:
@@ -81,7 +84,7 @@ def check_collectives(workers: Group) -> None:
 
 
 def test_collectives_over_tls(store: EmbeddedStore, job: str, proxy: TlsProxy, tmp_path: Path) -> None:
-    workers = Group(f"{proxy.url}?ssl_ca_certs={tmp_path}/ca.pem", job, 3)
+    workers = Group(proxy.url(f"?ssl_ca_certs={tmp_path}/ca.pem"), job, 3)
     check_collectives(workers)
     workers.close()
 
@@ -89,19 +92,19 @@ def test_collectives_over_tls(store: EmbeddedStore, job: str, proxy: TlsProxy, t
 def test_a_client_certificate_is_shown(store: EmbeddedStore, authority: trustme.CA, job: str, tmp_path: Path) -> None:
     proxy = TlsProxy(store, authority, client_certificates=True)
     options = f"ssl_ca_certs={tmp_path}/ca.pem&ssl_certfile={tmp_path}/cert.pem&ssl_keyfile={tmp_path}/key.pem"
-    workers = Group(f"{proxy.url}?{options}", job, 3)
+    workers = Group(proxy.url(f"?{options}"), job, 3)
     check_collectives(workers)
     workers.close()
-    proxy.listener.close()
+    proxy.doors.close()
 
 
 def test_a_certificate_that_is_not_trusted_is_refused(proxy: TlsProxy, job: str) -> None:
     with pytest.raises(StoreUnavailable, match="certificate verify failed"):
-        Group(proxy.url, job, 2)
+        Group(proxy.url(), job, 2)
 
 
 def test_verification_can_be_switched_off_by_url(proxy: TlsProxy, job: str) -> None:
-    workers = Group(f"{proxy.url}?ssl_cert_reqs=none&ssl_check_hostname=false", job, 3)
+    workers = Group(proxy.url("?ssl_cert_reqs=none&ssl_check_hostname=false"), job, 3)
     check_collectives(workers)
     workers.close()
 
@@ -109,9 +112,9 @@ def test_verification_can_be_switched_off_by_url(proxy: TlsProxy, job: str) -> N
 def test_the_authority_and_the_password_may_come_from_the_environment(
     job: str, proxy: TlsProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    password, _, address = proxy.url.removeprefix("rediss://:").partition("@")
+    password = proxy.url().partition("://:")[2].partition("@")[0]
     monkeypatch.setenv("SMLT_STORE_CA_CERTS", f"{tmp_path}/ca.pem")
     monkeypatch.setenv("SMLT_STORE_PASSWORD", password)
-    workers = Group(f"rediss://{address}", job, 3)
+    workers = Group(proxy.url().replace(f":{password}@", ""), job, 3)
     check_collectives(workers)
     workers.close()

@@ -9,7 +9,18 @@ import pytest
 
 from smlt import Communicator
 from smlt.collective.trace import PHASES, record, to_chrome
-from smlt.collective.tuning import LOCAL, NETWORK, Tuning, cache_path, choose, chunk_bytes, load, save, window_bytes
+from smlt.collective.tuning import (
+    LOCAL,
+    NETWORK,
+    Tuning,
+    cache_path,
+    choose,
+    chunk_bytes,
+    hierarchical_s,
+    load,
+    save,
+    window_bytes,
+)
 from smlt.errors import ConfigError
 from smlt.store.embedded import EmbeddedStore
 
@@ -22,6 +33,30 @@ def test_small_values_go_in_one_shot_and_large_ones_by_shards_of_all() -> None:
         assert choose(tuning, "auto", 4, 22_000_000, LIMIT) == ("hierarchical", 4)
     assert choose(LOCAL, "one-shot", 4, 22_000_000, LIMIT)[0] == "hierarchical"  # it does not fit
     assert choose(LOCAL, "centralised", 4, 22_000_000, LIMIT) == ("hierarchical", 1)
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 4, 8])
+def test_each_node_of_a_store_has_as_many_shards_where_there_are_enough(nodes: int) -> None:
+    for tuning in (LOCAL, NETWORK):
+        for n in (2, 5, 8, 64, 1000):
+            for size in (100_000, 2_000_000, 22_000_000):
+                _, shards = choose(tuning, "hierarchical", n, size, LIMIT, nodes)
+                assert 1 <= shards <= n
+                assert shards < nodes or shards % nodes == 0
+
+
+def test_more_nodes_are_never_slower_and_serve_more_owners() -> None:
+    times = [min(hierarchical_s(NETWORK, 128, m, 2_000_000, k) for m in range(1, 129)) for k in (1, 2, 4, 8)]
+    assert times == sorted(times, reverse=True)
+    assert times[0] > 3 * times[3]
+    owners = [choose(NETWORK, "auto", 128, 2_000_000, LIMIT, k)[1] for k in (1, 2, 4, 8)]
+    assert owners == sorted(owners)
+
+
+def test_commands_grow_with_the_workers_and_not_with_their_square() -> None:
+    for tuning in (LOCAL, NETWORK):
+        owners = [choose(tuning, "auto", n, 200_000, LIMIT)[1] for n in (32, 64, 128, 1000)]
+        assert max(owners) <= 16, "so many chunks for each worker"
 
 
 def test_chunks_and_windows_follow_the_link() -> None:

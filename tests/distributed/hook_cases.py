@@ -11,6 +11,7 @@ from torch import nn, optim
 from torch.nn.parallel import DistributedDataParallel
 
 import smlt.torch
+from smlt.collective.two_level import TwoLevelCommunicator
 
 #: int8 has 127 steps between 0 and the largest value of a block; a gradient of less than half a step is rounded away.
 STEP = 1 / 127
@@ -89,6 +90,18 @@ def _register(model: DistributedDataParallel, name: str) -> None:
         model.register_comm_hook(None, getattr(smlt.torch, f"{name}_hook"))
     else:
         model.register_comm_hook(smlt.torch.HookState(name), smlt.torch.compress_hook)
+
+
+def hooked_two_level(job: str) -> dict[str, Any]:
+    """Both workers on one machine; then the other leaves, which the next step must say."""
+    place: dict[str, Any] = {"rank": dist.get_rank(), "world_size": 2, "local_rank": dist.get_rank(), "local_size": 2}
+    model = DistributedDataParallel(seeded(ToyModel), bucket_cap_mb=0.0001)
+    with TwoLevelCommunicator(job=job, timeout_s=30, **place) as comm:
+        model.register_comm_hook(comm, smlt.torch.two_level_hook)
+        found = outcome(model, train(model, batches()))
+        if dist.get_rank() == 0:
+            found["error"] = _error_of_a_step(model)
+    return found
 
 
 def among_others() -> list[float]:

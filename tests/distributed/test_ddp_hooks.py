@@ -25,6 +25,13 @@ def test_a_hook_trains_as_fp32_does_within_the_codecs_error(pair: Pair, codec: s
         assert differ  # it was compressed
 
 
+def test_workers_of_one_machine_train_through_its_memory_as_with_gloo(pair: Pair, job: str) -> None:
+    exact, found = pair.run("gloo", ddp_cases.tutorial), pair.run("gloo", cases.hooked_two_level, job)
+    assert "rank 1 has left the job" in found[0].pop("error")
+    assert_alike(exact, found, 1e-6)
+    assert_alike(found[0]["model"], found[1]["model"], tolerance=0.0)
+
+
 def test_a_hook_goes_with_unused_parameters_and_gradients_that_accumulate(pair: Pair) -> None:
     found = pair.run("smlt", cases.hooked_branches)
     assert_alike(found[0], found[1], tolerance=0.0)

@@ -1,9 +1,10 @@
 """Run the fuzzers, one process each, and keep what they find interesting.
 
-    python tests/fuzz/fuzzers.py [--seconds 60] [--keep FOLDER] [engine resp wire]
+    python tests/fuzz/fuzzers.py [--seconds 60] [--keep FOLDER] [engine resp shared wire]
 
 Needs clang with libFuzzer. Inputs that crash are written to FOLDER (default: fuzz-findings) and end the run with status 1.
-The corpus is made by `record.py`; `test_corpus.py` replays it under the sanitizers with any compiler.
+The corpus is made by `record.py`, that of `shared` by its fuzzer; `test_corpus.py` replays it under the sanitizers with any
+compiler.
 """
 
 from __future__ import annotations
@@ -16,20 +17,23 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-TARGETS = ("engine", "resp", "wire")
+TARGETS = ("engine", "resp", "shared", "wire")
 FLAGS = ["-g", "-O1", "-std=c11", "-D_GNU_SOURCE", "-ffp-contract=off", f"-I{CSRC}", "-fno-sanitize-recover=all"]
 
 
-def sources() -> list[Path]:
-    """All of csrc that does no I/O."""
-    return sorted(path for path in CSRC.glob("*.c") if path.stem not in ("progress", "transport"))
+def sources(target: str) -> list[Path]:
+    """All of csrc that does no I/O, and has to do with the target."""
+    shared = set(CSRC.glob("shared*.c"))
+    if target == "shared":
+        return sorted(shared | {CSRC / "codec_feedback.c", CSRC / "codec_raw.c"})
+    return sorted({path for path in CSRC.glob("*.c") if path.stem not in ("progress", "transport")} - shared)
 
 
 def build(compiler: str, target: str, program: Path, sanitizers: str, *extra: Path) -> None:
     """Without sanitizers when `sanitizers` is empty. CalledProcessError when the compiler cannot."""
     harness = HERE / f"fuzz_{target}.c"
     checks = [f"-fsanitize={sanitizers}"] if sanitizers else []
-    command = [compiler, *FLAGS, *checks, harness, *extra, *sources(), "-lm", "-o", program]
+    command = [compiler, *FLAGS, *checks, harness, *extra, *sources(target), "-lm", "-o", program]
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 

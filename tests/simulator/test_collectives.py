@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import redis
+from groups import Group
 
 from bench.simulator.collective import run, smlt
 from bench.simulator.strategies import Gradient
 from bench.simulator.strategies.centralised import Centralised, ParameterServers
+from bench.simulator.strategies.hierarchical import Hierarchical
 from bench.simulator.strategies.requests import Client
 from bench.simulator.strategies.scatter_reduce import ScatterReduce
-from tests.simulator.conftest import FREE, LINKS, LOCAL
+from smlt import Communicator
+from smlt.collective.tuning import NETWORK
+from smlt.store.embedded import EmbeddedStore
+from tests.simulator.conftest import COSTS, FREE, LINKS, LOCAL
 
 SIZES = (1_000, 100_000, 1_000_000)
 CLIENT = Client(3e-10, 60e-6, 4e-10)
@@ -95,3 +102,50 @@ def test_a_straggler_delays_everyone_by_no_more_than_it_is_late() -> None:
 def test_a_small_value_goes_in_one_shot_with_a_command_for_each_part() -> None:
     found = smlt(LINKS, 4, Gradient(1_000))
     assert 8 <= found.store_commands <= 4 * 4 + 4
+
+
+@pytest.mark.parametrize("floats", [100_000, 1_000_000])
+def test_the_number_of_shards_that_is_chosen_is_near_the_best_for_many_workers(floats: int) -> None:
+    times = {m: smlt(LINKS, 48, Gradient(floats), shards=m).seconds for m in (4, 8, 16, 24, 48)}
+    tuning = replace(NETWORK, command_s=COSTS.store_command_s)
+    assert smlt(LINKS, 48, Gradient(floats), tuning=tuning).seconds < 1.1 * min(times.values())
+    assert max(times.values()) > 1.5 * min(times.values()), "there is something to be chosen"
+
+
+def test_chunks_of_one_shard_lie_on_all_nodes() -> None:
+    clusters = []
+
+    def make(cluster, done):
+        clusters.append(cluster)
+        return Hierarchical(cluster, Gradient(400_000), NETWORK, done, shards=1)
+
+    run(LINKS.with_nodes(4), 4, make)
+    counts = [node.calls["set"] for node in clusters[0].stores]
+    assert min(counts) > 0
+    assert max(counts) - min(counts) <= 4  # a chunk more
+
+
+def test_a_real_store_counts_the_commands_that_are_simulated(store: EmbeddedStore, job: str) -> None:
+    n, rounds, gradient = 6, 4, Gradient(100_000)
+
+    def reduce(comm: Communicator) -> None:
+        value = np.ones(gradient.floats, np.float32)
+        for _ in range(rounds):
+            comm.allreduce(value)
+
+    def counted() -> dict[str, int]:
+        with redis.Redis.from_url(store.url) as client:
+            return {name.removeprefix("cmdstat_"): row["calls"] for name, row in client.info("commandstats").items()}
+
+    workers = Group(store.url, job, n, tuning=NETWORK, codec="fp16")
+    try:
+        workers.run(reduce)
+        before = counted()
+        workers.run(reduce)
+        after = counted()
+    finally:
+        workers.close()
+    found = smlt(LOCAL, n, gradient, tuning=NETWORK, rounds=3)
+    for name in ("set", "xadd", "unlink"):
+        # The aggregates of a step go in the next one, on some workers a moment after the count.
+        assert (after[name] - before[name]) / rounds == pytest.approx(found.calls[name], abs=2 if name == "unlink" else 0), name

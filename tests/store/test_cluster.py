@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -44,17 +43,6 @@ def put_everywhere(parameters: ParameterStore, session: str, places: list[str]) 
     for place, url in zip(places, parameters.locate(places), strict=True):
         with parameters.nodes.connected(url) as client:
             client.set(parameters.session_prefix(session, place) + "x", b"chunk")
-
-
-def patiently(call: Callable[[], object], limit_s: float = 20.0) -> object:
-    """What the call gives once the cluster has chosen a new primary."""
-    deadline = time.monotonic() + limit_s
-    while True:
-        try:
-            return call()
-        except StoreUnavailable:
-            if time.monotonic() > deadline:
-                raise
 
 
 def test_each_primary_has_a_place_and_a_job_that_ends_leaves_nothing(
@@ -97,14 +85,9 @@ def test_the_control_plane_follows_a_replica_that_takes_over(cluster: EmbeddedCl
         cluster.fail_over(replica)
         assert Coordination(parameters).generation() == 1
         assert [old == new for old, new in zip(before, parameters.run_ids(places), strict=True)] == [False, True, True]
-        cluster.wait_for_replica(at)
-        cluster.nodes[replica].kill()  # whom the first of the URL's servers replaces now
-        assert patiently(lambda: sorted(parameters.roster(session))) == [0]
         with contextlib.closing(parameters.impatient()) as impatient:
             assert sorted(impatient.roster(session)) == [0]
-        assert patiently(parameters.sweep) > 0
-        cluster.nodes[replica].restart()
-        cluster.wait_for_replica(replica)
+        assert parameters.sweep() > 0
 
 
 def test_a_url_of_the_wrong_kind_is_told_the_right_one(cluster: EmbeddedCluster, store: EmbeddedStore) -> None:

@@ -8,6 +8,7 @@ fetches, adds and publishes its own chunk by itself.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from bench.simulator.cluster import Cluster, StoreNode, Worker
@@ -53,6 +54,7 @@ class _Member:
         "fetched",
         "fetching",
         "left",
+        "missing",
         "read",
         "reading",
         "sending",
@@ -68,6 +70,7 @@ class _Member:
         self.contributions: list[_Unit] = []  # to fetch
         self.aggregates: list[_Unit] = []
         self.sending = False
+        self.missing = [0] * nodes  # tokens that are to come from this node: nobody waits for more
         self.reading: list[bool] = [False] * nodes  # blocked in XREAD at this node
         self.read: list[list[tuple[str, _Unit]]] = [[] for _ in range(nodes)]  # tokens there and not read yet
 
@@ -83,12 +86,13 @@ class Hierarchical:
         done: Done,
         *,
         shards: int = 0,
+        chunk_limit: int = 0,
         messages_max: int = MESSAGES_MAX,
     ) -> None:
         self.cluster, self.done, self.costs = cluster, done, cluster.costs
         n, size = cluster.n, gradient.wire_bytes
-        shards = shards or choose(tuning, "hierarchical", n, size, -1)[1]
-        limit = chunk_bytes(tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
+        shards = shards or choose(tuning, "hierarchical", n, size, -1, len(cluster.stores))[1]
+        limit = chunk_limit or chunk_bytes(tuning, CHUNK_BYTES_TUNED_MIN, CHUNK_BYTES)
         rounds = max(1, -(-size // (shards * limit)))
         self.chunk = size / (shards * rounds)
         self.floats = gradient.floats / (shards * rounds)
@@ -102,7 +106,7 @@ class Hierarchical:
         self.window = window + self.coarse
         self.units = [
             [
-                _Unit(c * blocks + b, range(b * block, min(shards, (b + 1) * block)), cluster.stores[b % nodes], n)
+                _Unit(c * blocks + b, range(b * block, min(shards, (b + 1) * block)), cluster.stores[(b + c) % nodes], n)
                 for b in range(blocks)
             ]
             for c in range(rounds)
@@ -121,13 +125,29 @@ class Hierarchical:
                     left += 2  # to be confirmed; its aggregates to be fetched
                 left += worker.rank in unit.owners  # to be published and confirmed
         uploads.reverse()
-        return _Member(worker, uploads, left, len(self.cluster.stores))
+        member = _Member(worker, uploads, left, len(self.cluster.stores))
+        for units in self.units:
+            for unit in units:
+                is_owner = worker.rank in unit.owners
+                member.missing[unit.store.number] += is_owner + (not is_owner or len(unit.owners) > 1)
+        return member
 
     def begin(self, rank: int) -> None:
         member = self.members[rank]
         for store in self.cluster.stores:
-            self._wait(member, store)
+            if member.missing[store.number]:
+                self._wait(member, store)
+        self._forget(member)
         self._send(member)
+
+    def _forget(self, member: _Member) -> None:
+        """Its aggregates of the collective before go, one UNLINK for those of a node."""
+        keys: Counter[int] = Counter()
+        for units in self.units:
+            keys.update(unit.store.number for unit in units if member.worker.rank in unit.owners)
+        for number, count in keys.items():
+            store = self.cluster.stores[number]
+            self.cluster.up(member.worker, store, "up", 30 + count * KEY_BYTES, 1, _deleted, calls=(("unlink", 1),))
 
     # ---- up ----
 
@@ -152,9 +172,8 @@ class Hierarchical:
     def _encoded(self, member: _Member, unit: _Unit, count: int, size: float) -> None:
         # A token that is not read together with others wakes its owner: with blocks of one that is simulated, else counted.
         extra = count * (2.0 if self.block > 1 else 0.0)
-        self.cluster.up(
-            member.worker, unit.store, "up", size, 2 * count + extra, self._stored, member, unit, size, message_s=None
-        )
+        calls = (("set", count), ("xadd", count))
+        self.cluster.up(member.worker, unit.store, "up", size, 2 * count + extra, self._stored, member, unit, size, calls=calls)
         member.sending = False
         self._send(member)
 
@@ -187,7 +206,7 @@ class Hierarchical:
             self._give_tokens(member, store)
 
     def _wait(self, member: _Member, store: StoreNode) -> None:
-        self.cluster.up(member.worker, store, "tokens", SMALL_BYTES, 1, self._read, member, store)
+        self.cluster.up(member.worker, store, "tokens", SMALL_BYTES, 1, self._read, member, store, calls=(("xread", 1),))
 
     def _read(self, member: _Member, store: StoreNode) -> None:
         if member.read[store.number]:
@@ -208,7 +227,8 @@ class Hierarchical:
                 member.contributions.append(unit)
             elif kind == "aggregates":
                 member.aggregates.append(unit)
-        if member.left:
+            member.missing[store.number] -= kind in ("contributions", "aggregates")
+        if member.missing[store.number]:
             self._wait(member, store)
         self._fetch(member)
 
@@ -219,30 +239,39 @@ class Hierarchical:
         n = self.cluster.n
         while member.fetching < self.window and (member.contributions or member.aggregates):
             if member.contributions:
-                unit = member.contributions.pop(0)
+                units, count = [member.contributions.pop(0)], 1
                 size, keys, commands = (n - 1) * (self.chunk + CHUNK_DOWN_BYTES), n - 1, 1.0
-                then, count = self._contributions_there, 1
+                work_s = (n - 1) * self.floats * self.costs.add_s_per_float
+                then = self._contributions_there
             else:
-                unit = member.aggregates.pop(0)
-                count = len(unit.owners) - (member.worker.rank in unit.owners)
+                units, count = self._take_aggregates(member)
                 size, keys = count * (self.chunk + CHUNK_DOWN_BYTES), count
-                commands = max(1.0, min(float(count), size / FETCH_TOGETHER_BYTES))
+                commands = max(1.0, min(float(count), size / FETCH_TOGETHER_BYTES)) if self.block > 1 else 1.0
+                work_s = count * self.floats * self.costs.decode_s_per_float
                 then = self._aggregates_there
             member.fetching += size
-            asked = 30 + keys * KEY_BYTES
-            self.cluster.up(member.worker, unit.store, "down", asked, commands, self._got, member, unit, size, count, then)
+            asked, store = 30 + keys * KEY_BYTES, units[0].store
+            what = (member, store, units, size, work_s, then)
+            self.cluster.up(member.worker, store, "down", asked, commands, self._got, *what, calls=(("mget", commands),))
 
-    def _got(self, member: _Member, unit: _Unit, size: float, count: int, then: Any) -> None:
-        if then == self._contributions_there:
-            work_s = (self.cluster.n - 1) * self.floats * self.costs.add_s_per_float
-        else:
-            work_s = count * self.floats * self.costs.decode_s_per_float
-        self.cluster.down(unit.store, member.worker, "down", size, work_s, self._fetched, member, unit, size, then)
+    def _take_aggregates(self, member: _Member) -> tuple[list[_Unit], int]:
+        """Those of one node that share an MGET, and how many chunks they are."""
+        units, count = [member.aggregates.pop(0)], 0
+        while True:
+            count += len(units[-1].owners) - (member.worker.rank in units[-1].owners)
+            more = member.aggregates and member.aggregates[0].store is units[0].store
+            if not more or count * self.chunk >= FETCH_TOGETHER_BYTES:
+                return units, count
+            units.append(member.aggregates.pop(0))
 
-    def _fetched(self, member: _Member, unit: _Unit, size: float, then: Any) -> None:
+    def _got(self, member: _Member, store: StoreNode, units: list[_Unit], size: float, work_s: float, then: Any) -> None:
+        self.cluster.down(store, member.worker, "down", size, work_s, self._fetched, member, units, size, then)
+
+    def _fetched(self, member: _Member, units: list[_Unit], size: float, then: Any) -> None:
         member.fetching -= size
         member.fetched += size
-        then(member, unit)
+        for unit in units:
+            then(member, unit)
         self._fetch(member)
         self._send(member)
 
@@ -253,7 +282,8 @@ class Hierarchical:
     def _publish(self, member: _Member, unit: _Unit) -> None:
         size = self.chunk + CHUNK_UP_BYTES
         member.unconfirmed += size
-        self.cluster.up(member.worker, unit.store, "up", size, 2, self._published, member, unit, size)
+        calls = (("set", 1), ("xadd", 1))
+        self.cluster.up(member.worker, unit.store, "up", size, 2, self._published, member, unit, size, calls=calls)
 
     def _published(self, member: _Member, unit: _Unit, size: float) -> None:
         self.cluster.down(unit.store, member.worker, "up", SMALL_BYTES, 0.0, self._clean_up, member, unit, size)
@@ -268,7 +298,7 @@ class Hierarchical:
     def _clean_up(self, member: _Member, unit: _Unit, size: float) -> None:
         """The aggregate is stored: its contributions go."""
         keys = 30 + (self.cluster.n - 1) * KEY_BYTES
-        self.cluster.up(member.worker, unit.store, "up", keys, 1, _deleted)
+        self.cluster.up(member.worker, unit.store, "up", keys, 1, _deleted, calls=(("unlink", 1),))
         self._confirmed(member, size)
 
     def _aggregates_there(self, member: _Member, unit: _Unit) -> None:

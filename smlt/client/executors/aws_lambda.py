@@ -9,87 +9,37 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
-from smlt.client.executors import account_of
+from smlt.client.executors import RunContext, Traits
+from smlt.client.executors.calls import CallingExecutor, CallWorker
 from smlt.client.executors.invocation import Answer, Invoker, Keep
-from smlt.client.executors.preparation import Target
-from smlt.errors import SmltError, StoreError
-from smlt.worker.config import WorkerConfig
+from smlt.client.executors.preparation import Target, check_reach, lambda_client, prepare
+from smlt.client.invocations import append_invocation
+from smlt.client.lambda_runs import place
+from smlt.errors import SmltError
 
-#: So long workers that are told that the job is over may take to leave: a step, at most.
-DRAIN_S = 10.0
+if TYPE_CHECKING:
+    from smlt.client.request import RunRequest
+
+#: More connections at once are kept for workers that the run begins with only.
+CONNECTIONS_MAX = 1000
 #: Throttled for so many times, it is worth a word.
 THROTTLED_OFTEN = 20
 
 
-class LambdaWorker:
-    """One invocation, in a thread of its own."""
+class LambdaExecutor(CallingExecutor):
+    """Invocations of a function that `smlt deploy` has made.
 
-    def __init__(self, executor: LambdaExecutor, config: WorkerConfig, log_path: Path) -> None:
-        self.config, self._executor, self._log_path = config, executor, log_path
-        self._given_up = threading.Event()
-        self._answer: Answer | None = None
-        self._refused = 0.0
-        threading.Thread(target=self._run, name=f"smlt-{config.worker_id}", daemon=True).start()
-
-    @property
-    def runs(self) -> bool:
-        """Whether its function may still be running."""
-        return self._answer is None
-
-    @property
-    def is_out_of_sight(self) -> bool:
-        """Whether its connection is lost: it may run on, and its end will not be seen."""
-        return self._answer is not None and self._answer.code is None and self._answer.error is None
-
-    def poll(self) -> int | None:
-        answer = self._answer
-        if answer is None:
-            return None
-        if answer.error is not None:
-            raise answer.error
-        return answer.code  # None when it is out of sight: its metadata key tells
-
-    def refused(self) -> float:
-        return self._refused
-
-    def account(self) -> str:
-        answer = self._answer
-        return account_of(0) if answer is None else answer.account
-
-    def invoke(self, config: WorkerConfig) -> bool:
-        """False: Lambda chooses the sandbox, and takes a warm one where there is one."""
-        return False
-
-    def kill(self) -> None:
-        self._given_up.set()
-
-    def _run(self) -> None:
-        try:
-            answer = self._executor.invoke(self.config, self._given_up, self._was_refused)
-            if answer.log:
-                with self._log_path.open("a") as file:
-                    file.write(answer.log)
-        except (SmltError, OSError) as error:  # nothing more can be written down: the disk is full, say
-            answer = Answer(error=error if isinstance(error, SmltError) else StoreError(f"{self._log_path}: {error.strerror}"))
-        self._answer = answer
-
-    def _was_refused(self) -> None:
-        self._refused = time.monotonic()
-
-
-class LambdaExecutor:
-    """Starts workers by `invoker`. At most `concurrency` invocations are under way at a time.
-
-    `target`: the function with its memory; `prepare` makes it ready with another; `keep` takes a row for each invocation;
-    `patience_s`: how long one that is throttled is tried again.
+    `invoker` starts them, at most `concurrency` at a time. `target`: the function with its memory; `prepare` makes it ready
+    with another; `keep` takes a row for each invocation; `patience_s`: how long one that is throttled is tried again.
     """
+
+    traits = Traits(kills=False, keeps_memory=True, is_billed=True)
 
     def __init__(
         self,
@@ -100,28 +50,50 @@ class LambdaExecutor:
         keep: Keep,
         patience_s: float = 60.0,
     ) -> None:
+        super().__init__()
         self.invoker, self._keep, self._patience_s = invoker, keep, patience_s
         self.target, self._prepare = target, prepare
         self._targets: dict[int, Target | SmltError | None] = {target.memory_mb: target}  # None: it is being made
-        self.concurrency: int | None = concurrency
+        self.concurrency = concurrency
         self._slots = threading.BoundedSemaphore(concurrency)
         self._lock = threading.Lock()
-        self._running: set[LambdaWorker] = set()
         self._notes: list[str] = []
         self.requests: Counter[str] = Counter()  # of all workers to the object store, by kind
 
-    def start(self, config: WorkerConfig, log_path: Path) -> LambdaWorker:
-        worker = LambdaWorker(self, config, log_path)
-        self._running = {other for other in self._running if other.runs or other.is_out_of_sight} | {worker}
-        return worker
+    @classmethod
+    def place(cls, request: RunRequest, store: str | None) -> tuple[RunRequest, str | None]:
+        return place(request, store)
 
-    def invoke(self, config: WorkerConfig, given_up: threading.Event, refused: Callable[[], None]) -> Answer:
+    @classmethod
+    def open(cls, context: RunContext) -> Self:
+        """When the function is there, has room for all workers, and reaches the stores."""
+        request, run = context.request, context.run
+        target = prepare(request.function, request.workers + request.spares, request.memory_mb)
+        at_once = min(target.concurrency, max(CONNECTIONS_MAX, request.workers + request.spares))
+        invoker = Invoker(lambda_client(at_once), request.function, target.qualifier)
+        probe = check_reach(invoker, target, context.store_url, context.object_store_url)
+        if probe is not None:
+            append_invocation(run.path, probe)
+        found = target.deployment
+        run.write_status(
+            function=request.function,
+            log_group=found.log_group,
+            memory_mb=target.memory_mb,
+            tmp_mb=found.tmp_mb,
+            architecture=found.arch,
+        )
+        make = partial(prepare, request.function, 1)
+        return cls(invoker, at_once, target, make, partial(append_invocation, run.path))
+
+    def call(self, worker: CallWorker) -> Answer:
         """One worker's invocation, to its end."""
+        config, given_up = worker.config, worker.given_up
         while not self._slots.acquire(timeout=0.1):
             if given_up.is_set():
                 return Answer()
         try:
-            answer = self.invoker.invoke({"smlt_worker": json.loads(config.to_json())}, given_up, self._patience_s, refused)
+            event = {"smlt_worker": json.loads(config.to_json())}
+            answer = self.invoker.invoke(event, given_up, self._patience_s, worker.was_refused)
         finally:
             self._slots.release()
         if answer.row is not None:
@@ -158,14 +130,6 @@ class LambdaExecutor:
         target = self._targets[memory_mb]
         assert isinstance(target, Target)
         self.target, self.invoker.qualifier = target, target.qualifier
-
-    def drain(self, tell: Callable[[], None]) -> None:
-        if not any(worker.runs or worker.is_out_of_sight for worker in self._running):
-            return
-        tell()
-        deadline = time.monotonic() + DRAIN_S
-        while any(worker.runs for worker in self._running) and time.monotonic() < deadline:
-            time.sleep(0.02)
 
     def notes(self) -> list[str]:
         if self.invoker.throttled >= THROTTLED_OFTEN:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from smlt.client.executors.calls import Ending
 from smlt.client.invocations import Invocation, Report, parse_report
-from smlt.errors import DeployError, SmltError
+from smlt.errors import DeployError
 from smlt.store.aws import error_code, translated
 
 #: Lambda has no room at the moment: asked again after a pause, doubled each time up to the last.
@@ -39,14 +40,10 @@ TIMED_OUT, KILLED = 124, -9
 
 
 @dataclass
-class Answer:
-    """What came of an invocation. `code` None: its worker may run on out of sight, or it was given up unstarted."""
+class Answer(Ending):
+    """What came of an invocation."""
 
-    code: int | None = None
     ended: str = ""
-    account: str = ""  # how it ended, behind "worker 3"
-    error: SmltError | None = None  # why none can be started
-    log: str = ""  # the end of what it printed
     payload: dict[str, Any] = field(default_factory=dict)
     row: Invocation | None = None
 

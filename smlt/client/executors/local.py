@@ -6,19 +6,19 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
-import smlt
-from smlt.client.executors import account_of
-from smlt.store.secrets import without_store_secrets
+from smlt.client.executors import Executor, RunContext, Traits, Worker, account_of
 from smlt.worker.config import WorkerConfig
-from smlt.worker.processors import VARIABLES
+from smlt.worker.process import worker_command, worker_environment
+
+#: Of a worker in a run that tunes itself: their number is what changes, and a process cannot well change its threads.
+TUNED_THREADS = 1
 
 
-class LocalWorker:
+class LocalWorker(Worker):
     """A worker process. Its stdin is the life line: when this process ends, however it ends, the worker does too."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
@@ -29,9 +29,6 @@ class LocalWorker:
         if code is not None:
             self._end_group()
         return code
-
-    def refused(self) -> float:
-        return 0.0
 
     def account(self) -> str:
         return account_of(self.process.returncode or 0)
@@ -62,38 +59,35 @@ class LocalWorker:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
 
-class LocalExecutor:
-    """Starts workers as `python -m smlt.worker.main`.
+class LocalExecutor(Executor):
+    """Processes of this machine.
 
     `shared`: open files that are to live as long as any worker does. `threads_each`: None: the cores are
     shared out.
     """
 
+    traits = Traits(is_warm=True)
+
     def __init__(self, shared: Sequence[int] = (), threads_each: int | None = None) -> None:
         self.shared, self.threads_each = list(shared), threads_each
-        self.concurrency: int | None = None
-        self.requests: Counter[str] = Counter()
+
+    @classmethod
+    def open(cls, context: RunContext) -> Self:
+        shared = [context.life_line] if context.life_line is not None else []
+        return cls(shared, TUNED_THREADS if context.request.tune else None)
 
     def start(self, config: WorkerConfig, log_path: Path) -> LocalWorker:
         return self.start_in(config, log_path)
 
     def start_in(self, config: WorkerConfig, log_path: Path, before: Sequence[str] = ()) -> LocalWorker:
         """Start a worker by the command `before`, which replaces itself by what follows it, as `ip netns exec` does."""
-        threads = str(config.threads)
-        environment = {
-            **without_store_secrets(os.environ),  # the worker has the store's URL from its configuration
-            # The workers share the cores: none of them may take all.
-            **dict.fromkeys(VARIABLES, threads),
-            "PYTHONUNBUFFERED": "1",
-            **this_package(),
-        }
         with log_path.open("ab") as log:
             process = subprocess.Popen(
-                [*before, sys.executable, "-m", "smlt.worker.main"],
+                [*before, *worker_command()],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=worker_environment(config.threads),
                 start_new_session=True,  # Ctrl-C in the terminal reaches the client alone
                 pass_fds=self.shared,
             )
@@ -103,26 +97,6 @@ class LocalExecutor:
 
     def threads(self, world_size: int) -> int:
         return self.threads_each or threads_per_worker(world_size)
-
-    def make_ready(self, memory_mb: int) -> bool:
-        return True
-
-    def use(self, memory_mb: int) -> None:
-        """A process takes the memory that it needs."""
-
-    def drain(self, tell: Callable[[], None]) -> None:
-        """Nothing runs on behind `kill`."""
-
-    def notes(self) -> list[str]:
-        return []
-
-
-def this_package() -> dict[str, str]:
-    """The environment in which a child process finds this very package, installed or not."""
-    folder = Path(smlt.__file__).parents[1]
-    if folder.name in ("site-packages", "dist-packages"):
-        return {}  # it is found anyway, and must not come before the standard library
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
 
 
 def threads_per_worker(world_size: int) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from smlt.client.optimizer.space import Choice
+from smlt.client.platforms import nodes_of
 from smlt.client.rows import append_row
 from smlt.errors import CheckpointError
 
@@ -217,6 +218,8 @@ def comparable(config: Mapping[str, Any], machine: str = "") -> str:
     known |= {"script": Path(str(config.get("script", ""))).name, "machine": machine}
     if config.get("on") != "lambda":
         known["function"] = None
+    if (nodes := config.get("store_nodes") or nodes_of(config.get("store"))) > 1:
+        known["store_nodes"] = nodes
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,0 +1,144 @@
+"""A sweep's folder: what it leaves behind, and how it is found again.
+
+<runs_dir>/<sweep>/sweep.json       what was asked for, how it stands, the best trial
+                   trials.jsonl     a line for each trial: hyper-parameters, state, the metric at the end of each rung
+                   code/            the copy of the script that all trials train
+                   logs/            what each trial's scheduler said on stderr; store.log
+                   sweep.lock       locked by the process that runs the sweep, as long as it lives
+                   <sweep>-<number>/   a trial's run: `smlt status`, `watch`, `report`, `logs`, `stop`, `resume` take it
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from smlt.client.artifacts import local_modules
+from smlt.client.records import json_line
+from smlt.client.runs import Run
+from smlt.client.sweep.halving import Trial
+from smlt.client.sweep.request import SweepRequest
+from smlt.errors import CheckpointError, ConfigError, StoreError
+
+#: A trial's run has the sweep's name and a number, and 48 characters at most.
+NAME_MAX = 42
+
+
+class SweepFolder:
+    """A sweep's folder. Files are replaced whole: whoever reads them sees the state before or behind a change."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path).absolute()
+        self.name = self.path.name
+
+    @classmethod
+    def create(cls, runs_dir: Path, script: Path, name: str | None = None) -> SweepFolder:
+        """A new one, with a copy of the script and its modules. ConfigError when the name is taken or none, StoreError when
+        it cannot be made, TaskError when the script is missing or is not Python.
+        """
+        files = local_modules(script)
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", script.stem)[:20] or "sweep"
+        for attempt in range(100):
+            made = time.strftime("%Y%m%d-%H%M%S-") + stem + (f"-{attempt}" if attempt else "")
+            chosen = made if name is None else name
+            if not re.fullmatch(rf"[A-Za-z0-9_-]{{1,{NAME_MAX}}}", chosen):
+                raise ConfigError(f"sweep name {chosen!r}: use 1 to {NAME_MAX} letters, digits, '_' and '-'")
+            folder = cls(Path(runs_dir) / chosen)
+            try:
+                (folder.path / "logs").mkdir(parents=True)
+            except FileExistsError:
+                if name is not None:
+                    raise ConfigError(f"there is a {name} in {runs_dir} already; a sweep goes on with --resume") from None
+                continue
+            except OSError as error:
+                raise StoreError(f"cannot make the sweep's folder {folder.path}: {error.strerror}") from error
+            for file in files:
+                copy = folder.path / "code" / file.relative_to(script.parent)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, copy)
+            return folder
+        raise ConfigError(f"no free name for a sweep in {runs_dir}")
+
+    @classmethod
+    def open(cls, runs_dir: Path, name: str) -> SweepFolder:
+        """An existing one, by its path or by its name in `runs_dir`. CheckpointError when there is none."""
+        for path in (Path(name), Path(runs_dir) / name):
+            if (path / "sweep.json").is_file():
+                return cls(path)
+        raise CheckpointError(f"there is no sweep {name}, nor one of that name in {runs_dir}")
+
+    def run_name(self, number: int) -> str:
+        """The name of a trial's run."""
+        return f"{self.name}-{number:03d}"
+
+    def run(self, number: int) -> Run:
+        """A trial's run; there may be nothing of it yet."""
+        return Run(self.path, self.run_name(number))
+
+    @property
+    def script(self) -> Path:
+        """The copy that the trials train."""
+        return self.path / "code" / Path(self.request.script).name
+
+    @property
+    def request(self) -> SweepRequest:
+        """What was asked for."""
+        try:
+            return SweepRequest(**self.state["request"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.path / 'sweep.json'} is not a sweep's: {error}") from error
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """sweep.json."""
+        try:
+            found = json.loads((self.path / "sweep.json").read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path / 'sweep.json'} cannot be read: {error}") from error
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{self.path / 'sweep.json'} is not a JSON object")
+        return found
+
+    def write(self, request: SweepRequest, **state: Any) -> None:
+        """Replace sweep.json, keeping what is not named."""
+        old = self.state if (self.path / "sweep.json").exists() else {}
+        self._replace("sweep.json", json.dumps({**old, "request": asdict(request), **state}, indent=1) + "\n")
+
+    def trials(self) -> list[Trial]:
+        """trials.jsonl."""
+        path = self.path / "trials.jsonl"
+        try:
+            return [Trial.from_json(json.loads(line)) for line in path.read_text().splitlines()]
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+    def write_trials(self, trials: Iterable[Trial]) -> None:
+        """Replace trials.jsonl."""
+        self._replace("trials.jsonl", "".join(json_line(trial.as_json()) + "\n" for trial in trials))
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Be the one who runs this sweep. ConfigError when another process is. The lock goes with the process."""
+        with (self.path / "sweep.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(f"sweep {self.name} is still running (process {self.state.get('pid')})") from None
+            yield
+
+    def _replace(self, name: str, text: str) -> None:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=self.path)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, self.path / name)
