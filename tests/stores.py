@@ -38,7 +38,7 @@ def make_store() -> AnyStore:
 
 def servers_of(store: AnyStore) -> list[EmbeddedStore]:
     """The servers that a store is made of."""
-    return [store] if isinstance(store, EmbeddedStore) else list(store.nodes)
+    return list(store.nodes) if isinstance(store, (EmbeddedStores, EmbeddedCluster)) else [store]
 
 
 class Everywhere:
