@@ -102,7 +102,7 @@ class Doors:
         self.targets = self.ports_of(store)
         self.listeners = [socket.create_server(("127.0.0.1", 0), backlog=64) for _ in self.targets]
         self.ports = [listener.getsockname()[1] for listener in self.listeners]
-        user = servers_of(store)[0].tcp_url.partition("://")[2].partition("@")[0]
+        user = servers_of(store)[0].tcp_url.partition("://")[2].rpartition("@")[0]
         scheme += "+cluster" if isinstance(store, EmbeddedCluster) else ""
         self.parts = [f"{scheme}://{user}@{host}:{port}" for port in self.ports]
 
