@@ -103,8 +103,9 @@ class Doors:
         self.listeners = [socket.create_server(("127.0.0.1", 0), backlog=64) for _ in self.targets]
         self.ports = [listener.getsockname()[1] for listener in self.listeners]
         user = servers_of(store)[0].tcp_url.partition("://")[2].rpartition("@")[0]
+        user += "@" if user else ""
         scheme += "+cluster" if isinstance(store, EmbeddedCluster) else ""
-        self.parts = [f"{scheme}://{user}@{host}:{port}" for port in self.ports]
+        self.parts = [f"{scheme}://{user}{host}:{port}" for port in self.ports]
 
     @staticmethod
     def ports_of(store: AnyStore) -> list[int]:
