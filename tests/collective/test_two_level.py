@@ -134,9 +134,8 @@ def members(folder: Path, name: str = "group", size: int = 2, timeout_s: float =
         )
 
     outcomes = in_parallel([lambda r=r: member(r) for r in range(size)])  # type: ignore[misc]
-    for outcome in outcomes:
-        if outcome.error is not None:
-            raise outcome.error
+    if failed := [outcome.error for outcome in outcomes if outcome.error is not None]:
+        raise BaseExceptionGroup("members", failed)
     return [outcome.value for outcome in outcomes]
 
 
@@ -172,6 +171,7 @@ def test_what_a_dead_process_left_is_replaced_and_deleted(tmp_path: Path) -> Non
     header = HEADER.pack(b"SMLTshm1", dead.pid, 7, _shared.process_namespace(), 1, 2, 1024, 2)
     (probe,) = members(tmp_path, size=1)
     for name in (probe._file_name, f"smlt-{os.geteuid()}-{'0' * 16}", f"smlt-{os.geteuid()}-{'0' * 16}.{dead.pid}"):
+        (tmp_path / name).touch(0o600)  # as they are made; rank 1 may open the file before rank 0 has deleted it
         (tmp_path / name).write_bytes(header + bytes(100_000))
     other = tmp_path / f"smlt-{os.geteuid()}-notes"
     other.write_bytes(header)
