@@ -1,4 +1,4 @@
-/* Inside the engine: shared by aggregate.c (state), send.c (commands) and receive.c (replies). */
+/* Inside the engine: shared by aggregate.c (state), send.c and delete.c (commands), receive.c (replies) and the rest. */
 #ifndef SMLT_COLLECTIVE_H
 #define SMLT_COLLECTIVE_H
 
@@ -261,12 +261,7 @@ void smlt_chunk_complete(smlt_engine *engine, collective *c, uint32_t chunk);
 void smlt_compose(smlt_engine *engine, smlt_node *node, int kind);
 void smlt_publish(smlt_engine *engine, collective *c, uint32_t chunk, const void *elements, int exponent, int purpose);
 void smlt_keep(smlt_engine *engine, collective *c, uint32_t chunk);
-void smlt_delete_contributions(smlt_engine *engine, collective *c, uint32_t chunk);
-void smlt_delete_uploads(smlt_engine *engine, collective *c);
-void smlt_delete_remains(smlt_engine *engine, const remains *past);
-void smlt_trim_streams(smlt_engine *engine, smlt_node *node);
 void smlt_announce(smlt_engine *engine, uint64_t step, int kind, smlt_status status, const char *text, size_t length);
-void smlt_delete_aggregates(smlt_engine *engine, smlt_node *node, const published_chunk *published, size_t count);
 /* A token to one worker, or to everyone (-1). */
 void smlt_tell(smlt_engine *engine, smlt_node *node, int to_rank, smlt_token token);
 void smlt_tell_consumed(smlt_engine *engine, const collective *c, uint32_t chunk);
@@ -276,8 +271,16 @@ void smlt_end_wait(smlt_engine *engine, smlt_node *node, uint64_t step);
 smlt_message *smlt_new_text(smlt_engine *engine); /* NULL: the engine has failed */
 void smlt_queue(smlt_engine *engine, smlt_node *node, int kind, smlt_message *message);
 void smlt_expect(smlt_engine *engine, smlt_node *node, int kind, smlt_expectation expectation);
+void smlt_expect_nothing(smlt_engine *engine, smlt_node *node); /* of a reply: only an error matters */
 
 int smlt_encode_contribution(const typed_segment *typed, const smlt_chunk *chunk, void *wire);
+
+/* delete.c */
+void smlt_delete_contributions(smlt_engine *engine, collective *c, uint32_t chunk);
+void smlt_delete_uploads(smlt_engine *engine, collective *c);
+void smlt_delete_aggregates(smlt_engine *engine, smlt_node *node, const published_chunk *published, size_t count);
+void smlt_delete_remains(smlt_engine *engine, const remains *past);
+void smlt_trim_streams(smlt_engine *engine, smlt_node *node);
 
 /* credit.c: does nothing but say yes where nothing is bounded */
 int smlt_credit_init(smlt_engine *engine, size_t store_window_bytes);

@@ -38,7 +38,7 @@ def make_store() -> AnyStore:
 
 def servers_of(store: AnyStore) -> list[EmbeddedStore]:
     """The servers that a store is made of."""
-    return [store] if isinstance(store, EmbeddedStore) else list(store.nodes)
+    return list(store.nodes) if isinstance(store, (EmbeddedStores, EmbeddedCluster)) else [store]
 
 
 class Everywhere:
@@ -102,9 +102,10 @@ class Doors:
         self.targets = self.ports_of(store)
         self.listeners = [socket.create_server(("127.0.0.1", 0), backlog=64) for _ in self.targets]
         self.ports = [listener.getsockname()[1] for listener in self.listeners]
-        user = servers_of(store)[0].tcp_url.partition("://")[2].partition("@")[0]
+        user = servers_of(store)[0].tcp_url.partition("://")[2].rpartition("@")[0]
+        user += "@" if user else ""
         scheme += "+cluster" if isinstance(store, EmbeddedCluster) else ""
-        self.parts = [f"{scheme}://{user}@{host}:{port}" for port in self.ports]
+        self.parts = [f"{scheme}://{user}{host}:{port}" for port in self.ports]
 
     @staticmethod
     def ports_of(store: AnyStore) -> list[int]:

@@ -11,6 +11,7 @@ GARBLED: int
 TAKEN: int
 REDUCE: int
 COPY: int
+JOINED: int
 
 def process_start(pid: int) -> int: ...
 def process_namespace() -> int: ...

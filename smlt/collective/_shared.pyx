@@ -14,6 +14,8 @@ cdef extern from "shared.h" nogil:
         SMLT_SHARED_TAKEN, SMLT_SHARED_NO_MEMORY, SMLT_SHARED_INVALID
     ctypedef enum smlt_shared_kind:
         SMLT_SHARED_REDUCE, SMLT_SHARED_COPY
+    ctypedef enum smlt_shared_state:
+        SMLT_SHARED_ABSENT, SMLT_SHARED_JOINED
     ctypedef struct smlt_shared_segment:
         int dtype
         int operation
@@ -73,6 +75,7 @@ GARBLED = SMLT_SHARED_GARBLED
 TAKEN = SMLT_SHARED_TAKEN
 REDUCE = SMLT_SHARED_REDUCE
 COPY = SMLT_SHARED_COPY
+JOINED = SMLT_SHARED_JOINED
 
 
 def process_start(int64_t pid):

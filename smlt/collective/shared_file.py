@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import re
@@ -36,31 +38,61 @@ def reserve(descriptor: int, size: int) -> None:
         size -= written
 
 
-def read_header(path: Path) -> tuple[Any, ...] | None:
-    """The header of a group's file of this user; None for what is none, or is there no more."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            return None
-        header = os.pread(descriptor, HEADER.size, 0)
-    finally:
-        os.close(descriptor)
-    return HEADER.unpack(header) if len(header) == HEADER.size else None
+def read_header(descriptor: int) -> tuple[Any, ...] | None:
+    """The header of a group's file; None for what is none. Of the open file: another may have come to its path since."""
+    header = os.pread(descriptor, HEADER.size, 0)
+    return HEADER.unpack(header) if len(header) == HEADER.size and header.startswith(MAGIC) else None
 
 
-def living_maker(path: Path) -> int | None:
-    """The process that has made the file, None when it has ended or is unknown."""
-    header = read_header(path)
-    if header is None or header[0] != MAGIC:
-        return None
+def living_maker(header: tuple[Any, ...]) -> int | None:
+    """The process that has made a file, None when it has ended."""
     _, pid, start, namespace, *_ = header
     if namespace == _shared.process_namespace() and _shared.process_start(pid) != start:
         return None
     return int(pid)
+
+
+def delete_dead(path: Path, *, ours_only: bool = False) -> int | None:
+    """Delete what a dead process has left at a path; the process that has made it, when that lives.
+
+    With `ours_only`, what has no header of ours stays. OSError when it cannot be deleted.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError:  # a link, or not ours to read
+        if not ours_only:
+            path.unlink(missing_ok=True)
+        return None
+    try:
+        found = os.fstat(descriptor)
+        regular = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+        header = read_header(descriptor) if regular else None
+        if header is not None and (pid := living_maker(header)) is not None:
+            return pid
+        if regular and (header is not None or not ours_only):
+            _delete_opened(descriptor, path)
+        elif not ours_only:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _delete_opened(descriptor: int, path: Path) -> None:
+    """Delete the file that is open, and none that has come to its path since.
+
+    Several processes may do so at once. They hold a lock on the open file meanwhile: while one has it and the path leads to
+    the file, nobody else deletes it, so nothing new can come there.
+    """
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+                path.unlink()
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor too
 
 
 def sweep(folder: Path) -> None:
@@ -73,8 +105,8 @@ def sweep(folder: Path) -> None:
         if pid.isdigit():  # one that was being made
             if _shared.process_start(int(pid)) == 0:
                 path.unlink(missing_ok=True)
-        elif (header := read_header(path)) is not None and header[0] == MAGIC and living_maker(path) is None:
-            path.unlink(missing_ok=True)
+        else:
+            delete_dead(path, ours_only=True)
 
 
 def map_file(path: Path) -> mmap.mmap | None:
@@ -89,10 +121,10 @@ def map_file(path: Path) -> mmap.mmap | None:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
             raise ConfigError(f"the shared memory {path} is not a file of this user alone: delete it")
-        header = os.pread(descriptor, HEADER.size, 0)
-        if len(header) < HEADER.size or not header.startswith(MAGIC):
+        header = read_header(descriptor)
+        if header is None:
             raise ConfigError(f"the shared memory {path} is not what this group has made: delete it")
-        if living_maker(path) is None:
+        if living_maker(header) is None:
             return None
         return mmap.mmap(descriptor, found.st_size)
     finally:

@@ -21,7 +21,7 @@ from typing import Any
 from smlt import errors
 from smlt.collective import _shared
 from smlt.collective.codecs import WIRE_DTYPES
-from smlt.collective.shared_file import HEADER, folders, living_maker, map_file, reserve, sweep
+from smlt.collective.shared_file import HEADER, delete_dead, folders, map_file, reserve, sweep
 from smlt.collective.structure import Array
 from smlt.errors import CollectiveError, CollectiveTimeout, ConfigError, FencedError, MismatchError, SmltError, WorkerLostError
 
@@ -228,7 +228,10 @@ class SharedGroup:
         member = self._group.look(local_rank)
         if member.start == 0 or member.pid_namespace != _shared.process_namespace():
             return False  # not there yet; or its number means another process here
-        return _shared.process_start(member.pid) != member.start
+        if _shared.process_start(member.pid) == member.start:
+            return False
+        # It may have told why it ended, or left in order, since the native code looked: that is heard when it looks again.
+        return self._group.look(local_rank).state <= _shared.JOINED
 
     def _gather(self, deadline: float) -> None:
         try:
@@ -269,11 +272,10 @@ class SharedGroup:
                     self._made = path
                     return memory
                 except FileExistsError:
-                    if (pid := living_maker(path)) is not None:
+                    if (pid := delete_dead(path)) is not None:
                         raise FencedError(
                             f"{self.name}: local rank 0 of this machine is taken by process {pid}, which waits for the others"
                         ) from None
-                    path.unlink(missing_ok=True)
             raise FencedError(f"{self.name}: another process makes {path} again and again")
         finally:
             new.unlink(missing_ok=True)

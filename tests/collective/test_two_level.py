@@ -21,6 +21,7 @@ from two_level_worker import floats
 
 from smlt.collective import _shared, api
 from smlt.collective.codecs import OPERATIONS
+from smlt.collective.shared_file import delete_dead, map_file, sweep
 from smlt.collective.shared_group import SharedGroup, part
 from smlt.collective.two_level import TwoLevelCommunicator
 from smlt.errors import CollectiveError, ConfigError, FencedError, WorkerLostError
@@ -117,6 +118,9 @@ def test_an_interrupted_worker_ends_the_others(job: str) -> None:
 # ---- the memory: in threads, each with a map of its own ----
 
 
+HEADER = struct.Struct("=8sqQQQIII")
+
+
 def members(folder: Path, name: str = "group", size: int = 2, timeout_s: float = 20, **settings: Any) -> list[SharedGroup]:
     def member(local_rank: int) -> SharedGroup:
         return SharedGroup(
@@ -130,9 +134,8 @@ def members(folder: Path, name: str = "group", size: int = 2, timeout_s: float =
         )
 
     outcomes = in_parallel([lambda r=r: member(r) for r in range(size)])  # type: ignore[misc]
-    for outcome in outcomes:
-        if outcome.error is not None:
-            raise outcome.error
+    if failed := [outcome.error for outcome in outcomes if outcome.error is not None]:
+        raise BaseExceptionGroup("members", failed)
     return [outcome.value for outcome in outcomes]
 
 
@@ -165,15 +168,54 @@ def test_any_ring_gives_the_same_sums(tmp_path: Path, block_bytes: int, blocks: 
 def test_what_a_dead_process_left_is_replaced_and_deleted(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    header = struct.Struct("=8sqQQQIII").pack(b"SMLTshm1", dead.pid, 7, _shared.process_namespace(), 1, 2, 1024, 2)
+    header = HEADER.pack(b"SMLTshm1", dead.pid, 7, _shared.process_namespace(), 1, 2, 1024, 2)
     (probe,) = members(tmp_path, size=1)
     for name in (probe._file_name, f"smlt-{os.geteuid()}-{'0' * 16}", f"smlt-{os.geteuid()}-{'0' * 16}.{dead.pid}"):
+        (tmp_path / name).touch(0o600)  # as they are made; rank 1 may open the file before rank 0 has deleted it
         (tmp_path / name).write_bytes(header + bytes(100_000))
     other = tmp_path / f"smlt-{os.geteuid()}-notes"
     other.write_bytes(header)
     for group in members(tmp_path):
         group.close()
     assert list(tmp_path.iterdir()) == [other]
+
+
+def test_a_dead_file_that_is_replaced_meanwhile_is_not_joined_and_the_new_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = _shared.process_namespace()
+    dead = HEADER.pack(b"SMLTshm1", os.getpid(), 7, own, 1, 2, 1024, 2)  # our number, but started at another time
+    new = HEADER.pack(b"SMLTshm1", os.getpid(), _shared.process_start(os.getpid()), own, 1, 2, 1024, 2)
+    path, real = tmp_path / f"smlt-{os.geteuid()}-{'0' * 16}", os.fstat
+
+    def replacing(descriptor: int) -> os.stat_result:
+        found = real(descriptor)
+        path.unlink()
+        path.touch(0o600)
+        path.write_bytes(new)
+        return found
+
+    for look in (map_file, delete_dead, lambda path: sweep(path.parent)):
+        path.unlink(missing_ok=True)
+        path.touch(0o600)
+        path.write_bytes(dead)
+        with monkeypatch.context() as patch:
+            patch.setattr("smlt.collective.shared_file.os.fstat", replacing)
+            assert look(path) is None
+        assert path.read_bytes() == new
+    assert delete_dead(path) == os.getpid()
+
+
+def test_the_last_word_of_a_process_counts_more_than_its_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = members(tmp_path)
+
+    def ended_just_now(pid: int) -> int:
+        other.fail(KeyboardInterrupt())
+        return 0
+
+    monkeypatch.setattr(_shared, "process_start", ended_just_now)
+    with pytest.raises(CollectiveError, match="rank 1 left: KeyboardInterrupt"):
+        summed(one, np.ones(10))
 
 
 def test_a_hostile_file_is_refused(tmp_path: Path) -> None:
@@ -183,9 +225,9 @@ def test_a_hostile_file_is_refused(tmp_path: Path) -> None:
     key = int(path.name[-16:], 16)
     for content, mode, text in (
         (b"nothing of ours" * 100, 0o600, "is not what this group has made"),
-        (struct.pack("=8sqQQQIII", b"SMLTshm1", *me, key, 3, 1024, 2) + bytes(99_932), 0o600, "is for 3 processes, not 2"),
-        (struct.pack("=8sqQQQIII", b"SMLTshm1", *me, key, 2, 1 << 31, 64) + bytes(9_932), 0o600, "is garbled"),
-        (struct.pack("=8sqQQQIII", b"SMLTshm1", *me, key, 2, 1024, 2) + bytes(5), 0o600, "is garbled"),
+        (HEADER.pack(b"SMLTshm1", *me, key, 3, 1024, 2) + bytes(99_932), 0o600, "is for 3 processes, not 2"),
+        (HEADER.pack(b"SMLTshm1", *me, key, 2, 1 << 31, 64) + bytes(9_932), 0o600, "is garbled"),
+        (HEADER.pack(b"SMLTshm1", *me, key, 2, 1024, 2) + bytes(5), 0o600, "is garbled"),
         (b"SMLTshm1" + bytes(1000), 0o644, "not a file of this user alone"),
     ):
         path.write_bytes(content)

@@ -153,15 +153,13 @@ def disagreement(comm: TwoLevelCommunicator) -> dict[str, Any]:
 
 
 def lost(comm: TwoLevelCommunicator) -> dict[str, Any]:
-    """Reduce until somebody is killed."""
+    """Reduce until somebody is killed, or interrupted: that one leaves with its KeyboardInterrupt."""
     say(comm.rank, {"ready": comm.allreduce(1, "sum"), "pid": os.getpid()})
     try:
         while True:
             comm.allreduce(np.ones(300_000, np.float32))
     except WorkerLostError as error:
         ended = {"error": "WorkerLostError", "ranks": error.ranks, "text": str(error)}
-    except KeyboardInterrupt:
-        ended = {"error": "KeyboardInterrupt"}
     except SmltError as error:
         ended = {"error": type(error).__name__, "text": str(error)}
     return {**ended, "usable": comm.usable}
@@ -173,8 +171,11 @@ def say(rank: int, what: dict[str, Any]) -> None:
 
 def work(place: dict[str, Any]) -> None:
     scenarios = {"every_exchange": every_exchange, "disagreement": disagreement, "lost": lost}
-    with TwoLevelCommunicator(**place) as comm:
-        say(comm.rank, scenarios[sys.argv[1]](comm))
+    try:
+        with TwoLevelCommunicator(**place) as comm:
+            say(comm.rank, scenarios[sys.argv[1]](comm))
+    except KeyboardInterrupt:
+        say(place["rank"], {"error": "KeyboardInterrupt"})
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ pytest_plugins = ["s3fixtures"]
 def proxy(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """Between boto3 and S3."""
     with Proxy(SimpleNamespace(tcp_url=bucket.endpoint)) as made:  # type: ignore[arg-type]
-        monkeypatch.setenv("AWS_ENDPOINT_URL", made.url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{made.url.partition('://')[2]}")
         yield made
 
 
