@@ -143,8 +143,8 @@ int smlt_note_published(smlt_engine *engine, smlt_node *node, collective *c, uin
 
 static void delete_aggregates(smlt_engine *engine, smlt_node *node, size_t first, size_t count) {
     node_credit *credit = &node->credit;
-    published_chunk *entries = credit->published + first;
     if (count == 0) return;
+    published_chunk *entries = credit->published + first;
     smlt_delete_aggregates(engine, node, entries, count);
     for (size_t i = 0; i < count; i++) {
         collective *c = smlt_find(engine, entries[i].place.step);
