@@ -404,7 +404,7 @@ class Communicator:
         plan = reduce_plan(
             tuple(segment.type for segment in segments),
             self.world_size,
-            self.chunk_bytes,
+            self.chunks,
             self.tuning,
             self.algorithm,
             self.node_count,

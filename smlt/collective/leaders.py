@@ -35,7 +35,7 @@ class Leaders:
         memory = [Segment(s.type, [], s.target, s.target) for s in sums] or fuse([], None)
         types = tuple(s.type for s in memory)
         store = self.store
-        plan = reduce_plan(types, store.world_size, store.chunk_bytes, store.tuning, store.algorithm)
+        plan = reduce_plan(types, store.world_size, store.chunks, store.tuning, store.algorithm, store.node_count)
         residuals: list[Residual] | None = feedback.begin(list(types)) if feedback is not None else None
         complete = False
         try:
@@ -90,7 +90,7 @@ class Leaders:
     def _empty_plan(self) -> Plan:
         store = self.store
         nothing = (SegmentType("uint8", "fp32", 0),)
-        return reduce_plan(nothing, store.world_size, store.chunk_bytes, store.tuning, store.algorithm)
+        return reduce_plan(nothing, store.world_size, store.chunks, store.tuning, store.algorithm, store.node_count)
 
 
 def place_of_machine(

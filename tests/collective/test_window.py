@@ -40,12 +40,16 @@ def test_a_nodes_memory_stays_within_the_window(nodes: list[EmbeddedStore], k: i
     workers = Group(",".join(node.url for node in nodes[:k]), f"within-{k}", n, store_window_bytes=window, timeout_s=60)
     clients = [redis.Redis.from_url(node.url) for node in nodes[:k]]
     workers.run(lambda comm: comm.barrier())
+    chunks = 2 * gradients[0].size // workers.members[0].chunks.bounded
+    assert workers.members[0].chunks.bounded < workers.members[0].chunk_bytes
     before = [client.info("memory")["used_memory"] for client in clients]
     for client in clients:
         client.config_resetstat()
     results = workers.run(lambda comm: [comm.allreduce(gradients[comm.rank]) for _ in range(2)][-1])
     peaks = [client.info("memory")["used_memory_peak"] - least for client, least in zip(clients, before, strict=True)]
     assert max(peaks) <= window + MEGABYTE, peaks
+    sets = sum(client.info("commandstats")["cmdstat_set"]["calls"] for client in clients)
+    assert sets >= 2 * n * chunks  # so small that an owner's MGET of all contributions is within its credit
     np.testing.assert_allclose(results[0], np.mean(gradients, axis=0), atol=5e-3)
     assert len({result.tobytes() for result in results}) == 1
     workers.close()
