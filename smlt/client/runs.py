@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import re
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smlt.errors import CheckpointError, ConfigError, StoreError
+from smlt.client.folders import make_folder, read_object, replace_file
+from smlt.errors import CheckpointError, ConfigError
 
 DEFAULT_RUNS_DIR = Path("smlt-runs")
 _LOCK = "scheduler.lock"
@@ -39,24 +37,11 @@ class Run:
     @classmethod
     def create(cls, runs_dir: Path, script: Path, config: dict[str, Any], name: str | None = None) -> Run:
         """A new run. ConfigError when the name is taken or no name at all, StoreError when the folder cannot be made."""
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", script.stem)[:24] or "run"
-        for attempt in range(100):
-            made = time.strftime("%Y%m%d-%H%M%S-") + stem + (f"-{attempt}" if attempt else "")
-            chosen = made if name is None else name
-            if not re.fullmatch(r"[A-Za-z0-9_-]{1,48}", chosen):
-                raise ConfigError(f"run name {chosen!r}: use 1 to 48 letters, digits, '_' and '-'")
-            run = cls(runs_dir, chosen)
-            try:
-                (run.path / "logs").mkdir(parents=True)
-            except FileExistsError:
-                if name is not None:
-                    raise ConfigError(f"there is a run {name} in {runs_dir} already; resume it with --resume {name}") from None
-                continue
-            except OSError as error:
-                raise StoreError(f"cannot make the run folder {run.path}: {error.strerror}") from error
-            run.write_config(config)
-            return run
-        raise ConfigError(f"no free name for a run in {runs_dir}")
+        to_resume = f"resume it with --resume {name}"
+        path = make_folder(runs_dir, script, name, kind="run", name_max=48, to_resume=to_resume)
+        run = cls(runs_dir, path.name)
+        run.write_config(config)
+        return run
 
     @classmethod
     def open(cls, runs_dir: Path, name: str) -> Run:
@@ -161,27 +146,13 @@ class Run:
     def truncate_metrics(self, step: int) -> None:
         """Drop rows of steps after `step`: a resumed run does them again."""
         rows = [row for row in self.metrics() if row["step"] <= step]
-        self._replace("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        replace_file(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def _read(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        try:
-            value = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"run {self.name}: {path} cannot be read: {error}") from error
-        if not isinstance(value, dict):
-            raise CheckpointError(f"run {self.name}: {path} is not a JSON object")
-        return value
+        return read_object(self.path / name, f"run {self.name}")
 
     def _write(self, name: str, value: dict[str, Any]) -> None:
-        self._replace(name, json.dumps(value, indent=1) + "\n")
-
-    def _replace(self, name: str, text: str) -> None:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=self.path)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, self.path / name)
+        replace_file(self.path / name, json.dumps(value, indent=1) + "\n")
 
 
 def list_runs(runs_dir: Path) -> list[Run]:

@@ -12,11 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import re
 import shutil
-import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from smlt.client.artifacts import local_modules
+from smlt.client.folders import make_folder, read_object, replace_file
 from smlt.client.records import json_line
 from smlt.client.runs import Run
 from smlt.client.sweep.halving import Trial
 from smlt.client.sweep.request import SweepRequest
-from smlt.errors import CheckpointError, ConfigError, StoreError
+from smlt.errors import CheckpointError, ConfigError
 
 #: A trial's run has the sweep's name and a number, and 48 characters at most.
 NAME_MAX = 42
@@ -47,27 +44,13 @@ class SweepFolder:
         it cannot be made, TaskError when the script is missing or is not Python.
         """
         files = local_modules(script)
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", script.stem)[:20] or "sweep"
-        for attempt in range(100):
-            made = time.strftime("%Y%m%d-%H%M%S-") + stem + (f"-{attempt}" if attempt else "")
-            chosen = made if name is None else name
-            if not re.fullmatch(rf"[A-Za-z0-9_-]{{1,{NAME_MAX}}}", chosen):
-                raise ConfigError(f"sweep name {chosen!r}: use 1 to {NAME_MAX} letters, digits, '_' and '-'")
-            folder = cls(Path(runs_dir) / chosen)
-            try:
-                (folder.path / "logs").mkdir(parents=True)
-            except FileExistsError:
-                if name is not None:
-                    raise ConfigError(f"there is a {name} in {runs_dir} already; a sweep goes on with --resume") from None
-                continue
-            except OSError as error:
-                raise StoreError(f"cannot make the sweep's folder {folder.path}: {error.strerror}") from error
-            for file in files:
-                copy = folder.path / "code" / file.relative_to(script.parent)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(file, copy)
-            return folder
-        raise ConfigError(f"no free name for a sweep in {runs_dir}")
+        to_resume = "a sweep goes on with --resume"
+        folder = cls(make_folder(runs_dir, script, name, kind="sweep", name_max=NAME_MAX, to_resume=to_resume))
+        for file in files:
+            copy = folder.path / "code" / file.relative_to(script.parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, copy)
+        return folder
 
     @classmethod
     def open(cls, runs_dir: Path, name: str) -> SweepFolder:
@@ -101,18 +84,12 @@ class SweepFolder:
     @property
     def state(self) -> dict[str, Any]:
         """sweep.json."""
-        try:
-            found = json.loads((self.path / "sweep.json").read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path / 'sweep.json'} cannot be read: {error}") from error
-        if not isinstance(found, dict):
-            raise CheckpointError(f"{self.path / 'sweep.json'} is not a JSON object")
-        return found
+        return read_object(self.path / "sweep.json", f"sweep {self.name}")
 
     def write(self, request: SweepRequest, **state: Any) -> None:
         """Replace sweep.json, keeping what is not named."""
         old = self.state if (self.path / "sweep.json").exists() else {}
-        self._replace("sweep.json", json.dumps({**old, "request": asdict(request), **state}, indent=1) + "\n")
+        replace_file(self.path / "sweep.json", json.dumps({**old, "request": asdict(request), **state}, indent=1) + "\n")
 
     def trials(self) -> list[Trial]:
         """trials.jsonl."""
@@ -124,7 +101,7 @@ class SweepFolder:
 
     def write_trials(self, trials: Iterable[Trial]) -> None:
         """Replace trials.jsonl."""
-        self._replace("trials.jsonl", "".join(json_line(trial.as_json()) + "\n" for trial in trials))
+        replace_file(self.path / "trials.jsonl", "".join(json_line(trial.as_json()) + "\n" for trial in trials))
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -135,10 +112,3 @@ class SweepFolder:
             except OSError:
                 raise ConfigError(f"sweep {self.name} is still running (process {self.state.get('pid')})") from None
             yield
-
-    def _replace(self, name: str, text: str) -> None:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=self.path)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, self.path / name)
