@@ -20,7 +20,6 @@ from smlt.collective.codecs import (
     OPERATIONS,
     WIRE_DTYPES,
     check_codec,
-    check_operation,
     wire_codec,
     wire_size,
 )
@@ -42,12 +41,15 @@ from smlt.collective.structure import (
     Segment,
     Signature,
     check_outs,
+    deliver,
     describe_call,
     flatten,
     fuse,
     is_plain,
+    prepare_reduction,
     rebuild,
     results,
+    signature_of,
 )
 from smlt.collective.tuning import LOCAL, Tuning, check_algorithm
 from smlt.collective.work import Work
@@ -294,7 +296,7 @@ class Communicator:
             leaves,
             segments,
             plan,
-            lambda: self._give(x, leaves, segments, out, outs),
+            lambda: deliver(x, leaves, segments, out, outs),
         ).wait()
 
     def allgather(self, x: Any) -> Any:
@@ -390,17 +392,8 @@ class Communicator:
     def _begin_allreduce(
         self, x: Any, op: str, codec: str | Mapping[str, str] | None, out: Any, feedback: ErrorFeedback | None
     ) -> Work:
-        check_operation(op)
-        leaves = flatten(x, self.codec if codec is None else codec, floats=op == "mean")
-        if op in ("mean", "sum") and any(leaf.array.dtype.kind == "b" for leaf in leaves):
-            raise ConfigError(f'booleans have no {op}: use op="max" for any, op="min" for all')
-        if feedback is not None and op not in ("mean", "sum"):
-            raise ConfigError(f"error feedback goes with a mean or a sum, not with {op}")
-        outs = None
-        if out is not None:
-            outs = flatten(out, self.codec)
-            check_outs(leaves, outs)
-        segments = fuse(leaves, outs)
+        chosen = self.codec if codec is None else codec
+        leaves, outs, segments = prepare_reduction(x, op, chosen, out, feedback is not None, self.codec)
         plan = reduce_plan(
             tuple(segment.type for segment in segments),
             self.world_size,
@@ -416,7 +409,7 @@ class Communicator:
                 leaves,
                 segments,
                 plan,
-                lambda: self._give(x, leaves, segments, out, outs),
+                lambda: deliver(x, leaves, segments, out, outs),
                 plain_key=_plain_key(x, op, codec)
                 if segments[0].leaves and is_plain(leaves[0].array, segments[0].type.dtype)
                 else None,
@@ -424,22 +417,13 @@ class Communicator:
         residuals = feedback.begin([segment.type for segment in segments])
         try:
             work = self._begin(
-                "allreduce", op, leaves, segments, plan, lambda: self._give(x, leaves, segments, out, outs), residuals
+                "allreduce", op, leaves, segments, plan, lambda: deliver(x, leaves, segments, out, outs), residuals
             )
         except BaseException:
             feedback.end(complete=False)
             raise
         work.then(lambda complete: feedback.end(complete=complete))
         return work
-
-    def _give(self, x: Any, leaves: list[Leaf], segments: list[Segment], out: Any, outs: list[Leaf] | None) -> Any:
-        arrays = results(leaves, segments)
-        if outs is None:
-            return rebuild(x, iter(leaf.restore(array) for leaf, array in zip(leaves, arrays, strict=True)))
-        for array, target in zip(arrays, outs, strict=True):
-            assert target.write is not None  # check_outs has seen to it
-            target.write(array)
-        return out
 
     def _begin(
         self,
@@ -452,8 +436,7 @@ class Communicator:
         residuals: list[Residual] | None = None,
         plain_key: PlainKey | None = None,
     ) -> Work:
-        signature = tuple((leaf.path, leaf.dtype, leaf.array.shape, leaf.codec) for leaf in leaves)
-        return self.begin(kind, detail, signature, segments, plan, give, residuals, plain_key)
+        return self.begin(kind, detail, signature_of(leaves), segments, plan, give, residuals, plain_key)
 
     def begin(
         self,

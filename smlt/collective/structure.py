@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smlt.collective.codecs import check_codec, dtype_name, wire_dtype
+from smlt.collective.codecs import check_codec, check_operation, dtype_name, wire_dtype
 from smlt.collective.plan import SegmentType
 from smlt.errors import ConfigError
 
@@ -280,3 +280,36 @@ def check_outs(leaves: list[Leaf], outs: list[Leaf]) -> None:
             raise ConfigError(f"{name} is {out.dtype}{list(out.array.shape)}, not {leaf.dtype}{list(leaf.array.shape)}")
         if out.write is None:
             raise ConfigError(f"{name} cannot be written to")
+
+
+def prepare_reduction(
+    x: Any, op: str, codec: str | Mapping[str, str], out: Any, feedback: bool, default_codec: str
+) -> tuple[list[Leaf], list[Leaf] | None, list[Segment]]:
+    """The leaves of `x` and of `out`, and what is to be reduced of them by `op`. ConfigError for what cannot be."""
+    check_operation(op)
+    leaves = flatten(x, codec, floats=op == "mean")
+    if op in ("mean", "sum") and any(leaf.array.dtype.kind == "b" for leaf in leaves):
+        raise ConfigError(f'booleans have no {op}: use op="max" for any, op="min" for all')
+    if feedback and op not in ("mean", "sum"):
+        raise ConfigError(f"error feedback goes with a mean or a sum, not with {op}")
+    outs = None
+    if out is not None:
+        outs = flatten(out, default_codec)
+        check_outs(leaves, outs)
+    return leaves, outs, fuse(leaves, outs)
+
+
+def signature_of(leaves: list[Leaf]) -> tuple[Signature, ...]:
+    """What all workers must agree on of a call's values."""
+    return tuple((leaf.path, leaf.dtype, leaf.array.shape, leaf.codec) for leaf in leaves)
+
+
+def deliver(x: Any, leaves: list[Leaf], segments: list[Segment], out: Any, outs: list[Leaf] | None) -> Any:
+    """The results in the form of `x`, or written to `out`."""
+    arrays = results(leaves, segments)
+    if outs is None:
+        return rebuild(x, iter(leaf.restore(array) for leaf, array in zip(leaves, arrays, strict=True)))
+    for array, target in zip(arrays, outs, strict=True):
+        assert target.write is not None  # check_outs has seen to it
+        target.write(array)
+    return out

@@ -17,21 +17,21 @@ from typing import Any
 
 from smlt.collective import _shared
 from smlt.collective.call_queue import CallQueue, QueuedWork
-from smlt.collective.codecs import check_codec, check_operation
+from smlt.collective.codecs import check_codec
 from smlt.collective.communicator import TIMEOUT_MAX_S, Communicator
 from smlt.collective.exchange import Exchange
 from smlt.collective.feedback import ErrorFeedback
 from smlt.collective.leaders import place_of_machine
 from smlt.collective.shared_group import SharedGroup
 from smlt.collective.structure import (
-    Leaf,
-    Segment,
-    Signature,
     check_outs,
+    deliver,
     flatten,
     fuse,
+    prepare_reduction,
     rebuild,
     results,
+    signature_of,
 )
 from smlt.errors import CollectiveError, ConfigError, MismatchError
 
@@ -193,8 +193,8 @@ class TwoLevelCommunicator:
         segments = fuse(leaves, outs)
 
         def call() -> Any:
-            self._exchange.broadcast(segments, root, _signature(leaves))
-            return _give(x, leaves, segments, out, outs)
+            self._exchange.broadcast(segments, root, signature_of(leaves))
+            return deliver(x, leaves, segments, out, outs)
 
         return self._queue.run(lambda step: self._collective(step, call))
 
@@ -204,7 +204,7 @@ class TwoLevelCommunicator:
         segments = fuse(leaves, None, target_times=self.world_size)
 
         def call() -> Any:
-            self._exchange.allgather(segments, _signature(leaves))
+            self._exchange.allgather(segments, signature_of(leaves))
             arrays = results(leaves, segments, world_size=self.world_size)
             return rebuild(x, iter([a if leaf.is_number else leaf.restore(a) for leaf, a in zip(leaves, arrays, strict=True)]))
 
@@ -280,37 +280,14 @@ class TwoLevelCommunicator:
     def _prepare_allreduce(
         self, x: Any, op: str, codec: str | Mapping[str, str] | None, out: Any, feedback: ErrorFeedback | None
     ) -> Callable[[int], Any]:
-        check_operation(op)
-        leaves = flatten(x, self.codec if codec is None else codec, floats=op == "mean")
-        if op in ("mean", "sum") and any(leaf.array.dtype.kind == "b" for leaf in leaves):
-            raise ConfigError(f'booleans have no {op}: use op="max" for any, op="min" for all')
-        if feedback is not None and op not in ("mean", "sum"):
-            raise ConfigError(f"error feedback goes with a mean or a sum, not with {op}")
-        outs = None
-        if out is not None:
-            outs = flatten(out, self.codec)
-            check_outs(leaves, outs)
-        segments = fuse(leaves, outs)
+        chosen = self.codec if codec is None else codec
+        leaves, outs, segments = prepare_reduction(x, op, chosen, out, feedback is not None, self.codec)
 
         def call() -> Any:
-            self._exchange.reduce(segments, op, "allreduce", _signature(leaves), feedback)
-            return _give(x, leaves, segments, out, outs)
+            self._exchange.reduce(segments, op, "allreduce", signature_of(leaves), feedback)
+            return deliver(x, leaves, segments, out, outs)
 
         return lambda step: self._collective(step, call)
-
-
-def _signature(leaves: list[Leaf]) -> tuple[Signature, ...]:
-    return tuple((leaf.path, leaf.dtype, leaf.array.shape, leaf.codec) for leaf in leaves)
-
-
-def _give(x: Any, leaves: list[Leaf], segments: list[Segment], out: Any, outs: list[Leaf] | None) -> Any:
-    arrays = results(leaves, segments)
-    if outs is None:
-        return rebuild(x, iter(leaf.restore(array) for leaf, array in zip(leaves, arrays, strict=True)))
-    for array, target in zip(arrays, outs, strict=True):
-        assert target.write is not None  # check_outs has seen to it
-        target.write(array)
-    return out
 
 
 #: What `smlt.init` may return.
