@@ -104,6 +104,14 @@ def train(
         ),
     ] = None,
     store: StoreReference = None,
+    store_window: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MB",
+            help="How much of each store node's memory gradients may take; 0: as much as it comes to.",
+            show_default="0.6 of what is free, if limited",
+        ),
+    ] = None,
     object_store: Annotated[
         str | None,
         typer.Option(help="Code, data, checkpoints: a directory, or s3://bucket/prefix.", show_default="the runs folder"),
@@ -255,6 +263,7 @@ def train(
         "codec": codec,
         "error_feedback": error_feedback,
         "bucket_mb": bucket_mb,
+        "store_window_mb": store_window,
         "object_store": object_store,
         "memory_mb": memory,
         "threads": threads,

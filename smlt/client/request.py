@@ -9,6 +9,7 @@ from typing import Any
 from smlt.client.executors.registry import check_executor
 from smlt.client.optimizer.goals import Goal, check_goal
 from smlt.collective.codecs import check_codec
+from smlt.collective.window import check_least_window
 from smlt.errors import ConfigError
 from smlt.worker.buckets import BUCKET_MB, BUCKET_MB_MAX
 from smlt.worker.checkpoint import KEPT
@@ -35,6 +36,7 @@ class RunRequest:
     codec: str = "fp16"
     error_feedback: bool | None = None  # None: with int8
     bucket_mb: float = BUCKET_MB
+    store_window_mb: float | None = None  # None: what the store's memory allows; 0: none
     target_accuracy: float | None = None
     batch_schedule: str | None = None  # "0:64,5:128"; then `global_batch_size` is that of epoch 0
     lr_rule: str = "none"
@@ -123,6 +125,8 @@ def check_request(request: RunRequest, status: Mapping[str, Any] | None = None) 
             raise ConfigError(f"{name} {count} is negative")
     if not 0 <= request.bucket_mb < BUCKET_MB_MAX:
         raise ConfigError(f"--bucket-mb {request.bucket_mb} is not between 0 and {BUCKET_MB_MAX}")
+    if request.store_window_mb is not None and request.workers > 1:
+        check_least_window(request.store_window_mb, request.workers)
     if not 0 <= request.seed < 2**63:
         raise ConfigError(f"--seed {request.seed} is not between 0 and 2**63 - 1")
     if request.target_accuracy is not None and not 0 < request.target_accuracy <= 1:

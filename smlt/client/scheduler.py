@@ -231,6 +231,7 @@ class TaskScheduler:
             codec=request.codec,
             error_feedback=request.codec == "int8" if request.error_feedback is None else request.error_feedback,
             bucket_mb=request.bucket_mb,
+            store_window_mb=request.store_window_mb,
             store_url=url,
             hyperparameters=dict(request.hyperparameters) or None,
             has_data=request.data is not None or request.data_run is not None,

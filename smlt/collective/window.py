@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,14 +67,20 @@ class Terms:
             raise ConfigError(f"what the workers agreed on cannot be read: {error!r}") from error
 
 
+def check_least_window(asked_mb: float, world_size: int) -> None:
+    """ConfigError with the number needed when a window of so many MB (10^6 bytes) is too small; 0 stands for none."""
+    least = least_window_bytes(world_size)
+    if asked_mb != 0 and not least <= asked_mb * 1e6 < math.inf:
+        raise ConfigError(
+            f"a store window of {asked_mb:g} MB: {world_size} workers need one of at least {least} bytes ({_megabytes(least)}) "
+            "at each store node; 0 stands for none"
+        )
+
+
 def check_window(asked: int, world_size: int, servers: Sequence[ServerInfo]) -> int:
     """`asked`, a window in bytes. ConfigError with the number needed when it is too small, or larger than a node's memory."""
-    least, memory = least_window_bytes(world_size), smallest_memory_bytes(servers)
-    if asked < least:
-        raise ConfigError(
-            f"store_window_bytes {asked}: {world_size} workers need a window of at least {least} bytes ({_megabytes(least)}) "
-            "at each store node"
-        )
+    check_least_window(asked / 1e6, world_size)
+    memory = smallest_memory_bytes(servers)
     if memory and asked > memory:
         node = min((s for s in servers if s.maxmemory_bytes), key=lambda s: s.maxmemory_bytes)
         raise ConfigError(
@@ -104,4 +111,4 @@ def check_unbounded(encoded_bytes: int, world_size: int, servers: Sequence[Serve
 
 
 def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
+    return f"{math.ceil(count / 1e4) / 100:g} MB"  # never less than it is

@@ -28,6 +28,7 @@ class WorkerConfig:
     codec: str = "fp16"
     error_feedback: bool = False  # add to the next gradient what the codec cut off from this one
     bucket_mb: float = BUCKET_MB  # 0: one all-reduce when backward has ended
+    store_window_mb: float | None = None  # of each store node's memory, for all workers; 0: no bound; None: by itself
     worker_id: str = "alone"  # names this start of a worker; a replacement has another
     spare: bool = False  # wait, when a plan has no rank for this worker
     liveness_s: float = 10.0  # a worker whose metadata key nobody has renewed for so long is taken for dead

@@ -179,6 +179,7 @@ class Member:
         self.close()
         trainer.rewind()
         self.rank = plan.ranks[self.config.worker_id]
+        window = self.config.store_window_mb
         self.comm = Communicator(
             self.config.store_url,
             job=self.config.job,
@@ -188,6 +189,7 @@ class Member:
             timeout_s=self.config.timeout_s,
             codec=self.config.codec,
             worker_id=self.config.worker_id,
+            store_window_bytes=None if window is None else int(window * 1e6),
             on_data_loss="raise",  # the scheduler begins a new generation, in which the step is redone
         )
         trainer.attach(self.comm)

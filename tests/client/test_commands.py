@@ -119,6 +119,8 @@ def test_a_running_run_cannot_be_resumed(tmp_path: Path) -> None:
         ("train t.py --codec fp8", 2, "unknown codec 'fp8'; known: fp32, fp16"),
         ("train t.py --seed -1", 2, "--seed -1"),
         ("train t.py --bucket-mb -1", 2, "--bucket-mb -1"),
+        ("train t.py --workers 8 --store-window 0.5", 2, "at least 968016 bytes (0.97 MB)"),
+        ("train t.py --workers 2 --store-window -1", 2, "a store window of -1 MB"),
         ("train t.py --timeout 0", 2, "--timeout 0"),
         ("train t.py --memory 0", 2, "--memory 0"),
         ("train t.py --target-accuracy 97", 2, "not between 0 and 1"),
